@@ -1,0 +1,42 @@
+"""Folder names of adversarial radii: eps0, eps025, eps05, eps1, eps3 <-> 0, 0.25, 0.5, 1, 3."""
+
+import re
+
+from univ.errors import InputError
+
+EPS = ("eps0", "eps025", "eps05", "eps1", "eps2", "eps3")
+"""The radii the scripts accept by name; eps2 is used on digits only."""
+
+
+def eps_value(name: str) -> float:
+    """The L2 radius, in pixel units of [0, 1] images, that a name such as `eps025` stands for.
+
+    A leading zero stands for "zero point": eps025 is 0.25, eps3 is 3, eps0 is 0.
+
+    Raises:
+        InputError: `name` is not "eps" followed by digits.
+    """
+    digits = re.fullmatch(r"eps(\d+)", name)
+    if digits is None:
+        raise InputError(f"{name!r} is not a radius: expected a name such as {', '.join(EPS)}")
+    text = digits.group(1)
+    return float(f"0.{text[1:]}") if text.startswith("0") and len(text) > 1 else float(text)
+
+
+def eps_name(value: float) -> str:
+    """The inverse of `eps_value`: 0.25 -> eps025, 3 -> eps3.
+
+    Raises:
+        InputError: the value has no such name (negative, or above 1 with decimals).
+    """
+    text = f"{value:g}".replace(".", "")
+    name = f"eps{text}"
+    if value < 0 or not text.isdigit() or eps_value(name) != value:
+        raise InputError(f"a radius of {value:g} has no folder name: use an integer or a value in [0, 1)")
+    return name
+
+
+def eps_of_path(path: object) -> str | None:
+    """The last part of a path that is a radius name (data/cnns/cifar10/eps1/resnet18.pt -> eps1), or None."""
+    parts = [part for part in re.split(r"[/\\]", str(path)) if re.fullmatch(r"eps\d+", part)]
+    return parts[-1] if parts else None

@@ -1,0 +1,141 @@
+"""What every run needs besides its work: log lines and bars on one terminal, seeds, torchrun, provenance."""
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from loguru import logger
+from torch import Tensor
+from tqdm import tqdm
+
+from univ import files
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "gudhi", "robustness")
+
+
+def start(*, quiet: bool = False, log_file: Path | None = None) -> None:
+    """Send log lines through tqdm, so that they do not tear the progress bars; only the first process speaks."""
+    logger.remove()
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        logger.add(log_file, format="{time:YYYY-MM-DD HH:mm:ss} {level} {message}")
+    logger.add(
+        lambda text: tqdm.write(text, file=sys.stderr, end=""),
+        format="{time:HH:mm:ss} {message}" if not quiet else "{message}",
+        level="WARNING" if quiet else "INFO",
+        colorize=sys.stderr.isatty(),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, which libraries we call may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@functools.cache
+def commit() -> str:
+    """The repository's commit, with `+changes` when tracked files differ from it; `unknown` outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a number may depend on."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """Commit and versions, for the JSON beside every result."""
+    return {"commit": commit(), "versions": versions()}
+
+
+def write_arguments(path: Path, arguments: dict[str, Any]) -> None:
+    """Write a run's arguments, commit and versions as JSON."""
+    files.write_json(path, {"arguments": arguments, **provenance()})
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """This process's place among the processes torchrun started; a group of one without torchrun.
+
+    Attributes:
+        rank, world_size, local_rank: as torchrun sets them.
+        device: where this process computes: `cuda:<local rank>` when the device asked for is plain `cuda`.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    owns_group: bool = field(default=False, repr=False)
+
+    @classmethod
+    def from_environment(cls, device: torch.device) -> "Distributed":
+        """Join the group torchrun's environment variables describe (NCCL on CUDA, gloo on the CPU)."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return cls(device)
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", rank))
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(device, rank, world_size, local_rank, owns_group=True)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over processes, in place and returned."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """The first process's `value` (any picklable object) in every process."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def close(self) -> None:
+        """Leave the group this object joined."""
+        if self.owns_group and dist.is_initialized():
+            dist.destroy_process_group()

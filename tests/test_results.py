@@ -1,0 +1,379 @@
+"""Names and layout of result files, writing and reading them, and whether a result may be reused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from univ import results
+from univ.errors import InputError
+from univ.results import ResultFile
+
+MODELS = ["vgg11", "resnet10", "densenet17"]
+
+
+def setting(measure: str, **changes) -> ResultFile:
+    place = results.place(measure)
+    about = {"dataset": "imagenet100", "models": "imagenet100", "eps": "eps3", "exp": "0.1"}
+    return ResultFile(measure, **(about | {"center": place.centered, "normalize": place.normalized} | changes))
+
+
+def square(seed: int = 0) -> pd.DataFrame:
+    """Not symmetric, distinct cells."""
+    values = np.random.default_rng(seed).random((3, 3))
+    return pd.DataFrame(values, index=MODELS, columns=MODELS)
+
+
+# ------------------------------------------------------------------------------------------------- names
+
+SPEC_TABLE = {
+    "mag": "magnitude/standard/imagenet100/mag_eps3_0.1.csv",
+    "con": "concentricity/standard/imagenet100/con_eps3_0.1.csv",
+    "cos": "cos_sim/standard/imagenet100/cos_sim_mean_eps3_0.1.csv",
+    "jacc": "jaccard/standard/cos_sim/imagenet100/jac_mean_eps3_0.1.csv",
+    "rank": "rank/standard/cos_sim/imagenet100/rank_mean_eps3_0.1.csv",
+    "rank_jacc": "joint/standard/cos_sim/imagenet100/joint_mean_eps3_0.1.csv",
+    "proc": "procrustes/standard/imagenet100/proc_norm_mean_eps3_0.1.csv",
+    "shape": "shape/standard/imagenet100/shape_mean_eps3_0.1.csv",
+    "cka": "cka/standard/10000/imagenet100/cka_eps3_0.1.csv",
+    "gulp": "gulp/standard/imagenet100/gulp_mean_eps3_0.1.csv",
+    "rtd": "rtd/standard/imagenet100/rtd_mean_eps3_0.1.csv",
+    "dis": "disagreement/standard/imagenet100/dis_eps3_0.1.csv",
+    "norm": "norm_dis/standard/imagenet100/norm_dis_eps3_0.1.csv",
+    "kappa": "kappa/standard/imagenet100/kappa_eps3_0.1.csv",
+    "jsd": "jsd/standard/imagenet100/jsd_eps3_0.1.csv",
+    "churn": "churn/standard/imagenet100/churn_eps3_0.1.csv",
+    "amb": "ambiguity/standard/imagenet100/amb_eps3_0.1.csv",
+    "disc": "discrepancy/standard/imagenet100/dis_eps3_0.1.csv",
+}
+
+
+def test_the_table_covers_every_measure():
+    assert list(SPEC_TABLE) == list(results.PLACES)
+
+
+@pytest.mark.parametrize(("measure", "path"), SPEC_TABLE.items(), ids=list(SPEC_TABLE))
+def test_published_path_of_every_measure(measure, path):
+    assert setting(measure).path("results") == Path("results") / path
+    inverted = setting(measure, inverted=True).path("results")
+    assert inverted == Path("results") / path.replace("standard", "inverted")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"measure": "proc", "normalize": False}, "proc_mean_eps3_0.1.csv"),
+        ({"measure": "proc", "center": False}, "proc_norm_eps3_0.1.csv"),
+        ({"measure": "jacc", "center": False}, "jac_eps3_0.1.csv"),
+        ({"measure": "cka", "center": True, "normalize": True}, "cka_eps3_0.1.csv"),
+        ({"measure": "dis", "center": True, "normalize": True}, "dis_eps3_0.1.csv"),
+        ({"measure": "proc", "adversarial": True}, "proc_norm_mean_adv_eps3_0.1.csv"),
+        ({"measure": "proc", "sample": True, "inverted": True}, "proc_norm_mean_sample_eps3_0.1.csv"),
+        ({"measure": "jsd", "baseline": True}, "jsd_base_eps3_0.1.csv"),
+        ({"measure": "cka", "eps": "eps025", "exp": "10"}, "cka_eps025_10.csv"),
+        ({"measure": "mutual_knn"}, "mutual_knn_mean_eps3_0.1.csv"),
+    ],
+)
+def test_prefixes_and_types(changes, name):
+    assert setting(**changes).path("r").name == name
+
+
+def test_euclidean_neighbours_and_sat6_have_a_folder_of_their_own():
+    assert setting("jacc", function="euc").folder("r") == Path("r/jaccard/standard/euc/imagenet100")
+    assert setting("proc", dataset="sat6", models="cifar10").folder("r") == Path("r/procrustes/standard/sat6/cifar10")
+    # models of another data set change nothing elsewhere
+    assert setting("proc", models="imagenet").folder("r") == Path("r/procrustes/standard/imagenet100")
+
+
+def test_single_scores_of_a_baseline_lie_beside_its_mean():
+    file = setting("proc", baseline=True)
+    assert file.singles_path("r").name == "proc_norm_mean_base_all_eps3_0.1.csv"
+    assert file.singles_path("r").parent == file.path("r").parent
+
+
+@pytest.mark.parametrize("measure", results.PLACES)
+@pytest.mark.parametrize("changes", [{}, {"inverted": True}, {"baseline": True, "dataset": "sat6"}, {"sample": True}])
+def test_parse_inverts_path(measure, changes):
+    file = setting(measure, **changes)
+    if file.dataset != "sat6":
+        assert file.models == file.dataset  # elsewhere the path does not tell the models
+    assert results.parse_path(file.path(Path("r")), Path("r")) == file
+
+
+@pytest.mark.parametrize("name", ["cka_eps3_0.1_ci.csv", "summary.csv", "cka_all_eps3_0.1.csv", "cka_3_0.1.csv"])
+def test_other_csvs_are_not_scores(name):
+    assert results.parse_path(Path("r/cka/standard/10000/digits") / name, Path("r")) is None
+
+
+def test_both_spellings_of_a_tag():
+    assert results.exp_spellings("10") == ["10", "10.0"]
+    assert results.exp_spellings("10.0") == ["10.0", "10"]
+    assert results.exp_spellings("0.1") == ["0.1"]
+    assert results.exp_spellings("pilot") == ["pilot"]
+    assert results.canonical_exp("10.0") == "10"
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def test_matrix_on_regular_images_is_written_as_it_is(tmp_path):
+    path = results.write(tmp_path, setting("cka"), square(), {"center": True})
+    assert path.read_text().splitlines()[0] == ",vgg11,resnet10,densenet17"
+    pd.testing.assert_frame_equal(pd.read_csv(path, index_col=0), square())
+
+
+def test_on_inverted_images_the_source_is_the_column(tmp_path):
+    scores = square()  # row: source of the images
+    path = results.write(tmp_path, setting("cka", inverted=True), scores, {})
+    published = pd.read_csv(path, index_col=0)
+    assert published.loc["resnet10", "vgg11"] == scores.loc["vgg11", "resnet10"]
+    pooled = results.write(tmp_path, setting("cka", inverted=True, sample=True), scores, {})
+    assert pd.read_csv(pooled, index_col=0).loc["vgg11", "resnet10"] == scores.loc["vgg11", "resnet10"]
+
+
+def test_scores_survive_to_the_last_bit(tmp_path):
+    scores = pd.DataFrame([[1.0, 1 / 3], [np.nan, 1.0]], index=MODELS[:2], columns=MODELS[:2])
+    path = results.write(tmp_path, setting("cka"), scores, {})
+    assert results.read_matrix(path).loc["vgg11", "resnet10"] == 1 / 3
+    assert np.isnan(results.read_matrix(path).loc["resnet10", "vgg11"])
+
+
+def test_one_number_per_model_and_one_per_set(tmp_path):
+    row = results.write(tmp_path, setting("mag"), dict(zip(MODELS, [1.0, 2.0, 3.0])), {})
+    assert row.read_text() == ",vgg11,resnet10,densenet17\n0,1.0,2.0,3.0\n"
+    cell = results.write(tmp_path, setting("disc"), 0.25, {})
+    assert cell.read_text() == ",disc\n0,0.25\n"
+
+
+def test_single_scores_are_lists_in_brackets(tmp_path):
+    singles = pd.DataFrame([[[0.0], [1 / 3, 0.5]], [[np.nan, 0.5], [0.0]]], index=MODELS[:2], columns=MODELS[:2])
+    file = setting("cka", inverted=True, baseline=True)
+    results.write(tmp_path, file, square(), {}, singles=singles)
+    text = file.singles_path(tmp_path).read_text().splitlines()
+    assert text[0] == ",vgg11,resnet10" and text[1] == '0,[0.0],"[nan, 0.5]"'
+    read = results.read_singles(file.singles_path(tmp_path))
+    assert read.loc["resnet10", "vgg11"] == [1 / 3, 0.5]  # the source is the column here too
+
+
+def test_single_scores_without_a_baseline_are_a_bug(tmp_path):
+    with pytest.raises(ValueError, match="baseline"):
+        results.write(tmp_path, setting("cka"), square(), {}, singles=square())
+
+
+def test_the_json_tells_how_the_csv_was_made(tmp_path):
+    path = results.write(
+        tmp_path, setting("cka"), square(), {"models": tuple(MODELS), "data": Path("a/b")}, {"commit": "c0ffee"}
+    )
+    made = json.loads(path.with_suffix(".json").read_text())
+    assert made["settings"] == {"models": MODELS, "data": "a/b"}
+    assert made["commit"] == "c0ffee"
+    assert not list(path.parent.glob("*.tmp"))
+
+
+# ------------------------------------------------------------------------------------------------- done?
+
+
+def test_done_for_the_same_settings_only(tmp_path):
+    file, settings = setting("jacc"), {"knn": 10, "models": MODELS, "alpha": 1.0, "nothing": float("nan")}
+    assert not results.check(tmp_path, file, settings)
+    results.write(tmp_path, file, square(), settings)
+    assert results.check(tmp_path, file, settings)
+    assert results.check(tmp_path, file, settings | {"alpha": 1, "models": tuple(MODELS)})
+    status = results.check(tmp_path, file, settings | {"knn": 500})
+    assert not status and "knn: was 10, now 500" in status.reason
+    status = results.check(tmp_path, file, settings | {"published": True})
+    assert not status and "published: was not recorded, now true" in status.reason
+
+
+def test_a_published_csv_is_done_with_a_notice(tmp_path):
+    file = setting("cka", exp="10")
+    path = setting("cka", exp="10.0").path(tmp_path)  # the published spelling
+    path.parent.mkdir(parents=True)
+    square().to_csv(path)
+    status = results.check(tmp_path, file, {"knn": 3})
+    assert status and "unknown" in status.reason and status.path == path
+
+
+@pytest.mark.parametrize("damage", ["csv", "json"])
+def test_a_csv_that_does_not_fit_its_json_is_not_done(tmp_path, damage):
+    path = results.write(tmp_path, setting("cka"), square(), {})
+    damaged = path if damage == "csv" else path.with_suffix(".json")
+    damaged.write_text(damaged.read_text()[:-20])
+    status = results.check(tmp_path, setting("cka"), {})
+    assert not status and "does not fit" in status.reason
+
+
+def test_killed_between_json_and_csv(tmp_path, monkeypatch):
+    file = setting("jacc")
+    results.write(tmp_path, file, square(0), {"knn": 10})
+    monkeypatch.setattr(results.files, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(results.files, "write_json", lambda path, value: Path(path).write_text(json.dumps(value)))
+    with pytest.raises(KeyboardInterrupt):
+        results.write(tmp_path, file, square(1), {"knn": 500})
+    assert not results.check(tmp_path, file, {"knn": 500})
+    table = results.load_long_table(tmp_path, settings=["knn"])
+    assert len(table) == 3 and table["knn"].isna().all()  # the old scores are not called k = 500
+
+
+def test_a_baseline_and_its_companions_are_done_together(tmp_path):
+    file = setting("cka", baseline=True)
+    results.write(tmp_path, file, square(), {"p": 2})
+    assert not results.check(tmp_path, file, {"p": 2})
+    results.write(tmp_path, file, square(), {"p": 2}, singles=square().map(lambda score: [score, score]))
+    assert results.check(tmp_path, file, {"p": 2})
+    assert not results.check(tmp_path, file, {"p": 2}, companions=["ci"])
+    intervals = pd.DataFrame({"model1": ["a"], "model2": ["b"], "low": [0.0], "high": [1.0]})
+    results.write_companion(tmp_path, file, "ci", intervals, {"p": 2})
+    assert results.check(tmp_path, file, {"p": 2}, companions=["ci"])
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def test_long_table_of_regular_images_has_each_pair_once(tmp_path):
+    scores = square()
+    results.write(tmp_path, setting("cka"), scores, {})
+    table = results.load_long_table(tmp_path)
+    assert list(table.columns) == ["model1", "model2", "score", "measure", "eps", "dataset", "input", "exp"]
+    assert list(zip(table.model1, table.model2)) == [
+        ("vgg11", "resnet10"),
+        ("vgg11", "densenet17"),
+        ("resnet10", "densenet17"),
+    ]
+    assert table.score.tolist() == [scores.iloc[0, 1], scores.iloc[0, 2], scores.iloc[1, 2]]
+    assert table.iloc[0][["measure", "eps", "dataset", "input", "exp"]].tolist() == [
+        "cka",
+        3.0,
+        "imagenet100",
+        "standard",
+        "0.1",
+    ]
+
+
+def test_a_published_lower_triangle_is_read_from_the_other_side(tmp_path):
+    path = setting("cka").path(tmp_path)
+    path.parent.mkdir(parents=True)
+    scores = square().where(np.tril(np.ones((3, 3), dtype=bool)))
+    scores.to_csv(path)
+    table = results.load_long_table(tmp_path)
+    assert table.score.tolist() == [scores.iloc[1, 0], scores.iloc[2, 0], scores.iloc[2, 1]]
+
+
+def test_long_table_of_inverted_images_has_both_cells_and_names_the_source_first(tmp_path):
+    scores = square()  # row: source
+    results.write(tmp_path, setting("dis", inverted=True), scores, {})
+    table = results.load_long_table(tmp_path).set_index(["model1", "model2"])
+    assert len(table) == 6
+    for source in MODELS:
+        for model in MODELS:
+            if source != model:
+                assert table.loc[(source, model), "score"] == scores.loc[source, model]
+
+
+def test_long_table_keeps_to_one_kind_and_preprocessing(tmp_path):
+    results.write(tmp_path, setting("proc"), square(0), {})
+    results.write(tmp_path, setting("proc", normalize=False), square(1), {})
+    results.write(tmp_path, setting("proc", center=False), square(2), {})
+    results.write(tmp_path, setting("proc", baseline=True), square(3), {})
+    results.write(tmp_path, setting("jacc", function="euc"), square(4), {})
+    assert len(results.load_long_table(tmp_path)) == 3
+    assert results.load_long_table(tmp_path, normalize=False).score.iloc[0] == square(1).iloc[0, 1]
+    assert results.load_long_table(tmp_path, kind="base").score.iloc[0] == square(3).iloc[0, 1]
+    assert results.load_long_table(tmp_path, ["jacc"], function="euc").score.iloc[0] == square(4).iloc[0, 1]
+
+
+def test_one_result_under_two_spellings_counts_once(tmp_path):
+    results.write(tmp_path, setting("cka", exp="10"), square(0), {})
+    square(1).to_csv(setting("cka", exp="10.0").path(tmp_path))  # published: no JSON
+    table = results.load_long_table(tmp_path)
+    assert len(table) == 3 and set(table.exp) == {"10"}
+    assert table.score.iloc[0] == square(0).iloc[0, 1]
+
+
+def test_settings_become_columns(tmp_path):
+    results.write(tmp_path, setting("jacc", exp="10"), square(), {"knn": 10})
+    results.write(tmp_path, setting("jacc", exp="500"), square(), {"knn": 500})
+    table = results.load_long_table(tmp_path, ["jacc"], settings=["knn"])
+    assert table.groupby("knn").size().to_dict() == {10: 3, 500: 3}
+
+
+def test_a_directional_measure_beyond_the_list_keeps_both_directions(tmp_path):
+    symmetric = (square() + square().T) / 2
+    results.write(tmp_path, setting("mutual_knn"), symmetric, {})
+    results.write(tmp_path, setting("linear_predictivity"), square(), {})
+    table = results.load_long_table(tmp_path)
+    assert table.groupby("measure").size().to_dict() == {"mutual_knn": 3, "linear_predictivity": 6}
+
+
+def test_sat6_names_the_models_training_data(tmp_path):
+    results.write(tmp_path, setting("cka", dataset="sat6", models="cifar10"), square(), {})
+    assert set(results.load_long_table(tmp_path).dataset) == {"sat6/cifar10"}
+
+
+def test_an_empty_or_missing_folder_gives_an_empty_table(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        table = results.load_long_table(folder, settings=["knn"])
+        assert table.empty and list(table.columns) == [*results.LONG_COLUMNS, "knn"]
+    assert results.load_subgroups(tmp_path).empty
+    assert results.load_probe_agreement(tmp_path).empty
+    assert results.load_accuracies(tmp_path).empty
+    assert results.load_model_table(tmp_path).empty
+
+
+def test_a_csv_that_is_no_matrix_is_named(tmp_path):
+    path = setting("cka").path(tmp_path)
+    path.parent.mkdir(parents=True)
+    for text in ("", "a,b\n1,2\n", ",a,b\na,1,x\nb,2,1\n"):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"cka_eps3_0\.1\.csv"):
+            results.load_long_table(tmp_path)
+
+
+def test_scores_per_model_and_per_set(tmp_path):
+    results.write(tmp_path, setting("mag"), dict(zip(MODELS, [1.0, 2.0, 3.0])), {})
+    results.write(tmp_path, setting("con", inverted=True), square(), {})
+    results.write(tmp_path, setting("amb"), 0.5, {})
+    results.write(tmp_path, setting("disc", inverted=True), dict(zip(MODELS, [0.1, 0.2, 0.3])), {})
+    table = results.load_model_table(tmp_path)
+    assert table.groupby("measure").size().to_dict() == {"mag": 3, "con": 9, "amb": 1, "disc": 3}
+    con = table[table.measure == "con"].set_index(["source", "model"]).score
+    assert con["vgg11", "resnet10"] == square().loc["vgg11", "resnet10"]
+    disc = table[table.measure == "disc"]
+    assert disc.source.tolist() == MODELS and set(disc.model) == {""}
+    assert results.load_long_table(tmp_path).empty
+
+
+def test_accuracies_come_from_the_json_beside_disagreement(tmp_path):
+    record = {"num_classes": 10, "accuracy": dict(zip(MODELS, [0.9, 0.8, 0.7]))}
+    results.write(tmp_path, setting("dis"), square(), {}, record)
+    by_source = {"num_classes": 10, "accuracy": {name: record["accuracy"] for name in MODELS}}
+    results.write(tmp_path, setting("dis", inverted=True), square(), {}, by_source)
+    table = results.load_accuracies(tmp_path)
+    assert table.groupby("input").size().to_dict() == {"inverted": 9, "standard": 3}
+    assert table[table.input == "standard"].set_index("model").accuracy["resnet10"] == 0.8
+
+
+def test_subgroups(tmp_path):
+    row = {"metric": "cka", "score": 0.5, "model1": "a", "model2": "b", "k": 10, "perc_k": None, "pred_type": "agree"}
+    pd.DataFrame([row | {"eps": "eps3"}, row | {"eps": 0.0}]).to_csv(tmp_path / "repsim_subgroups.csv")
+    table = results.load_subgroups(tmp_path)
+    assert table.eps.tolist() == [3.0, 0.0] and "Unnamed: 0" not in table
+    pd.testing.assert_frame_equal(results.load_subgroups(tmp_path / "repsim_subgroups.csv"), table)
+    (tmp_path / "repsim_subgroups.csv").write_text("metric,score\ncka,1\n")
+    with pytest.raises(InputError, match="pred_type"):
+        results.load_subgroups(tmp_path)
+
+
+def test_probe_agreement_knows_its_probes_from_the_json(tmp_path):
+    table = pd.DataFrame({"probe_1": ["r/t/0"], "probe_2": ["v/t/0"], "agreement": [0.75]})
+    probes = {
+        name: {"arch": arch, "eps": "eps3", "dataset": "digits"} for name, arch in (("r/t/0", "r"), ("v/t/0", "v"))
+    }
+    path = tmp_path / "probing" / "probe_agreement.csv"
+    results.write_csv(path, table.to_csv(index=False), {}, {"probes": probes})
+    read = results.load_probe_agreement(tmp_path)
+    assert read.iloc[0][["arch_1", "arch_2", "eps", "dataset"]].tolist() == ["r", "v", 3.0, "digits"]
+    path.with_suffix(".json").unlink()
+    assert results.load_probe_agreement(path).iloc[0][["arch_1", "arch_2"]].tolist() == ["r", "v"]

@@ -1,0 +1,676 @@
+"""Where a result lives and how it is written and read: scores -> results/<measure>/<standard|inverted>/...csv + json.
+
+Layout, names and orientation are the published ones, so that the study's own files and ours are read alike; this module
+is the only one that knows them. A model's name is a row or column header, a score a cell. See `ResultFile` for the path,
+`write` and `check` for the files themselves, `load_long_table` for what the figures are drawn from.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from loguru import logger
+
+from univ import files
+from univ.eps import eps_value
+from univ.errors import InputError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Folder and file name of a measure's results.
+
+    Attributes:
+        folder, name: as published; the key of a measure is what the command line calls it.
+        neighbors: the files lie one folder deeper, named after the neighbour function (euc or cos_sim).
+        centered: the name tells centred (`mean_`) from uncentred representations.
+        normalized: the name tells normalised (`norm_`) from unnormalised representations.
+        pairs: one score per pair of models; else per model (mag, con) or per set of models (amb, disc).
+    """
+
+    folder: str
+    name: str
+    neighbors: bool = False
+    centered: bool = False
+    normalized: bool = False
+    pairs: bool = True
+
+
+PLACES: dict[str, Place] = {
+    "mag": Place("magnitude", "mag", pairs=False),
+    "con": Place("concentricity", "con", pairs=False),
+    "cos": Place("cos_sim", "cos_sim", centered=True),
+    "jacc": Place("jaccard", "jac", neighbors=True, centered=True),
+    "rank": Place("rank", "rank", neighbors=True, centered=True),
+    "rank_jacc": Place("joint", "joint", neighbors=True, centered=True),
+    "proc": Place("procrustes", "proc", centered=True, normalized=True),
+    "shape": Place("shape", "shape", centered=True),
+    "cka": Place("cka", "cka"),
+    "gulp": Place("gulp", "gulp", centered=True),
+    "rtd": Place("rtd", "rtd", centered=True),
+    "dis": Place("disagreement", "dis"),
+    "norm": Place("norm_dis", "norm_dis"),
+    "kappa": Place("kappa", "kappa"),
+    "jsd": Place("jsd", "jsd"),
+    "churn": Place("churn", "churn"),
+    "amb": Place("ambiguity", "amb", pairs=False),
+    "disc": Place("discrepancy", "dis", pairs=False),
+}
+
+NEIGHBOR_FUNCTIONS = ("cos_sim", "euc")
+KINDS = ("plain", "adv", "sample", "base")
+COMPANIONS = ("ci", "pvalue", "calibrated")
+"""Long tables that may lie beside a matrix, `<name>_<companion>.csv`: intervals, permutation p-values, calibrated scores."""
+
+CKA_FOLDER = "10000"  # the published files lie below the number of images the study compared; a constant of the layout
+
+LONG_COLUMNS = ["model1", "model2", "score", "measure", "eps", "dataset", "input", "exp"]
+
+
+def place(measure: str) -> Place:
+    """The measure's place; a measure beyond the study's list gets a folder and file name that equal its key."""
+    return PLACES.get(measure, Place(measure, measure, centered=True))
+
+
+def canonical_exp(tag: str | float) -> str:
+    """One spelling per tag: the published rep.py wrote `10` as `10.0` in file names, func.py as `10`; both become `10`."""
+    text = str(tag)
+    return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
+
+
+def exp_spellings(tag: str | float) -> list[str]:
+    """The tag as typed, then its other spelling if it has one: 10 -> 10, 10.0; 0.1 -> 0.1 only."""
+    text = str(tag)
+    short = canonical_exp(text)
+    other = [short, f"{short}.0"] if re.fullmatch(r"-?\d+", short) else [short]
+    return [text, *(spelling for spelling in other if spelling != text)]
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One result of one measure in one setting; `path` says where it lives.
+
+    Attributes:
+        measure: command-line key (`jacc`, `dis`, ...).
+        dataset, models: the images compared on, and the training data of the models (part of the path on sat6 only).
+        eps: name of the models' adversarial radius, such as eps3.
+        exp: tag of the index file, as typed.
+        inverted: compared on inverted images.
+        center, normalize: representations were centred, scaled to unit norm; part of the name where the measure has it.
+        function: neighbour function of jacc, rank and rank_jacc.
+        adversarial, sample, baseline: adversarial images, inverted images pooled over models, permuted inputs (-v, -s, -p).
+    """
+
+    measure: str
+    dataset: str
+    models: str
+    eps: str
+    exp: str = "0"
+    inverted: bool = False
+    center: bool = False
+    normalize: bool = False
+    function: str = "cos_sim"
+    adversarial: bool = False
+    sample: bool = False
+    baseline: bool = False
+
+    @property
+    def input(self) -> str:
+        """`standard` or `inverted`."""
+        return "inverted" if self.inverted else "standard"
+
+    @property
+    def kind(self) -> str:
+        """plain, or the parts of adv, sample and base that apply, joined by +."""
+        flags = {"adv": self.adversarial, "sample": self.sample, "base": self.baseline}
+        return "+".join(name for name, on in flags.items() if on) or "plain"
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether each model has its own images, so that cells (a, b) and (b, a) are different comparisons."""
+        return self.inverted and not self.sample
+
+    def folder(self, root: Path | str) -> Path:
+        """The folder of this result below the results folder `root`.
+
+        On sat6 the last part names the models' training data for every measure: without it the results of ImageNet and
+        CIFAR-10 models on the same images would overwrite each other.
+        """
+        where = place(self.measure)
+        folder = Path(root) / where.folder / self.input
+        if where.neighbors:
+            folder /= self.function
+        if self.measure == "cka":
+            folder /= CKA_FOLDER
+        folder /= self.dataset
+        return folder / self.models if self.dataset == "sat6" else folder
+
+    def name(self, *, singles: bool = False) -> str:
+        """File name, `<name>_<pre><type>[all_]<eps>_<exp>.csv`; `singles` is the list of single baseline scores."""
+        where = place(self.measure)
+        parts = [
+            (where.normalized and self.normalize, "norm_"),
+            (where.centered and self.center, "mean_"),
+            (self.adversarial, "adv_"),
+            (self.sample, "sample_"),
+            (self.baseline, "base_"),
+            (singles, "all_"),
+        ]
+        return f"{where.name}_{''.join(text for on, text in parts if on)}{self.eps}_{self.exp}.csv"
+
+    def path(self, root: Path | str) -> Path:
+        """The CSV of scores."""
+        return self.folder(root) / self.name()
+
+    def singles_path(self, root: Path | str) -> Path:
+        """The CSV with the single scores of a baseline (-p)."""
+        return self.folder(root) / self.name(singles=True)
+
+    def companion_path(self, root: Path | str, companion: str) -> Path:
+        """The long table `<name>_<companion>.csv` beside the scores, such as the confidence intervals `_ci.csv`."""
+        if companion not in COMPANIONS:
+            raise ValueError(f"unknown companion {companion!r}: expected one of {', '.join(COMPANIONS)}")
+        path = self.path(root)
+        return path.with_name(f"{path.stem}_{companion}.csv")
+
+    def on_disk(self, root: Path | str) -> "ResultFile | None":
+        """This file, or the same under its tag's other spelling (10, 10.0), whichever exists; None if neither does."""
+        spelled = (replace(self, exp=exp) for exp in exp_spellings(self.exp))
+        return next((file for file in spelled if file.path(root).is_file()), None)
+
+
+_KEY_OF_FOLDER = {where.folder: key for key, where in PLACES.items()}
+_NAME = re.compile(
+    r"(?P<normalize>norm_)?(?P<center>mean_)?(?P<adversarial>adv_)?(?P<sample>sample_)?(?P<baseline>base_)?"
+    r"(?P<singles>all_)?(?P<eps>eps\d+)_(?P<exp>.+)\.csv"
+)
+_NOT_SCORES = re.compile(rf"_({'|'.join(COMPANIONS)})\.csv$")
+
+
+def parse_path(path: Path, root: Path) -> ResultFile | None:
+    """The inverse of `ResultFile.path`; None for anything below `root` that is not a CSV of scores."""
+    folder, kind, *middle = path.relative_to(root).parts[:-1]
+    measure = _KEY_OF_FOLDER.get(folder, folder)
+    where = place(measure)
+    if kind not in ("standard", "inverted") or not path.name.startswith(f"{where.name}_"):
+        return None
+    match = _NAME.fullmatch(path.name[len(where.name) + 1 :])
+    if match is None or match["singles"] or _NOT_SCORES.search(path.name):
+        return None
+    function = middle.pop(0) if middle and middle[0] in NEIGHBOR_FUNCTIONS else "cos_sim"
+    if middle and middle[0].isdigit():  # cka's number of images
+        middle.pop(0)
+    if len(middle) not in (1, 2):
+        return None
+    flags = {name: match[name] is not None for name in ("normalize", "center", "adversarial", "sample", "baseline")}
+    return ResultFile(
+        measure,
+        middle[0],
+        middle[-1],
+        match["eps"],
+        match["exp"],
+        inverted=kind == "inverted",
+        function=function,
+        **flags,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def sidecar_path(path: Path | str) -> Path:
+    """The JSON beside a CSV."""
+    return Path(path).with_suffix(".json")
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON gives it back: tuples become lists, paths and devices strings, NumPy and torch numbers floats."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, str) or value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Iterable):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def write_csv(
+    path: Path | str, text: str, settings: Mapping[str, Any], record: Mapping[str, Any] | None = None
+) -> None:
+    """Write a CSV and the JSON that says how it was made, both atomically.
+
+    The JSON goes first and holds the CSV's hash: a run killed between the two, or two processes with different settings
+    writing at once, leave a pair that does not fit, which `check` sees.
+
+    Args:
+        settings: what decides the numbers (measure settings, models, checkpoint hashes, the inputs' fingerprint ...):
+            the result counts as done for these and no others.
+        record: what else is worth knowing (all arguments, commit, versions, accuracies); never compared.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    files.write_json(sidecar_path(path), {"settings": _plain(settings), **_plain(record or {}), "csv_sha256": digest})
+    files.write_text(path, text)
+
+
+Scores = pd.DataFrame | Mapping[str, float] | pd.Series | float
+
+
+def write(
+    root: Path | str,
+    file: ResultFile,
+    scores: Scores,
+    settings: Mapping[str, Any],
+    record: Mapping[str, Any] | None = None,
+    singles: pd.DataFrame | None = None,
+) -> Path:
+    """Write one result in the published layout, with its JSON.
+
+    Args:
+        root: the results folder.
+        scores: one of
+            a square DataFrame of model names, for pairs (and mag, con on inverted images); **rows are the models whose
+            images were used** (`compare.rowwise`), turned here into the published orientation: source in the column;
+            a Series or dict by model name, for one number per model (mag, con; amb, disc per source model);
+            a number, for one per set of models (amb, disc on regular images).
+        settings, record: see `write_csv`.
+        singles: with a baseline, the single scores: like `scores`, each cell the list of n scores.
+
+    Returns:
+        The CSV's path.
+    """
+    path = file.path(root)
+    if singles is not None:
+        if not file.baseline:
+            raise ValueError("single scores belong to a baseline: the file has baseline=False")
+        cells = _published(file, singles).map(_list_text).reset_index(drop=True)
+        write_csv(file.singles_path(root), cells.to_csv(), settings, record)
+    if isinstance(scores, pd.DataFrame):
+        table = _published(file, scores)
+    elif isinstance(scores, Mapping | pd.Series):
+        table = pd.DataFrame([dict(scores)])
+    else:
+        table = pd.DataFrame({file.measure: [float(scores)]})
+    write_csv(path, table.to_csv(), settings, record)
+    logger.info("wrote {}", path)
+    return path
+
+
+def write_companion(
+    root: Path | str,
+    file: ResultFile,
+    companion: str,
+    table: pd.DataFrame,
+    settings: Mapping[str, Any],
+    record: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a long table (columns model1, model2, ...; model1 the source of inverted images) beside the scores."""
+    path = file.companion_path(root, companion)
+    write_csv(path, table.to_csv(index=False), settings, record)
+    return path
+
+
+def _published(file: ResultFile, scores: pd.DataFrame) -> pd.DataFrame:
+    if list(scores.index) != list(scores.columns):
+        raise ValueError(f"rows and columns must name the same models: {list(scores.index)} and {list(scores.columns)}")
+    return scores.T if file.rowwise else scores
+
+
+def _list_text(values: Iterable[float]) -> str:
+    return "[" + ", ".join(repr(float(value)) for value in values) + "]"
+
+
+# ---------------------------------------------------------------------------------------------------- is it done?
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a result can be reused: truthy when done; `reason` is a sentence for the log in either case."""
+
+    done: bool
+    reason: str
+    path: Path
+
+    def __bool__(self) -> bool:
+        return self.done
+
+
+def check(
+    root: Path | str, file: ResultFile, settings: Mapping[str, Any], *, companions: Collection[str] = ()
+) -> Status:
+    """Whether the result exists and was made with these settings.
+
+    A CSV without JSON, as published ones are, counts as done: `reason` then says that its settings are unknown. With a
+    baseline the single scores must be there too, and so must the `companions` (such as `ci`) asked for.
+    """
+    there = file.on_disk(root)
+    if there is None:
+        return Status(False, f"{file.path(root)} does not exist", file.path(root))
+    path = there.path(root)
+    status = check_csv(path, settings)
+    others = [there.companion_path(root, companion) for companion in companions]
+    if file.baseline:
+        others.append(there.singles_path(root))
+    for other in others if status else ():
+        if not other.is_file():
+            return Status(False, f"{path} is there but {other.name} is not", path)
+        if not (second := check_csv(other, settings)):
+            return replace(second, path=path)
+    return status
+
+
+def check_csv(path: Path, settings: Mapping[str, Any]) -> Status:
+    """`check` for a CSV at any place."""
+    if not path.is_file():
+        return Status(False, f"{path} does not exist", path)
+    sidecar = sidecar_path(path)
+    if not sidecar.is_file():
+        return Status(True, f"{path} has no {sidecar.name}: taken as done, with settings that are unknown", path)
+    made = _read_sidecar(path)
+    if made is None:
+        return Status(False, f"{path} does not fit its {sidecar.name} (interrupted or edited)", path)
+    asked = _plain(settings)
+    different = [
+        f"{key}: was {_shown(made['settings'], key)}, now {_shown(asked, key)}"
+        for key in dict.fromkeys([*asked, *made["settings"]])
+        if key not in asked or key not in made["settings"] or not _same(made["settings"][key], asked[key])
+    ]
+    if different:
+        return Status(False, f"{path} was made with other settings ({'; '.join(different)})", path)
+    return Status(True, f"{path} is there, made with the same settings", path)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a == b or (a != a and b != b)  # nan is the same setting as nan
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    text = json.dumps(settings[key]) if key in settings else "not recorded"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _read_sidecar(path: Path) -> dict[str, Any] | None:
+    """The JSON beside a CSV; None if there is none, it is damaged, or it describes another CSV."""
+    sidecar = sidecar_path(path)
+    if not sidecar.is_file():
+        return None
+    try:
+        made = json.loads(sidecar.read_text())
+    except ValueError:
+        return None
+    if not isinstance(made, dict) or not isinstance(made.get("settings"), dict):
+        return None
+    return made if made.get("csv_sha256") == hashlib.sha256(path.read_bytes()).hexdigest() else None
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def read_matrix(path: Path | str) -> pd.DataFrame:
+    """A square matrix of scores as it stands in the file: columns are the models whose inverted images were used.
+
+    Raises:
+        InputError: the file is not a CSV whose rows and columns name the same models.
+    """
+    path = Path(path)
+    try:
+        scores = pd.read_csv(path, index_col=0)
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser and empty-file errors are ValueErrors
+        raise InputError(f"{path} is not a CSV of scores: {error}") from error
+    scores.index = scores.index.astype(str)
+    if set(scores.index) != set(scores.columns) or scores.index.has_duplicates:
+        raise InputError(f"{path} is not a square matrix: rows {list(scores.index)}, columns {list(scores.columns)}")
+    try:
+        return scores[list(scores.index)].astype(float)
+    except ValueError as error:
+        raise InputError(f"{path} holds cells that are not numbers: {error}") from error
+
+
+def read_singles(path: Path | str) -> pd.DataFrame:
+    """The single baseline scores: like `read_matrix`, with a list of floats in each cell."""
+    cells = pd.read_csv(path, index_col=0, dtype=str)
+    cells.index = cells.columns
+    return cells.map(lambda text: [float(word) for word in text.strip("[] \n").replace(",", " ").split()])
+
+
+def read_record(path: Path | str) -> dict[str, Any]:
+    """What the JSON beside a CSV holds: `settings` and the record; empty if there is none that fits."""
+    return _read_sidecar(Path(path)) or {}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result on the disk."""
+
+    file: ResultFile
+    path: Path
+
+    @property
+    def dataset(self) -> str:
+        """Name for tables and figures: on sat6 it includes the models' training data."""
+        return self.file.dataset if self.file.models == self.file.dataset else f"{self.file.dataset}/{self.file.models}"
+
+
+def find_results(
+    root: Path | str,
+    measures: Collection[str] | None = None,
+    *,
+    kind: str = "plain",
+    center: bool = True,
+    normalize: bool = True,
+    function: str = "cos_sim",
+) -> list[Found]:
+    """All CSVs of scores below a results folder, of one kind and one preprocessing (the study's by default).
+
+    Where one result exists under both spellings of its tag, the one with a JSON that fits is taken.
+    """
+    root = Path(root)
+    chosen: dict[ResultFile, Found] = {}
+    for path in sorted(root.glob("*/standard/**/*.csv")) + sorted(root.glob("*/inverted/**/*.csv")):
+        file = parse_path(path, root)
+        if file is None or file.kind != kind or (measures is not None and file.measure not in measures):
+            continue
+        where = place(file.measure)
+        studied = file.measure in PLACES  # a measure beyond the study's list need not have a centred form
+        if (where.neighbors and file.function != function) or (where.normalized and file.normalize != normalize):
+            continue
+        if studied and where.centered and file.center != center:
+            continue
+        key = replace(file, exp=canonical_exp(file.exp))
+        if key in chosen:
+            keep = Found(key, path) if _read_sidecar(path) is not None else chosen[key]
+            logger.warning("{} and {} are the same result: taking {}", chosen[key].path, path, keep.path)
+            chosen[key] = keep
+        else:
+            chosen[key] = Found(key, path)
+    return list(chosen.values())
+
+
+def load_long_table(
+    results_dir: Path | str,
+    measures: Collection[str] | None = None,
+    *,
+    settings: Sequence[str] = (),
+    kind: str = "plain",
+    center: bool = True,
+    normalize: bool = True,
+    function: str = "cos_sim",
+) -> pd.DataFrame:
+    """Every pairwise score below a results folder, one row per comparison of two different models.
+
+    Regular images: each unordered pair once, model1 the one that comes first in the file. Inverted images: both cells,
+    because they are different comparisons; model1 is the model whose inverted images were used (the file's column).
+    Pooled inverted images (kind `sample`) are the same for all models: each pair once. A measure beyond the study's
+    list is read once per pair where its matrix is symmetric, else in both directions.
+
+    Args:
+        measures: command-line keys to read; None for all.
+        settings: settings to add as columns from the JSON beside each CSV, such as `knn`; nan where there is none.
+        kind, center, normalize, function: which of several results of the same measure, see `find_results`.
+
+    Returns:
+        Columns model1, model2, score, measure (key), eps (float), dataset, input (standard | inverted), exp (`10` for
+        both 10 and 10.0), then `settings`. Empty, with these columns, if there is nothing.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for found in find_results(results_dir, measures, kind=kind, center=center, normalize=normalize, function=function):
+        file = found.file
+        if not place(file.measure).pairs:
+            continue
+        made = _settings_of(found.path)
+        extra = [made.get(name, np.nan) for name in settings]
+        about = (file.measure, eps_value(file.eps), found.dataset, file.input, file.exp, *extra)
+        rows += [(*cell, *about) for cell in _cells(file, read_matrix(found.path))]
+    table = pd.DataFrame(rows, columns=[*LONG_COLUMNS, *settings])
+    return table.astype({"score": float, "eps": float})
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    made = _read_sidecar(path)
+    if made is None and sidecar_path(path).is_file():
+        logger.warning("{} does not fit its JSON (interrupted or edited): its settings are unknown", path)
+    return made["settings"] if made is not None else {}
+
+
+def _cells(file: ResultFile, scores: pd.DataFrame) -> Iterator[tuple[str, str, float]]:
+    """(model1, model2, score) of a published matrix, without the diagonal."""
+    values = scores.to_numpy()
+    once = not file.rowwise
+    if file.measure not in PLACES and once:
+        once = bool(np.allclose(values, values.T, rtol=1e-6, atol=1e-6, equal_nan=True))
+    models = list(scores.index)
+    for i, first in enumerate(models):
+        for j, second in enumerate(models):
+            if i == j or (once and i > j):
+                continue
+            # once: row i < column j; a triangle left empty is read from the other side
+            score = values[i, j] if once else values[j, i]
+            yield first, second, values[j, i] if once and np.isnan(score) else score
+
+
+def load_model_table(
+    results_dir: Path | str, measures: Collection[str] | None = None, *, kind: str = "plain"
+) -> pd.DataFrame:
+    """Scores that are not about pairs (mag, con, amb, disc), one row per number.
+
+    Returns:
+        Columns source (whose inverted images; empty on regular ones), model (empty for a score of the whole set),
+        score, measure, eps, dataset, input, exp.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for found in find_results(results_dir, measures, kind=kind):
+        file = found.file
+        if place(file.measure).pairs:
+            continue
+        about = (file.measure, eps_value(file.eps), found.dataset, file.input, file.exp)
+        of_set = file.measure in ("amb", "disc")
+        if of_set or not file.rowwise:
+            for name, score in pd.read_csv(found.path, index_col=0).iloc[0].items():
+                source, model = ("", str(name)) if not of_set else (str(name) if file.rowwise else "", "")
+                rows.append((source, model, float(score), *about))
+        else:
+            scores = read_matrix(found.path)
+            rows += [(source, model, scores.loc[model, source], *about) for source in scores for model in scores.index]
+    return pd.DataFrame(rows, columns=["source", "model", *LONG_COLUMNS[2:]]).astype({"score": float, "eps": float})
+
+
+def load_accuracies(results_dir: Path | str) -> pd.DataFrame:
+    """Accuracies on the compared images, as func.py records them in the JSON beside each disagreement CSV.
+
+    Returns:
+        Columns source (whose inverted images; empty on regular ones), model, accuracy (share), num_classes, eps,
+        dataset, input, exp. Published CSVs have no JSON: theirs are not in the table.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for found in find_results(results_dir, ["dis"]):
+        file, made = found.file, read_record(found.path)
+        accuracy, num_classes = made.get("accuracy"), made.get("num_classes")
+        if not accuracy or num_classes is None:
+            continue
+        by_source = accuracy if file.rowwise else {"": accuracy}
+        about = (num_classes, eps_value(file.eps), found.dataset, file.input, file.exp)
+        rows += [
+            (source, model, value, *about)
+            for source, of_model in by_source.items()
+            for model, value in of_model.items()
+        ]
+    return pd.DataFrame(rows, columns=["source", "model", "accuracy", "num_classes", "eps", "dataset", "input", "exp"])
+
+
+def _csvs(path: Path | str, name: str) -> list[Path]:
+    """The file itself, or every file called `name` below a folder."""
+    path = Path(path)
+    return [path] if path.is_file() else sorted(path.rglob(name))
+
+
+def _read_columns(path: Path, columns: Collection[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a CSV: {error}") from error
+    if lacking := [column for column in columns if column not in table]:
+        raise InputError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
+    return table.drop(columns=[column for column in table if str(column).startswith("Unnamed")])
+
+
+SUBGROUPS_NAME = "repsim_subgroups.csv"
+SUBGROUP_COLUMNS = ["metric", "score", "model1", "model2", "k", "perc_k", "pred_type", "eps"]
+
+
+def load_subgroups(path: Path | str) -> pd.DataFrame:
+    """Similarity on the images where two models agree and where they differ, as subgroup_sim.py writes it.
+
+    Args:
+        path: a CSV, or a folder: every `repsim_subgroups.csv` below it is read.
+
+    Returns:
+        Columns metric, score, model1, model2, k, perc_k, pred_type (agree | disagree), eps (float), dataset ('' if the
+        file does not say), and whatever else the files hold. Scores that could not be computed are nan.
+    """
+    tables = []
+    for csv in _csvs(path, SUBGROUPS_NAME):
+        table = _read_columns(csv, SUBGROUP_COLUMNS)
+        if "dataset" not in table:
+            table["dataset"] = read_record(csv).get("settings", {}).get("dataset", "")
+        table["eps"] = [eps_value(eps) if str(eps).startswith("eps") else float(eps) for eps in table["eps"]]
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame(columns=[*SUBGROUP_COLUMNS, "dataset"])
+    return pd.concat(tables, ignore_index=True)
+
+
+PROBES_NAME = "probe_agreement.csv"
+PROBE_COLUMNS = ["probe_1", "probe_2", "agreement"]
+
+
+def load_probe_agreement(path: Path | str) -> pd.DataFrame:
+    """Agreement of all pairs of probes, as compare_probes.py writes it.
+
+    Args:
+        path: a CSV, or a folder: every `probe_agreement.csv` below it is read.
+
+    Returns:
+        Columns probe_1, probe_2, agreement (share of images), and, from the JSON beside the CSV where there is one,
+        arch_1, arch_2, eps (float, nan if unknown) and dataset. Without JSON the architecture is the name of the run.
+    """
+    tables = []
+    for csv in _csvs(path, PROBES_NAME):
+        table = _read_columns(csv, PROBE_COLUMNS)
+        about = read_record(csv).get("probes", {})
+        for side in ("1", "2"):
+            names = table[f"probe_{side}"].astype(str)
+            table[f"arch_{side}"] = [about.get(name, {}).get("arch") or name.split("/")[0] for name in names]
+        first = [about.get(str(name), {}) for name in table["probe_1"]]
+        table["eps"] = [eps_value(probe["eps"]) if probe.get("eps") else np.nan for probe in first]
+        table["dataset"] = [probe.get("dataset") or "" for probe in first]
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame(columns=[*PROBE_COLUMNS, "arch_1", "arch_2", "eps", "dataset"])
+    return pd.concat(tables, ignore_index=True)

@@ -1,8 +1,8 @@
 """Where a result lives and how it is written and read: scores -> results/<measure>/<standard|inverted>/...csv + json.
 
-Layout, names and orientation are the published ones, so that the study's own files and ours are read alike; this module
-is the only one that knows them. A model's name is a row or column header, a score a cell. See `ResultFile` for the path,
-`write` and `check` for the files themselves, `load_long_table` for what the figures are drawn from.
+Layout, names and orientation are the published ones, so that the study's own files and ours are read alike; only this
+module knows them. See `ResultFile` for the path, `write` and `check` for the files, `load_long_table` for what the
+figures are drawn from.
 """
 
 import hashlib
@@ -64,9 +64,8 @@ PLACES: dict[str, Place] = {
 }
 
 NEIGHBOR_FUNCTIONS = ("cos_sim", "euc")
-KINDS = ("plain", "adv", "sample", "base")
 COMPANIONS = ("ci", "pvalue", "calibrated")
-"""Long tables that may lie beside a matrix, `<name>_<companion>.csv`: intervals, permutation p-values, calibrated scores."""
+"""Long tables beside a matrix, `<name>_<companion>.csv`: intervals, permutation p-values, calibrated scores."""
 
 CKA_FOLDER = "10000"  # the published files lie below the number of images the study compared; a constant of the layout
 
@@ -79,7 +78,7 @@ def place(measure: str) -> Place:
 
 
 def canonical_exp(tag: str | float) -> str:
-    """One spelling per tag: the published rep.py wrote `10` as `10.0` in file names, func.py as `10`; both become `10`."""
+    """One spelling per tag: the original rep.py writes 10 as `10.0` in file names, func.py as `10`; both become `10`."""
     text = str(tag)
     return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
 
@@ -102,9 +101,10 @@ class ResultFile:
         eps: name of the models' adversarial radius, such as eps3.
         exp: tag of the index file, as typed.
         inverted: compared on inverted images.
-        center, normalize: representations were centred, scaled to unit norm; part of the name where the measure has it.
+        center, normalize: representations were centred, scaled to unit norm; in the name where the measure has it.
         function: neighbour function of jacc, rank and rank_jacc.
-        adversarial, sample, baseline: adversarial images, inverted images pooled over models, permuted inputs (-v, -s, -p).
+        adversarial, sample, baseline: adversarial images (-v), inverted images pooled over models (-s), permuted
+            inputs (-p).
     """
 
     measure: str
@@ -209,16 +209,8 @@ def parse_path(path: Path, root: Path) -> ResultFile | None:
     if len(middle) not in (1, 2):
         return None
     flags = {name: match[name] is not None for name in ("normalize", "center", "adversarial", "sample", "baseline")}
-    return ResultFile(
-        measure,
-        middle[0],
-        middle[-1],
-        match["eps"],
-        match["exp"],
-        inverted=kind == "inverted",
-        function=function,
-        **flags,
-    )
+    flags["inverted"] = kind == "inverted"
+    return ResultFile(measure, middle[0], middle[-1], match["eps"], match["exp"], function=function, **flags)
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -230,7 +222,7 @@ def sidecar_path(path: Path | str) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON gives it back: tuples become lists, paths and devices strings, NumPy and torch numbers floats."""
+    """A setting as JSON gives it back: tuples become lists, paths and devices strings, NumPy numbers Python's."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, str) or value is None or isinstance(value, bool | int | float):

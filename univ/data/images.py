@@ -1,0 +1,222 @@
+"""The two kinds of images: held as one tensor of 8-bit pixels, or encoded (JPEG, PNG …) and decoded when asked for.
+
+Both give out float32 images in [0, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from univ.errors import InputError
+
+FINGERPRINT_SAMPLE = 64  # images whose contents enter a fingerprint, evenly spaced
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """8-bit pixels as float32 in [0, 1]; floating point pixels as float32, their values kept."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def resize_and_crop(pixels: Tensor, resize: int, crop: int) -> Tensor:
+    """Enlarge square images bilinearly to side `resize` and cut the central `crop` pixels: uint8 to uint8.
+
+    Args:
+        pixels: (B, 3, H, H) uint8 with H <= resize. Shrinking would need an anti-aliasing filter, which this is not.
+
+    Returns:
+        (B, 3, crop, crop) uint8, rounded; within 1 of what Pillow gives, which rounds after each axis.
+    """
+    side = pixels.shape[-1]
+    if side != resize:
+        assert side < resize, "resize_and_crop only enlarges"
+        floats = functional.interpolate(pixels.float(), size=(resize, resize), mode="bilinear", align_corners=False)
+        pixels = floats.round_().clamp_(0, 255).to(torch.uint8)
+    corner = round((resize - crop) / 2)  # as torchvision's CenterCrop
+    return pixels[..., corner : corner + crop, corner : corner + crop]
+
+
+def sample_positions(length: int, count: int = FINGERPRINT_SAMPLE) -> list[int]:
+    """At most `count` evenly spaced positions in [0, length), the first and the last among them."""
+    if length <= count:
+        return list(range(length))
+    return [round(position * (length - 1) / (count - 1)) for position in range(count)]
+
+
+class TensorImages:
+    """Images held as one tensor; a data set that needs no worker processes and can live on the device.
+
+    Args:
+        pixels: (N, 3, H, W), uint8, or floating point in [0, 1].
+        labels: (N,) integers; None where the images have none (they read -1).
+        name: identifies data set and part in the fingerprint, e.g. "digits/val".
+        resize, crop: enlarge to `resize` and cut to `crop` when images are given out (uint8 only); None leaves them.
+        augment: how `loaders.TrainingBatches` augments a batch; ignored elsewhere.
+
+    Raises:
+        ValueError: pixels of another shape or type, or not as many labels as images.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor | None = None,
+        *,
+        name: str,
+        resize: int | None = None,
+        crop: int | None = None,
+        augment: Callable | None = None,
+    ) -> None:
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"{name}: images must be (N, 3, H, W), got {tuple(pixels.shape)}")
+        if pixels.dtype != torch.uint8 and not pixels.dtype.is_floating_point:
+            raise ValueError(f"{name}: images must be uint8 or floating point, got {pixels.dtype}")
+        if labels is None:
+            labels = torch.full((len(pixels),), -1)
+        if labels.shape != (len(pixels),):
+            raise ValueError(f"{name}: {len(pixels)} images but labels of shape {tuple(labels.shape)}")
+        self.pixels = pixels
+        self.labels = labels.to(torch.int64)
+        self.name = name
+        self.augment = augment
+        self._resize, self._crop = resize, crop or resize
+        self._resident: dict[torch.device, TensorImages] = {}
+
+    @property
+    def transform_name(self) -> str:
+        """What happens between the stored pixels and the images given out."""
+        if self._resize is None:
+            return "none"
+        return f"resize{self._resize}" if self._crop == self._resize else f"resize{self._resize}-crop{self._crop}"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits from name, shape, type, transform, all labels and a sample of the pixels."""
+        digest = hashlib.sha256()
+        digest.update(f"{self.name} {tuple(self.pixels.shape)} {self.pixels.dtype} {self.transform_name}".encode())
+        digest.update(self.labels.cpu().numpy().tobytes())
+        digest.update(self.pixels[sample_positions(len(self))].cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image `index`, float32 (3, H, W) in [0, 1], and its label; negative indices count from the end."""
+        position = range(len(self))[operator.index(index)]
+        return self.floats(slice(position, position + 1))[0], int(self.labels[position])
+
+    def uint8(self, positions: Tensor | slice) -> Tensor:
+        """The images at `positions` as they are given out, still 8-bit where they are stored so."""
+        pixels = self.pixels[positions]
+        return pixels if self._resize is None else resize_and_crop(pixels, self._resize, self._crop)
+
+    def floats(self, positions: Tensor | slice) -> Tensor:
+        """The images at `positions`: float32 (B, 3, H, W) in [0, 1], on the device the pixels are on."""
+        return to_float(self.uint8(positions))
+
+    def to(self, device: torch.device | str) -> TensorImages:
+        """The same images with pixels and labels on `device`; copied there once, however often it is asked for."""
+        device = torch.device(device)
+        if device == self.pixels.device:
+            return self
+        if device not in self._resident:
+            self._resident[device] = TensorImages(
+                self.pixels.to(device),
+                self.labels.to(device),
+                name=self.name,
+                resize=self._resize,
+                crop=self._crop,
+                augment=self.augment,
+            )
+        return self._resident[device]
+
+
+class EncodedImages(ABC):
+    """Images stored as the bytes of image files. Subclasses say where the bytes and the labels come from.
+
+    Args:
+        name: identifies data set and part in the fingerprint, e.g. "imagenet/val".
+        transform: RGB Pillow image -> uint8 (3, H, W); its `name` enters the fingerprint. None gives out Pillow
+            images, and is for those who bring their own pipeline.
+        augment: (RGB Pillow image, generator) -> (uint8 (3, H, W), (3,) colour offset); what training sees instead.
+    """
+
+    def __init__(self, name: str, transform: Callable | None, augment: Callable | None = None) -> None:
+        self.name, self.transform, self.augment = name, transform, augment
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """(N,) int64, read without decoding an image."""
+
+    @abstractmethod
+    def record(self, index: int) -> tuple[bytes, int]:
+        """The stored file's bytes and the label of image `index`, 0 <= index < N."""
+
+    @abstractmethod
+    def location(self, index: int) -> str:
+        """Where image `index` is stored, for messages."""
+
+    @property
+    def transform_name(self) -> str:
+        """What happens between the decoded image and the tensor given out."""
+        return "none" if self.transform is None else self.transform.name
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits from name, length, transform and a sample of the stored files with their labels."""
+        digest = hashlib.sha256(f"{self.name} {len(self)} {self.transform_name}".encode())
+        for position in sample_positions(len(self)):
+            encoded, label = self.record(position)
+            digest.update(f"{label} {len(encoded)} ".encode() + encoded)
+        return digest.hexdigest()[:16]
+
+    def decode(self, index: int) -> tuple[Image.Image, int]:
+        """Image `index` as an RGB Pillow image, and its label; negative indices count from the end, as in a list.
+
+        Raises:
+            IndexError: out of range.
+            InputError: the stored bytes are no image, or a damaged one; names file and record.
+        """
+        position = range(len(self))[operator.index(index)]
+        encoded, label = self.record(position)
+        try:
+            return Image.open(io.BytesIO(encoded)).convert("RGB"), label
+        except Exception as error:  # Pillow's decoders raise a dozen types on damaged data, all meaning the same
+            raise InputError(f"{self.location(position)}: not a readable image ({error})") from error
+
+    def uint8(self, index: int) -> tuple[Tensor, int]:
+        """Image `index` after the transform, uint8 (3, H, W), and its label."""
+        image, label = self.decode(index)
+        return self.transform(image), label
+
+    def augmented(self, index: int, generator: Callable[[], torch.Generator]) -> tuple[Tensor, ...]:
+        """Image `index` as training sees it: uint8 (3, H, W), label, and the colour offset if there is one.
+
+        Args:
+            generator: makes the generator of this image's random numbers.
+        """
+        image, label = self.decode(index)
+        if self.augment is None:
+            return self.transform(image), label
+        pixels, offset = self.augment(image, generator())
+        return pixels, label, offset
+
+    def __getitem__(self, index: int) -> tuple[Tensor | Image.Image, int]:
+        """Image `index`, float32 (3, H, W) in [0, 1] (a Pillow image where there is no transform), and its label."""
+        if self.transform is None:
+            return self.decode(index)
+        pixels, label = self.uint8(index)
+        return to_float(pixels), label

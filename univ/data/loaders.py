@@ -1,0 +1,248 @@
+"""Batches on a device: images in order for evaluation and extraction, shuffled and augmented ones for training.
+
+Images held as one tensor are sliced on the device and need no worker processes. Encoded images are decoded by
+DataLoader workers, which hand over 8-bit pixels; the division by 255 happens on the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from univ.data import Images
+from univ.data.images import EncodedImages, TensorImages, to_float
+from univ.errors import InputError
+
+RESIDENT_BYTES = 2**30  # tensors up to this size are moved to the device whole (CIFAR-10: 0.15 GB)
+
+
+def stream(*keys: int | str) -> torch.Generator:
+    """A CPU generator whose numbers depend on `keys` (seed, epoch, image …) and nothing else."""
+    digest = hashlib.blake2b("/".join(map(str, keys)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class _Reader(torch.utils.data.Dataset):
+    """What workers do: read, decode and stack one batch of images that are not held as a tensor.
+
+    An error the user can act on comes back as a value: DataLoader would bury its message in a worker's traceback.
+    """
+
+    any_key: object = 0
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def read(self, key: int) -> tuple[Tensor, ...]:
+        return self.images.uint8(key) if isinstance(self.images, EncodedImages) else self.images[key]
+
+    def __getitems__(self, keys: list) -> tuple[Tensor, ...] | InputError | OSError:
+        try:
+            stacked = default_collate([self.read(key) for key in keys or [self.any_key]])
+            return tuple(part[: len(keys)] for part in stacked)  # an empty slice of a last batch has its shapes too
+        except (InputError, OSError) as error:
+            return error
+
+
+class _TrainingReader(_Reader):
+    """Reads images augmented by random numbers from (seed, epoch, index) alone.
+
+    The epoch travels with the index, so that workers can stay alive from epoch to epoch.
+    """
+
+    any_key = (0, 0)
+
+    def __init__(self, images: Images, seed: int) -> None:
+        super().__init__(images)
+        self.seed = seed
+
+    def read(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
+        epoch, index = key
+        if isinstance(self.images, EncodedImages):
+            return self.images.augmented(index, lambda: stream("image", self.seed, epoch, index))
+        return self.images[index]
+
+
+def _loader(reader: _Reader, keys: Iterable[list], device: torch.device, workers: int) -> DataLoader:
+    """Lists of keys in, stacked batches out, read `workers` processes ahead."""
+    return DataLoader(
+        reader,
+        batch_sampler=keys,
+        collate_fn=_unchanged,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+
+
+def _unchanged(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return batch  # __getitems__ has stacked it
+
+
+def _batches_on(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the workers read, as float images and labels on the device."""
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        pixels, labels, *shift = (part.to(device, non_blocking=True) for part in batch)
+        images = to_float(pixels)
+        if shift:  # per-image colour offset of the lighting augmentation, (B, 3)
+            images += shift[0][:, :, None, None]
+        yield images, labels
+
+
+class batches:
+    """Iterate over images in order: (float32 (B, 3, H, W) in [0, 1], int64 (B,)) pairs on `device`.
+
+    Args:
+        images: any `Images`.
+        batch_size: images per batch; the last batch holds what is left.
+        device: where the batches are wanted.
+        workers: processes that decode; not used for images held as a tensor.
+        indices: (n,) positions to visit, in this order, repeats allowed; None visits all.
+
+    Raises:
+        InputError: an index is out of bounds.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        device: torch.device | str,
+        workers: int = 0,
+        indices: Tensor | None = None,
+    ) -> None:
+        indices = torch.arange(len(images)) if indices is None else torch.as_tensor(indices, dtype=torch.int64).cpu()
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(images):
+            worst = int(indices.max() if indices.max() >= len(images) else indices.min())
+            raise InputError(f"image index {worst} is out of bounds: there are {len(images)} images")
+        self._images, self._device, self._workers = images, torch.device(device), workers
+        self._chunks = indices.split(batch_size) if len(indices) else ()
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if isinstance(self._images, TensorImages):
+            yield from self._slices(self._images)
+            return
+        keys = [chunk.tolist() for chunk in self._chunks]
+        yield from _batches_on(_loader(_Reader(self._images), keys, self._device, self._workers), self._device)
+
+    def _slices(self, images: TensorImages) -> Iterator[tuple[Tensor, Tensor]]:
+        if images.pixels.nbytes <= RESIDENT_BYTES:
+            images = images.to(self._device)
+        for chunk in self._chunks:
+            pixels, labels = images.uint8(chunk.to(images.pixels.device)), images.labels[chunk.to(images.labels.device)]
+            yield to_float(pixels.to(self._device)), labels.to(self._device)
+
+
+class TrainingBatches:
+    """Shuffled, augmented batches whose content depends only on (seed, epoch, step), never on how they are computed.
+
+    The order of an epoch is one permutation from (seed, epoch), cut into global batches; each process gets a
+    contiguous slice of every global batch. So N processes together see exactly the batches of a single one,
+    augmentation included, and a resumed run (`set_epoch(epoch, first_step)`) sees those of an uninterrupted one. The
+    number of workers changes nothing.
+
+    Args:
+        images: the training part from `open_training`, which carries its augmentation.
+        batch_size: images per step over all processes. The slices of a batch differ by at most one image; in a last
+            batch of fewer images than processes some are empty.
+        device: where the batches are wanted; images held as a tensor are moved there whole.
+        workers: processes that decode; not used for images held as a tensor.
+        seed: of order and augmentation.
+        rank, world_size: this process and the number of processes.
+        drop_last: leave out a last batch that is not full.
+
+    Raises:
+        InputError: fewer images than one batch with drop_last, or a batch with fewer images than processes.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        device: torch.device | str,
+        workers: int = 0,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        if batch_size < world_size:
+            raise InputError(f"a batch of {batch_size} images cannot be split over {world_size} processes (-b/--batch)")
+        if drop_last and len(images) < batch_size:
+            raise InputError(f"{len(images)} images do not fill one batch of {batch_size} (-b/--batch)")
+        self._device = torch.device(device)
+        self._images = images.to(self._device) if isinstance(images, TensorImages) else images
+        self._batch_size, self._seed, self._rank, self._world_size = batch_size, seed, rank, world_size
+        full, rest = divmod(len(images), batch_size)
+        self._steps = full if drop_last or not rest else full + 1
+        self._loader: DataLoader | None = None
+        self._workers = workers
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the epoch that the next iteration runs through, and the step it begins at."""
+        self.epoch, self.first_step = epoch, first_step
+        order = torch.randperm(len(self._images), generator=stream("order", self._seed, epoch))
+        self._global_batches = order.split(self._batch_size)[: self._steps]
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, wherever the iteration begins."""
+        return self._steps
+
+    def global_size(self, step: int) -> int:
+        """Images in the batch of `step` over all processes: what a mean over the batch divides by."""
+        return len(self._global_batches[step])
+
+    def _shard(self, step: int) -> slice:
+        """The slice of global batch `step` that is this process's."""
+        share, extra = divmod(self.global_size(step), self._world_size)
+        first = self._rank * share + min(self._rank, extra)
+        return slice(first, first + share + (self._rank < extra))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs (float32 (B, 3, H, W), int64 (B,)) on the device; pixels in [0, 1] up to the augmentation."""
+        return self._sliced() if isinstance(self._images, TensorImages) else self._decoded()
+
+    def _sliced(self) -> Iterator[tuple[Tensor, Tensor]]:
+        images, augment = self._images, self._images.augment
+        for step in range(self.first_step, self._steps):
+            positions, shard = self._global_batches[step], self._shard(step)
+            chosen = positions[shard].to(self._device)
+            pixels = images.floats(chosen)
+            if augment is not None:
+                # drawn for the whole global batch, so that a slice gets what it would get in a single process
+                draws = augment.draw(len(positions), stream("batch", self._seed, self.epoch, step))
+                pixels = augment(pixels, {name: draw[shard].to(self._device) for name, draw in draws.items()})
+            yield pixels, images.labels[chosen]
+
+    def _decoded(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._loader is None:  # kept, and its workers with it, from epoch to epoch
+            reader = _TrainingReader(self._images, self._seed)
+            self._loader = _loader(reader, _Shards(self), self._device, self._workers)
+        yield from _batches_on(self._loader, self._device)
+
+
+class _Shards:
+    """The batch sampler of `TrainingBatches`: this process's slice of each global batch, as (epoch, index) pairs."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        b = self._batches
+        for step in range(b.first_step, len(b)):
+            yield [(b.epoch, index) for index in b._global_batches[step][b._shard(step)].tolist()]
+
+    def __len__(self) -> int:
+        return len(self._batches) - self._batches.first_step

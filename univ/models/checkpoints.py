@@ -1,0 +1,226 @@
+"""Checkpoint files: weights of any published layout in, the published layout out, and all that a resumed run needs."""
+
+import random
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from loguru import logger
+from torch import Tensor, nn
+
+from univ import files, safeload
+from univ.errors import InputError
+
+LATEST, BEST = "checkpoint.pt.latest", "checkpoint.pt.best"
+SCORES = ("nat_prec1", "adv_prec1")
+"""Clean and adversarial accuracy, in percent, as the published files call them."""
+
+
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
+    """A whole checkpoint, on the CPU.
+
+    Returns:
+        The file's dict. "model" holds a `Classifier`'s state dict: `model.<k>` for the network's weights and, where
+        the file has them, `normalizer.new_mean` and `normalizer.new_std`. Other entries are as saved ("optimizer",
+        "schedule", "epoch", "nat_prec1", "adv_prec1", ...), those of foreign classes as placeholders.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: damaged, or without weights.
+    """
+    return _load(path, mmap=False)
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Only the weights of a checkpoint: `load_checkpoint(path)["model"]` without reading the optimiser's state."""
+    return _load(path, mmap=True)["model"]
+
+
+def _load(path: Path | str, *, mmap: bool) -> dict[str, Any]:
+    content = safeload.load(path, what="checkpoint", mmap=mmap)
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}: expected a checkpoint, a dict with the weights")
+    key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
+    state = content if key is None else content[key]
+    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise InputError(f"{path} holds no weights: expected them under 'model' or 'state_dict'")
+    rest = {} if key is None else {name: value for name, value in content.items() if name != key}
+    return {**rest, "model": _classifier_state(dict(state), path)}
+
+
+def _classifier_state(state: dict[str, Tensor], path: Path | str) -> dict[str, Tensor]:
+    """Rename weights of any published layout to a `Classifier`'s.
+
+    `module.` (data-parallel training) goes where every name has it; the attacker's second copy of model and statistics
+    goes after it was found equal; `model.` or `model.model.` goes from the network's weights.
+    """
+    state = _without_prefix(state, "module.")
+    attacker = {name.removeprefix("attacker."): value for name, value in state.items() if name.startswith("attacker.")}
+    state = {name: value for name, value in state.items() if not name.startswith("attacker.")}
+    for name, value in attacker.items():
+        first = state.setdefault(
+            name.replace("normalize.", "normalizer.", 1) if name.startswith("normalize.") else name, value
+        )
+        same_memory = first.data_ptr() == value.data_ptr() and first.shape == value.shape
+        if not same_memory and not torch.equal(first, value):
+            raise InputError(f"{path} holds two different values of the weight {name!r}")
+    statistics = {name: value for name, value in state.items() if name.startswith("normalizer.")}
+    network = {name: value for name, value in state.items() if name not in statistics}
+    for prefix in ("model.", "module.", "model."):
+        network = _without_prefix(network, prefix)
+    return {**statistics, **{f"model.{name}": value for name, value in network.items()}}
+
+
+def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    if state and all(name.startswith(prefix) for name in state):
+        return {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def load_weights(classifier: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
+    """Copy a state dict from `load_checkpoint` or `read_weights` into a classifier; every weight must match.
+
+    Raises:
+        InputError: another number of classes, or a missing, unexpected or differently shaped weight; names it.
+    """
+    own = classifier.state_dict()
+    state = {name: value for name, value in state.items()}
+    for name in own:  # files without pixel statistics, or from before batch norm counted its batches
+        if name.startswith("normalizer.") or name.endswith(".num_batches_tracked"):
+            state.setdefault(name, own[name])
+    _check_classes(classifier, own, state, source)
+    missing, unexpected = [name for name in own if name not in state], [name for name in state if name not in own]
+    shapes = [
+        f"{name.removeprefix('model.')} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{label} {_some(names)}"
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape:", shapes))
+        if names
+    ]
+    if problems:
+        raise InputError(
+            f"{source} holds no weights of {classifier.arch} for {classifier.train_set}: {'; '.join(problems)} "
+            "(another architecture? see -m)"
+        )
+    classifier.load_state_dict(state)
+
+
+def _check_classes(
+    classifier: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str
+) -> None:
+    head = f"model.{classifier.spec.head}.weight"
+    if head not in state or state[head].ndim != 2 or state[head].shape[1:] != own[head].shape[1:]:
+        return  # not this architecture: the caller says what differs
+    found = len(state[head])
+    if found != classifier.num_classes:
+        raise InputError(
+            f"{source} has {found} classes, expected the {classifier.num_classes} of {classifier.train_set}: "
+            "was it trained on another data set?"
+        )
+
+
+def _some(names: Collection[str], limit: int = 3) -> str:
+    shown = [name.removeprefix("model.") for name in list(names)[:limit]]
+    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def save_checkpoint(
+    path: Path | str,
+    model: nn.Module,
+    *,
+    epoch: int,
+    optimizer: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    scores: Mapping[str, float] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint in the published layout, so that the `robustness` tools read it too; atomically.
+
+    The attacker's copies share their memory with the model's weights and take no space in the file.
+
+    Args:
+        path: file to write.
+        model: a `Classifier`, also inside DistributedDataParallel or torch.compile.
+        epoch: epochs completed, from 1.
+        optimizer, schedule: their state dicts.
+        scores: any of SCORES, in percent.
+        extra: further entries, for example {"resume": {...}}; plain values and tensors only, as nothing else can be
+            read back.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    classifier = model
+    for wrapper in ("module", "_orig_mod"):
+        classifier = getattr(classifier, wrapper, classifier)
+    network, statistics = classifier.model.state_dict(), classifier.normalizer.state_dict()
+    state: dict[str, Tensor] = {}
+    for prefix, normalizer in (("", "normalizer"), ("attacker.", "normalize")):
+        state |= {f"module.{prefix}{normalizer}.{name}": value for name, value in statistics.items()}
+        state |= {f"module.{prefix}model.{name}": value for name, value in network.items()}
+    unknown = set(scores or {}) - set(SCORES)
+    assert not unknown, f"scores are {SCORES}, got {unknown}"
+    content = {
+        "model": state,
+        "optimizer": dict(optimizer) if optimizer is not None else None,
+        "schedule": dict(schedule) if schedule is not None else None,
+        "epoch": epoch,
+        "amp": None,
+        **(scores or {}),
+        **(extra or {}),
+    }
+    files.save_torch(path, content)
+
+
+def newest_readable(folder: Path | str) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to resume from: `checkpoint.pt.latest`, or, where it is damaged, the readable one of most epochs.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint of a training run.
+        InputError: none of them can be read.
+    """
+    folder = Path(folder)
+    others = [*folder.glob("*_checkpoint.pt"), folder / BEST]
+    paths = [path for path in (folder / LATEST, *others) if path.exists()]
+    if not paths:
+        raise FileNotFoundError(f"no {LATEST} in {folder} to resume from")
+    newest: tuple[Path, dict[str, Any]] | None = None
+    for path in paths:
+        try:
+            checkpoint = load_checkpoint(path)
+        except InputError as error:
+            logger.warning("skipping a checkpoint: {}", error)
+            continue
+        if path.name == LATEST:
+            return path, checkpoint
+        if newest is None or checkpoint.get("epoch", 0) > newest[1].get("epoch", 0):
+            newest = path, checkpoint
+    if newest is None:
+        raise InputError(f"none of the checkpoints in {folder} can be read: {', '.join(path.name for path in paths)}")
+    return newest
+
+
+def random_state() -> dict[str, Any]:
+    """State of every global generator, as plain values that a checkpoint can hold."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Undo everything drawn since `random_state`; generators of devices that are not here are left alone."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, index)

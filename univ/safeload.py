@@ -1,0 +1,494 @@
+"""Reading files that others made, so that nothing in them can run: checkpoints, caches, pickled LMDB records.
+
+A pickle is a program that may call any function it can name. Here no name is ever looked up: `_Reader` follows the
+pickle's instructions, but every global it mentions becomes an inert `Global`, and "calling" one consults a table of our
+own functions that only build plain values (numbers, containers, arrays, tensors). Names outside that table either
+become a `Placeholder` (foreign objects in a checkpoint, which we do not need) or are refused (LMDB records).
+"""
+
+import io
+import pickle
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from univ.errors import InputError
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first of the pickles in a file that torch.save wrote before version 1.6
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A name that a pickle mentions. Not looked up, not callable, and without attributes that a pickle could set."""
+
+    name: str
+
+
+class Placeholder:
+    """Stands for an object of a foreign class; what the pickle would have put into it is dropped."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, not loaded>"
+
+
+def load(path: Path | str, *, what: str = "checkpoint", mmap: bool = False) -> Any:
+    """What `torch.save` (or safetensors) wrote to a file, on the CPU, without running anything that is in it.
+
+    PyTorch's weights-only reader goes first. Where it meets an object it does not know, as in files pickled with dill
+    that hold more than weights, our reader takes over and puts a `Placeholder` in the object's place.
+
+    Files of the zip format, that is from PyTorch 1.6 on, are first checked against their checksums, which PyTorch
+    itself does not look at; a file written without checksums is read unchecked. The older format has none:
+    there a damaged weight is a different number, while damage to the structure is found.
+
+    Args:
+        path: file in PyTorch's zip or older format; safetensors if the name ends in .safetensors.
+        what: what the file should be, for messages.
+        mmap: leave tensors on the disk until they are read; for a file that nothing changes meanwhile.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: the file is damaged or not of these formats; names it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: expected a {what} file")
+    if not path.exists():
+        raise FileNotFoundError(f"no {what} at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        if is_zip:
+            _check_zip(path)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+        except (pickle.UnpicklingError, RuntimeError, AttributeError, TypeError, ValueError, KeyError, IndexError):
+            return _load_zip(path) if is_zip else _load_legacy(path)
+    # Whatever goes wrong on bytes of unknown origin means the same: this file cannot be read.
+    except Exception as error:
+        if isinstance(error, PermissionError):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"{path} is not a readable {what} (damaged, incomplete or of another kind): {reason}"
+        ) from error
+
+
+def unpickle_allowed(data: bytes, *, what: str) -> Any:
+    """A pickle of containers, bytes, numbers and NumPy numbers or arrays of numbers.
+
+    The only globals it may mention are the functions with which NumPy rebuilds arrays, dtypes and scalars, under
+    their old and new module names, and `_codecs.encode`. Ours stand in for all of them.
+
+    Args:
+        data: the pickle, for example an old LMDB record.
+        what: what it is, for messages ("record 17 of train.lmdb").
+
+    Raises:
+        InputError: another global is mentioned (names it), or the data are damaged.
+    """
+    try:
+        return _Reader(io.BytesIO(data), _ARRAYS, strict=True).load()
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{what} is not a readable record: {reason}") from error
+
+
+# --- pickles --------------------------------------------------------------------------------------------------------
+
+
+class _Reader(pickle._Unpickler):
+    """Reads a pickle of any protocol without looking up a global.
+
+    Derived from the standard library's reader in Python, because each instruction that calls or modifies an object is
+    replaced here; the one in C calls them without asking.
+
+    Args:
+        file: binary file, positioned at the pickle.
+        builders: global name -> function of ours that builds the value.
+        strict: refuse globals outside `builders` instead of putting placeholders in their place.
+        find_storage: answers a persistent id, with which torch refers to the bytes of a tensor.
+    """
+
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        builders: Mapping[str, Callable[..., Any]],
+        *,
+        strict: bool,
+        find_storage: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(file, encoding="latin1")  # pickles of Python 2 hold NumPy's bytes as text
+        self._builders = builders
+        self._strict = strict
+        self._find_storage = find_storage
+
+    def find_class(self, module: str, name: str) -> Global:
+        full = f"{module}.{name}"
+        if self._strict and full not in self._builders:
+            raise pickle.UnpicklingError(f"it refers to {full}, which is not allowed here")
+        return Global(full)
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._find_storage is None:
+            raise pickle.UnpicklingError("it refers to data outside itself")
+        return self._find_storage(pid)
+
+    def get_extension(self, code: int) -> None:
+        raise pickle.UnpicklingError("it refers to a registered extension")
+
+    def _call(self, function: Any, args: tuple) -> Any:
+        if not isinstance(function, Global):
+            if isinstance(function, Placeholder):  # e.g. a foreign class that was itself rebuilt by a call
+                return Placeholder(function.name)
+            raise pickle.UnpicklingError(f"it calls a {type(function).__name__}")
+        if function.name in self._builders:
+            return self._builders[function.name](*args)
+        if self._strict:
+            raise pickle.UnpicklingError(f"it calls {function.name}, which is not allowed here")
+        return Placeholder(function.name)
+
+    # Instructions that create an object by a call.
+
+    def _load_reduce(self) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], args)
+
+    def _load_newobj(self) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], args)
+
+    def _load_newobj_ex(self) -> None:
+        self.stack.pop()  # keyword arguments: only foreign classes are made this way
+        self._load_newobj()
+
+    def _load_inst(self) -> None:
+        module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
+        args = tuple(self.pop_mark())
+        self.append(self._call(self.find_class(module, name), args))
+
+    def _load_obj(self) -> None:
+        function, *args = self.pop_mark()
+        self.append(self._call(function, tuple(args)))
+
+    # Instructions that change an object: only what was built here, and only plain containers.
+
+    def _load_build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, _Array | _Dtype):
+            target.set_state(state)
+        elif not isinstance(target, Placeholder | Tensor | dict | set):
+            # attributes of tensors and ordered dicts (a state dict's `_metadata`) are dropped
+            raise pickle.UnpicklingError(f"it sets attributes of a {type(target).__name__}")
+
+    def _add(self, target: Any, items: list) -> None:
+        if type(target) is list:
+            target.extend(items)
+        elif type(target) is set:
+            target.update(items)
+        elif not isinstance(target, Placeholder):
+            raise pickle.UnpicklingError(f"it adds elements to a {type(target).__name__}")
+
+    def _set(self, target: Any, items: list) -> None:
+        if type(target) is dict:
+            target.update(zip(items[::2], items[1::2], strict=True))
+        elif not isinstance(target, Placeholder):
+            raise pickle.UnpicklingError(f"it sets items of a {type(target).__name__}")
+
+    def _load_append(self) -> None:
+        item = self.stack.pop()
+        self._add(self.stack[-1], [item])
+
+    def _load_appends(self) -> None:
+        items = self.pop_mark()
+        self._add(self.stack[-1], items)
+
+    def _load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(self.stack[-1], [key, value])
+
+    def _load_setitems(self) -> None:
+        items = self.pop_mark()
+        self._set(self.stack[-1], items)
+
+    def _load_bytearray8(self) -> None:
+        data = self.read(int.from_bytes(self.read(8), "little"))  # the original allocates whatever length is claimed
+        self.append(bytearray(data))
+
+    for _instructions, _function in (
+        ((pickle.REDUCE,), _load_reduce),
+        ((pickle.NEWOBJ,), _load_newobj),
+        ((pickle.NEWOBJ_EX,), _load_newobj_ex),
+        ((pickle.INST,), _load_inst),
+        ((pickle.OBJ,), _load_obj),
+        ((pickle.BUILD,), _load_build),
+        ((pickle.APPEND,), _load_append),
+        ((pickle.APPENDS, pickle.ADDITEMS), _load_appends),
+        ((pickle.SETITEM,), _load_setitem),
+        ((pickle.SETITEMS,), _load_setitems),
+        ((pickle.BYTEARRAY8,), _load_bytearray8),
+    ):
+        for _instruction in _instructions:
+            dispatch[_instruction[0]] = _function
+    del _instructions, _instruction, _function
+
+    def load(self) -> Any:
+        """The pickled value, with arrays and dtypes as NumPy's."""
+        return _finished(super().load())
+
+
+def _finished(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """The value with every `_Array` and `_Dtype` inside its containers replaced by what it describes."""
+    seen = {} if seen is None else seen
+    if isinstance(value, _Array | _Dtype):
+        return value.finish()
+    if type(value) not in (list, tuple, dict):
+        return value
+    if id(value) in seen:
+        return seen[id(value)]
+    seen[id(value)] = value
+    if type(value) is tuple:
+        seen[id(value)] = value = tuple(_finished(item, seen) for item in value)
+    elif type(value) is list:
+        value[:] = [_finished(item, seen) for item in value]
+    else:
+        value.update({key: _finished(item, seen) for key, item in value.items()})
+    return value
+
+
+# --- NumPy ----------------------------------------------------------------------------------------------------------
+# NumPy's own functions trust their arguments (a forged dtype makes it follow pointers taken from the file), so the
+# values are rebuilt here, from plain number types only.
+
+
+class _Dtype:
+    """A dtype being rebuilt: numbers and booleans only."""
+
+    __slots__ = ("byte_order", "code")
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        if not (isinstance(code, str) and re.fullmatch(r"[<>=|]?([iuf][248]|[iu]1|b1|c8|c16)", code)):
+            raise pickle.UnpicklingError(f"it holds an array of type {code!r}: expected numbers")
+        self.code = code.lstrip("<>=|")
+        self.byte_order = code[0] if code[0] in "<>" else "="
+
+    def set_state(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "=", "|"):
+            self.byte_order = "=" if state[1] == "|" else state[1]
+            return
+        raise pickle.UnpicklingError("it holds a malformed dtype")
+
+    def finish(self) -> np.dtype:
+        return np.dtype(self.byte_order + self.code)
+
+
+def _array_of(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if isinstance(data, str):
+        data = data.encode("latin1")  # Python 2's bytes
+    if not (isinstance(dtype, _Dtype) and isinstance(data, bytes | bytearray)):
+        raise pickle.UnpicklingError("it holds a malformed array")
+    if not (isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)):
+        raise pickle.UnpicklingError("it holds an array with a malformed shape")
+    return np.frombuffer(data, dtype.finish()).reshape(shape, order=order).copy()
+
+
+class _Array:
+    """An array being rebuilt: made empty, its shape, dtype and bytes arrive later."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, *_: Any) -> None:
+        self.array: np.ndarray | None = None
+
+    def set_state(self, state: Any) -> None:
+        if not (isinstance(state, tuple) and len(state) == 5):
+            raise pickle.UnpicklingError("it holds a malformed array")
+        _, shape, dtype, is_fortran, data = state
+        self.array = _array_of(data, dtype, shape, "F" if is_fortran else "C")
+
+    def finish(self) -> np.ndarray:
+        if self.array is None:
+            raise pickle.UnpicklingError("it holds an array without data")
+        return self.array
+
+
+def _scalar(dtype: Any, data: Any) -> np.generic:
+    return _array_of(data, dtype, (), "C")[()]
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np.ndarray:
+    return _array_of(data, dtype, shape, "F" if order == "F" else "C")
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not (isinstance(text, str) and encoding in ("latin1", "latin-1")):
+        raise pickle.UnpicklingError("it encodes something else than bytes")
+    return text.encode("latin1")
+
+
+_ARRAYS: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _encode,  # how protocols up to 2 hold bytes
+    "numpy.dtype": _Dtype,
+    # only an argument of _reconstruct, where it stands for the kind of array
+    "numpy.ndarray": _Array,
+}
+for _core in ("numpy.core", "numpy._core"):  # the name before and after NumPy 2
+    _ARRAYS[f"{_core}.multiarray._reconstruct"] = _Array
+    _ARRAYS[f"{_core}.multiarray.scalar"] = _scalar
+    _ARRAYS[f"{_core}.numeric._frombuffer"] = _from_buffer
+
+# --- tensors --------------------------------------------------------------------------------------------------------
+
+_STORAGE_DTYPES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+_STORAGE_DTYPES |= {name.replace("torch.", "torch.cuda."): dtype for name, dtype in _STORAGE_DTYPES.items()}
+
+
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    """A strided view of a storage, which is a 1-d tensor here; PyTorch checks that it stays inside."""
+    if not isinstance(storage, Tensor):
+        raise pickle.UnpicklingError("it holds a malformed tensor")
+    return storage.as_strided(size, stride, offset)
+
+
+def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise pickle.UnpicklingError("it holds a malformed parameter")
+    return data
+
+
+_TENSORS: dict[str, Callable[..., Any]] = {
+    **_ARRAYS,
+    "collections.OrderedDict": lambda *items: dict(*items[:1]),
+    "collections.defaultdict": lambda *_: {},
+    "builtins.set": lambda items=(): set(items),
+    "__builtin__.set": lambda items=(): set(items),
+    "torch.Size": lambda size=(): tuple(size),
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+}
+
+
+def _storage_dtype(kind: Any) -> torch.dtype:
+    name = kind.name if isinstance(kind, Global) else repr(kind)
+    if name not in _STORAGE_DTYPES:
+        raise pickle.UnpicklingError(f"it holds a tensor of an unknown kind, {name}")
+    return _STORAGE_DTYPES[name]
+
+
+def _check_zip(path: Path) -> None:
+    """Compare every record of a zip file with its checksum, and its layout with what torch.save writes."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise zipfile.BadZipFile("its records are compressed, which torch.save never does")
+        if any(record.filename.endswith("/constants.pkl") for record in records):
+            raise zipfile.BadZipFile("it is a TorchScript program, not a file of weights")
+        if all(record.CRC == 0 for record in records):
+            return  # written under torch.serialization.set_crc32_options(False)
+        for record in records:
+            with archive.open(record) as file:
+                while file.read(_CHUNK):  # zipfile compares at the end of the record
+                    pass
+
+
+def _load_zip(path: Path) -> Any:
+    """The format of torch.save since version 1.6: a zip of `<name>/data.pkl` and one record per storage."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        pickles = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(pickles) != 1:
+            raise zipfile.BadZipFile("it holds no data.pkl")
+        root = pickles[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            raise zipfile.BadZipFile("it was written on a big-endian machine")
+        storages: dict[str, Tensor] = {}
+
+        def find_storage(pid: Any) -> Tensor:
+            tag, kind, key, *_ = pid
+            if tag != "storage" or not isinstance(key, str):
+                raise pickle.UnpicklingError("it refers to unknown data")
+            if key not in storages:
+                data = bytearray(archive.read(f"{root}data/{key}"))
+                storages[key] = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+            return storages[key].view(_storage_dtype(kind))
+
+        with archive.open(pickles[0]) as file:
+            return _Reader(io.BytesIO(file.read()), _TENSORS, strict=False, find_storage=find_storage).load()
+
+
+def _load_legacy(path: Path) -> Any:
+    """The format of torch.save before version 1.6: several pickles one after the other, then the storages' bytes."""
+    file_size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(1) != b"\x80":
+            kind = "an archive of PyTorch 0.1" if tarfile.is_tarfile(path) else "not written by torch.save"
+            raise pickle.UnpicklingError(f"it is {kind}")
+        file.seek(0)
+        storages: dict[str, Tensor] = {}
+
+        def find_storage(pid: Any) -> Tensor:
+            tag, kind, key, _, count, view = pid
+            dtype = _storage_dtype(kind)
+            if tag != "storage" or type(count) is not int or not 0 <= count * dtype.itemsize <= file_size:
+                raise pickle.UnpicklingError("it refers to more data than the file holds")
+            if key not in storages:
+                storages[key] = torch.empty(count, dtype=dtype)  # filled below: the bytes come after the pickles
+            if view is None:
+                return storages[key]
+            _, offset, length = view
+            return storages[key].narrow(0, offset, length)
+
+        def read() -> Any:
+            return _Reader(file, _TENSORS, strict=False, find_storage=find_storage).load()
+
+        if read() != _LEGACY_MAGIC:
+            raise pickle.UnpicklingError("it was not written by torch.save")
+        read()  # protocol version
+        system = read()
+        if not (isinstance(system, dict) and system.get("little_endian") is True):
+            raise pickle.UnpicklingError("it was written on a big-endian machine")
+        value = read()
+        keys = read()
+        if sorted(keys) != sorted(storages):
+            raise pickle.UnpicklingError("its tensors and its data do not belong together")
+        for key in keys:
+            storage = storages[key]
+            count = int.from_bytes(file.read(8), "little", signed=True)
+            target = storage.view(torch.uint8).numpy() if len(storage) else np.empty(0, np.uint8)
+            if count != len(storage) or file.readinto(memoryview(target)) != target.nbytes:
+                raise pickle.UnpicklingError("it ends before its data do")
+        return value

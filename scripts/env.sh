@@ -1,0 +1,62 @@
+# Sourced by the other scripts: makes the virtual environment once and puts it on PATH.
+#
+#   VENV=.venv         where the environment lives
+#   PYTHON=python3.11  which Python makes it (default: the first of python3.11, python3.12, python3 that is 3.11 or newer)
+#
+# The environment is made again only when requirements.txt, or the Python that made it, changes.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${VENV:-$ROOT/.venv}"
+
+# OpenMP's threads spin between parallel regions; beside other busy processes that costs more than it saves.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
+
+die() {
+    echo "${0##*/}: error: $*" >&2
+    exit 2
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
+        if command -v "$candidate" >/dev/null &&
+            "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    die "no Python 3.11 or newer with venv found: install one, or name it with PYTHON=/path/to/python3.11"
+}
+
+# What the environment was made from; equal stamps mean it can be used as it is.
+environment_stamp() {
+    "$1" --version
+    cat "$ROOT/requirements.txt"
+}
+
+ensure_environment() {
+    local python stamp
+    if [ -f "$VENV/.stamp" ] && [ -x "$VENV/bin/python" ]; then
+        stamp="$(environment_stamp "$VENV/bin/python")"
+        if [ "$stamp" = "$(cat "$VENV/.stamp")" ]; then
+            use_environment
+            return
+        fi
+    fi
+    python="$(find_python)" || exit 2
+    local started=$SECONDS
+    echo "environment: installing requirements.txt into ${VENV#"$ROOT"/} (about 5 GB, some minutes, once)"
+    rm -rf "$VENV"
+    "$python" -m venv "$VENV"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/requirements.txt" ||
+        die "pip could not install requirements.txt (see above)"
+    environment_stamp "$VENV/bin/python" >"$VENV/.stamp.new"
+    mv "$VENV/.stamp.new" "$VENV/.stamp" # last, so that an interrupted install is done again
+    echo "environment: ready after $((SECONDS - started)) s"
+    use_environment
+}
+
+use_environment() {
+    export PATH="$VENV/bin:$PATH"
+    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+}

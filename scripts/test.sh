@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Style and tests, from nothing: makes .venv when needed, then runs ruff and pytest.
+#
+#   bash scripts/test.sh                 everything but the tests marked slow
+#   bash scripts/test.sh --slow          those too
+#   bash scripts/test.sh -k procrustes   further words go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/env.sh
+source scripts/env.sh
+
+marker=(-m "not slow")
+words=()
+for word in "$@"; do
+    case "$word" in
+        --slow) marker=() ;;
+        -h | --help)
+            sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            exit 0
+            ;;
+        *) words+=("$word") ;;
+    esac
+done
+
+ensure_environment
+ruff check .
+ruff format --check .
+python -m pytest "${marker[@]}" "${words[@]}"

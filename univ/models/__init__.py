@@ -143,14 +143,12 @@ def find_checkpoint(folder: Path | str, arch: str, train_set: str) -> Path:
     """
     folder = Path(folder)
     held = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    suffixes = (
-        sorted(_SUFFIXES, key=lambda suffix: suffix != ".pt") if train_set in ("cifar10", "digits") else _SUFFIXES
-    )
-    for name in (
-        f"{stem}{suffix}" for suffix in suffixes for stem in (file_stem(arch), arch.partition(":")[2]) if stem
-    ):
-        if name in held:
-            return folder / name
+    usual = ".pt" if train_set in ("cifar10", "digits") else ".ckpt"
+    stems = [file_stem(arch), arch.partition(":")[2]]
+    for suffix in sorted(_SUFFIXES, key=lambda suffix: suffix != usual):
+        for stem in filter(None, stems):
+            if stem + suffix in held:
+                return folder / (stem + suffix)
     matches = [name for name in held if _hugging_face_name(name, eps_of_path(folder)) == arch]
     if len(matches) == 1:
         return folder / matches[0]

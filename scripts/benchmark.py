@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # univ, when it is not installed
 
 from univ import cli, runs
 

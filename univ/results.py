@@ -78,7 +78,7 @@ def place(measure: str) -> Place:
 
 
 def canonical_exp(tag: str | float) -> str:
-    """One spelling per tag: the original rep.py writes 10 as `10.0` in file names, func.py as `10`; both become `10`."""
+    """One spelling per tag: the original rep.py writes 10 as `10.0` in file names, func.py as `10`; here it is `10`."""
     text = str(tag)
     return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
 

@@ -1,12 +1,10 @@
 """Images in, representations and logits out: one forward pass gives both, hooks are gone when it is over."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Self
 
 import torch
 from loguru import logger
@@ -14,12 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from univ.errors import InputError
-
-if TYPE_CHECKING:
-    from univ.models import Classifier
-
-HEAD = "head"
-"""Node name that stands for the input of the last linear layer."""
+from univ.models import HEAD_INPUT, Classifier
 
 
 class Tap:
@@ -66,8 +59,8 @@ class Tap:
         else:
             self._rep = (activation.flatten(1) if self.flatten else activation).clone()
 
-    def __enter__(self) -> Tap:
-        if self.node == HEAD:
+    def __enter__(self) -> Self:
+        if self.node == HEAD_INPUT:
             # A matrix product writes nothing into its input, so it is kept as it is.
             def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 self._rep = inputs[0]
@@ -91,7 +84,7 @@ class Tap:
 @contextlib.contextmanager
 def head_input(model: Classifier) -> Iterator[Tap]:
     """Tap the input of the last linear layer, post-ReLU and pooled: what inversion optimises in every architecture."""
-    with Tap(model, node=HEAD) as tap:
+    with Tap(model, node=HEAD_INPUT) as tap:
         yield tap
 
 

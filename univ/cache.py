@@ -5,8 +5,6 @@ setting, keyed by model (`<source>/<model>` on inverted images). The metadata sa
 node and which weights it came from, so that a stale or foreign one is never compared.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib
@@ -39,7 +37,7 @@ class Inputs:
     indices: str
     n: int
 
-    def require_same(self, other: Inputs, what: str) -> None:
+    def require_same(self, other: "Inputs", what: str) -> None:
         """Refuse a comparison between different inputs.
 
         Raises:

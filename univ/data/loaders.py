@@ -219,12 +219,13 @@ class TrainingBatches:
         for step in range(self.first_step, self._steps):
             positions, shard = self._global_batches[step], self._shard(step)
             chosen = positions[shard].to(self._device)
-            pixels = images.floats(chosen)
-            if augment is not None:
-                # drawn for the whole global batch, so that a slice gets what it would get in a single process
-                draws = augment.draw(len(positions), stream("batch", self._seed, self.epoch, step))
-                pixels = augment(pixels, {name: draw[shard].to(self._device) for name, draw in draws.items()})
-            yield pixels, images.labels[chosen]
+            pixels, labels = images.uint8(chosen), images.labels[chosen]
+            if augment is None:
+                yield to_float(pixels), labels
+                continue
+            # drawn for the whole global batch, so that a slice gets what it would get in a single process
+            draws = augment.draw(len(positions), stream("batch", self._seed, self.epoch, step))
+            yield augment(pixels, {name: draw[shard].to(self._device) for name, draw in draws.items()}), labels
 
     def _decoded(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._loader is None:  # kept, and its workers with it, from epoch to epoch

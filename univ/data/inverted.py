@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from univ import files
+from univ import files, safeload
 from univ.data.images import TensorImages, to_float
 from univ.errors import InputError
 
@@ -46,26 +45,25 @@ def find_inverted(folder: Path | str, model: str, eps: str) -> Path:
 
 def _read(path: Path) -> Tensor:
     """The stored tensor, memory-mapped where the format allows it; nothing in the file is executed."""
+    if path.suffix != ".npy":
+        stored = safeload.load(path, what="file of inverted images", mmap=True)
+        if not isinstance(stored, Tensor):
+            raise InputError(f"{path} holds a {type(stored).__name__}, expected one tensor of images (n, 3, H, W)")
+        return stored.detach()
     if not path.exists():
         raise FileNotFoundError(f"no inverted images at {path}")
     try:
-        if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not array.dtype.isnative:
-                array = array.astype(array.dtype.newbyteorder("="))
-            with warnings.catch_warnings():  # the map is read-only, and nothing here writes to the tensor
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                return torch.from_numpy(array)
-        with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"  # torch.save before 1.6 wrote a plain pickle, which cannot be mapped
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path} is no tensor of inverted images: it holds objects other than tensors") from error
-    except (OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError, AttributeError, IndexError) as error:
-        raise InputError(f"cannot read {path}: {str(error).splitlines()[0] if str(error) else 'damaged'}") from error
-    if not isinstance(stored, Tensor):
-        raise InputError(f"{path} holds a {type(stored).__name__}, expected one tensor of images (n, 3, H, W)")
-    return stored.detach()
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        with warnings.catch_warnings():  # the map is read-only, and nothing here writes to the tensor
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(array)
+    except PermissionError:
+        raise
+    except Exception as error:  # NumPy parses the header as Python source: damage surfaces as any of a dozen types
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} is not a readable file of inverted images: {reason}") from error
 
 
 def open_inverted(path: Path | str, labels: Tensor | None = None) -> TensorImages:

@@ -1,0 +1,177 @@
+"""Slow, literal float64 transcriptions of the definitions, sharing no code with the fast forms they check.
+
+In: NumPy arrays of the same images; out: the score. Loops and n x n matrices throughout.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+
+def _center(x, center=True):
+    x = np.asarray(x, dtype=np.float64).reshape(len(x), -1)
+    return x - x.mean(axis=0) if center else x
+
+
+def hsic1(k, l):  # noqa: E741 - the symbol of the paper
+    """Song et al. 2012, equation 5, term by term."""
+    n = len(k)
+    k, l = k.copy(), l.copy()  # noqa: E741
+    np.fill_diagonal(k, 0)
+    np.fill_diagonal(l, 0)
+    ones = np.ones(n)
+    return (
+        np.trace(k @ l)
+        + (ones @ k @ ones) * (ones @ l @ ones) / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * (ones @ k @ l @ ones)
+    ) / (n * (n - 3))
+
+
+def cka(x, y):
+    k, l = (np.asarray(m, np.float64) @ np.asarray(m, np.float64).T for m in (x, y))  # noqa: E741 - not centred
+    return hsic1(k, l) / math.sqrt(hsic1(k, k) * hsic1(l, l))
+
+
+def cka_biased(x, y):
+    n = len(x)
+    h = np.eye(n) - np.ones((n, n)) / n
+    k, l = (h @ (np.asarray(m, np.float64) @ np.asarray(m, np.float64).T) @ h for m in (x, y))  # noqa: E741
+    return np.sum(k * l) / math.sqrt(np.sum(k * k) * np.sum(l * l))
+
+
+def procrustes(x, y, center=True, normalize=True):
+    x, y = _center(x, center), _center(y, center)
+    if normalize:
+        x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
+    width = max(x.shape[1], y.shape[1])
+    x, y = (np.pad(m, ((0, 0), (0, width - m.shape[1]))) for m in (x, y))
+    u, _, vt = np.linalg.svd(x.T @ y)
+    return np.linalg.norm(x @ (u @ vt) - y) ** 2
+
+
+def neighbors(x, k, function="cos_sim", center=True, published=False):
+    """List of lists: the k nearest of each image, nearest first, one pair of images at a time."""
+    x = _center(x, center)
+    n = len(x)
+    found = []
+    for i in range(n):
+        far = []
+        for j in range(n):
+            if function == "cos_sim":
+                norms = np.linalg.norm(x[i]) * np.linalg.norm(x[j])
+                value = -float((x[i] * x[j]).sum() / norms) if norms > 0 else 0.0
+            else:
+                value = float(np.square(x[i] - x[j]).sum())
+            if j == i and not published:
+                continue
+            if j == i:
+                value = 0.0 if function == "cos_sim" else -1.0
+            far.append((value, j))
+        found.append([j for _, j in sorted(far)[:k]])
+    return found
+
+
+def jaccard(x, y, k, **settings):
+    lists = zip(neighbors(x, k, **settings), neighbors(y, k, **settings))
+    return np.mean([len(set(a) & set(b)) / len(set(a) | set(b)) for a, b in lists])
+
+
+def _rank(a, b):
+    common = set(a) & set(b)
+    if not common:
+        return 0.0
+    total = 0.0
+    for v in common:
+        r1, r2 = a.index(v) + 1, b.index(v) + 1
+        total += 2 / ((1 + abs(r1 - r2)) * (r1 + r2))
+    return total / sum(1 / i for i in range(1, len(common) + 1))
+
+
+def rank_similarity(x, y, k, **settings):
+    return np.mean([_rank(a, b) for a, b in zip(neighbors(x, k, **settings), neighbors(y, k, **settings))])
+
+
+def joint_similarity(x, y, k, **settings):
+    lists = zip(neighbors(x, k, **settings), neighbors(y, k, **settings))
+    return np.mean([len(set(a) & set(b)) / len(set(a) | set(b)) * _rank(a, b) for a, b in lists])
+
+
+def rtd_barcode(r1, r2):
+    """H1 of the full [[0, r1], [r1, min(r1, r2)]], through gudhi's simplex tree instead of its Ripser."""
+    import gudhi
+
+    n = len(r1)
+    matrix = np.block([[np.zeros((n, n)), r1], [r1, np.minimum(r1, r2)]])
+    matrix[matrix < 1e-6 * r1.mean()] = 0
+    tree = gudhi.RipsComplex(distance_matrix=matrix).create_simplex_tree(max_dimension=2)
+    tree.compute_persistence()
+    bars = tree.persistence_intervals_in_dimension(1)
+    return float(sum(death - birth for birth, death in bars))
+
+
+def rtd(x, y):
+    """All images in one trial."""
+    scaled = []
+    for rep in (x, y):
+        rep = np.asarray(rep, np.float64)
+        r = np.array([[np.linalg.norm(a - b) for b in rep] for a in rep])
+        scaled.append(r / np.quantile(r, 0.9))
+    return (rtd_barcode(scaled[0], scaled[1]) + rtd_barcode(scaled[1], scaled[0])) / 2
+
+
+def magnitude(x):
+    return np.linalg.norm(np.asarray(x, np.float64).mean(axis=0))
+
+
+def concentricity(x):
+    x = np.asarray(x, np.float64)
+    mean = x.mean(axis=0)
+    return np.mean([row @ mean / np.linalg.norm(row) / np.linalg.norm(mean) for row in x])
+
+
+def softmax(logits):
+    powers = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def disagreement(a, b):
+    return sum(int(i != j) for i, j in zip(a, b)) / len(a)
+
+
+def normalized_disagreement(a, b, labels):
+    e1, e2 = disagreement(a, labels), disagreement(b, labels)
+    least = abs(e1 - e2)
+    return (disagreement(a, b) - least) / (min(e1 + e2, 1) - least)
+
+
+def kappa(a, b, num_classes):
+    table = np.zeros((num_classes, num_classes))
+    for i, j in zip(a, b):
+        table[i, j] += 1 / len(a)
+    expected = sum(table[c].sum() * table[:, c].sum() for c in range(num_classes))
+    return (np.trace(table) - expected) / (1 - expected)
+
+
+def jsd(a, b):
+    total = 0.0
+    for p, q in zip(softmax(a), softmax(b)):
+        m = (p + q) / 2
+        total += sum(pi * math.log(pi / mi) for pi, mi in zip(p, m) if pi > 0) / 2
+        total += sum(qi * math.log(qi / mi) for qi, mi in zip(q, m) if qi > 0) / 2
+    return total / len(a)
+
+
+def churn(a, b, alpha):
+    total = 0.0
+    for p, q in zip(softmax(a), softmax(b)):
+        total += sum(abs((pi / p.max()) ** alpha - (qi / q.max()) ** alpha) for pi, qi in zip(p, q))
+    return total / (2 * len(a))
+
+
+def ambiguity(predictions):
+    return np.mean([len(set(image)) > 1 for image in zip(*predictions)])
+
+
+def discrepancy(predictions):
+    return max(disagreement(a, b) for a, b in itertools.combinations(predictions, 2))

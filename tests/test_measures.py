@@ -1,0 +1,419 @@
+"""Measures of representations: properties over the registry, closed forms, values by hand, slow definitions."""
+
+import math
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from univ import measures
+from univ.measures import REP_MEASURES, REP_STATISTICS, Pair, UndefinedScore, build
+from univ.measures.base import Center, Centered, full_precision
+from univ.measures.neighbors import FindNeighbors, Neighbors, joint_score, rank_score
+from univ.measures.procrustes import nuclear_norm
+from univ.measures.rtd import DrawDistances, barcode_length, joint_distances, scaled_distances
+
+SETTINGS = {"k": 7, "batch": 40, "trials": 2}  # small: properties do not depend on them
+KEYS = list(REP_MEASURES)
+
+
+def make(key, **settings):
+    return build(REP_MEASURES, [key], **{**SETTINGS, **settings})[0]
+
+
+def related(n=60, p=12, q=9, noise=0.5, seed=0, dtype=torch.float32):
+    """Two noisy linear views of the same points, with uneven spectra and means that are not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(n, 6, generator=generator, dtype=torch.float64)
+    views = []
+    for width in (p, q):
+        view = points @ torch.randn(6, width, generator=generator, dtype=torch.float64)
+        view = view + noise * torch.randn(n, width, generator=generator, dtype=torch.float64)
+        views.append((view * torch.linspace(1, 0.1, width, dtype=torch.float64) + 0.7).to(dtype))
+    return views
+
+
+def rotation(width, seed=1):
+    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)).double()).Q
+
+
+@pytest.fixture
+def pair():
+    return related()
+
+
+# Properties
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_self_score_is_as_declared(key, pair):
+    measure = make(key)
+    for rep in pair:
+        assert measure(rep, rep) == pytest.approx(measure.self_score, abs=1e-6)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_symmetric_as_declared(key, pair):
+    x, y = pair
+    measure = make(key)
+    assert (measure(x, y) == pytest.approx(measure(y, x), abs=1e-6)) == measure.symmetric
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_sense_is_as_declared(key):
+    x, near = related(noise=0.1, q=12)
+    far = torch.randn(60, 12, generator=torch.Generator().manual_seed(5))
+    measure = make(key)
+    assert (measure(x, near) > measure(x, far)) == measure.larger_is_closer
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_permuting_what_was_prepared_equals_preparing_permuted_images(key, pair):
+    x, y = (rep.double() for rep in pair)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    measure = make(key)
+    expected = measure(x, y[order])
+    permuted = measure.prepare(y).permute(order)
+    assert measure.compare(measure.prepare(x), permuted) == pytest.approx(expected, abs=1e-9)
+    twice = permuted.permute(order.argsort())
+    assert measure.compare(measure.prepare(x), twice) == pytest.approx(measure(x, y), abs=1e-9)
+    assert measure.compare(measure.prepare(x), measure.prepare(y)) == measure(x, y), "permuting changed the original"
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key != "rtd"])
+def test_order_of_images_does_not_matter(key, pair):
+    x, y = (rep.double() for rep in pair)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    measure = make(key)
+    assert measure(x[order], y[order]) == pytest.approx(measure(x, y), abs=1e-9)
+
+
+def test_rtd_of_all_images_does_not_depend_on_their_order(pair):
+    x, y = pair
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    measure = make("rtd", batch=60)
+    assert measure(x[order], y[order]) == pytest.approx(measure(x, y), abs=1e-6)
+
+
+INVARIANCES = {  # transformation of a (N, D) float64 representation -> measures that must not see it
+    "rotation": (lambda x: x @ rotation(x.shape[1]), set(KEYS)),
+    "scaling": (lambda x: 3.7 * x, set(KEYS)),
+    "translation": (lambda x: x + torch.arange(x.shape[1]), set(KEYS)),
+    "zero column": (lambda x: torch.cat([x, torch.zeros(len(x), 1)], dim=1), set(KEYS)),
+    "column scaling": (lambda x: x * torch.linspace(0.2, 5, x.shape[1]), set()),
+    "image scaling": (lambda x: (x - x.mean(0)) * torch.linspace(0.2, 5, len(x))[:, None], set()),
+}
+
+
+@pytest.mark.parametrize("change", INVARIANCES)
+@pytest.mark.parametrize("key", KEYS)
+def test_invariances_hold_and_others_fail(key, change, pair):
+    x, y = (rep.double() for rep in pair)
+    transform, invariant = INVARIANCES[change]
+    measure = make(key)
+    same = measure(transform(x), y) == pytest.approx(measure(x, y), abs=1e-8)
+    assert same == (key in invariant)
+
+
+@pytest.mark.parametrize("key", ["proc", "jacc"])
+def test_without_centring_translation_matters(key, pair):
+    x, y = pair
+    measure = make(key, center=False)
+    assert measure(x + 3, y) != pytest.approx(measure(x, y), abs=1e-3)
+
+
+def test_without_normalising_scale_matters(pair):
+    x, y = pair
+    assert measures.procrustes(3 * x, y, normalize=False) != pytest.approx(measures.procrustes(x, y, normalize=False))
+
+
+# The slow definitions
+
+ORACLES = {
+    "cka": (oracles.cka, {}),
+    "proc": (oracles.procrustes, {}),
+    "jacc": (oracles.jaccard, {"k": 7}),
+    "rank": (oracles.rank_similarity, {"k": 7}),
+    "rank_jacc": (oracles.joint_similarity, {"k": 7}),
+    "rtd": (oracles.rtd, {"batch": 60}),
+}
+SHAPES = {
+    "tall": {"n": 60, "p": 12, "q": 9},
+    "wide": {"n": 20, "p": 45, "q": 31},
+    "one wide": {"n": 20, "p": 45, "q": 9},
+    "low rank": {"n": 60, "p": 30, "q": 40, "noise": 0},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("key", ORACLES)
+def test_agrees_with_the_definition(key, shape):
+    x, y = related(**SHAPES[shape])
+    oracle, settings = ORACLES[key]
+    known = {name: value for name, value in settings.items() if name == "k"}
+    assert make(key, **settings)(x, y) == pytest.approx(oracle(x.numpy(), y.numpy(), **known), abs=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"center": False}, {"normalize": False}, {"center": False, "normalize": False}])
+def test_procrustes_settings_agree_with_the_definition(settings, pair):
+    x, y = pair
+    expected = oracles.procrustes(x.numpy(), y.numpy(), **settings)
+    assert measures.procrustes(x, y, **settings) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("function", ["cos_sim", "euc"])
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("k", [1, 7, 59])
+def test_neighbors_agree_with_the_definition(k, center, function, published, pair):
+    settings = {"function": function, "center": center, "published": published}
+    found = FindNeighbors(k, **settings)(pair[0]).indices
+    assert found.tolist() == oracles.neighbors(pair[0].numpy(), k, **settings)
+
+
+def test_biased_cka_agrees_with_the_definition(pair):
+    x, y = pair
+    assert measures.cka(x, y, unbiased=False) == pytest.approx(oracles.cka_biased(x.numpy(), y.numpy()), abs=1e-6)
+
+
+@pytest.mark.parametrize("key", REP_STATISTICS)
+def test_statistics_agree_with_the_definition(key, pair):
+    oracle = {"mag": oracles.magnitude, "con": oracles.concentricity}[key]
+    assert REP_STATISTICS[key]()(pair[0]) == pytest.approx(oracle(pair[0].numpy()), abs=1e-6)
+
+
+# Closed forms
+
+
+def test_procrustes_of_orthogonal_column_spaces_is_two():
+    basis = rotation(40)
+    basis = torch.linalg.qr(basis - basis.mean(dim=0)).Q[:, :20]  # centred columns
+    assert measures.procrustes(basis[:, :8], basis[:, 8:20]) == pytest.approx(2, abs=1e-9)
+
+
+def test_mean_of_permuted_cka_is_zero_and_biased_cka_is_not():
+    x, y = (rep.double() for rep in related(n=40, p=30, q=30))
+    generator = torch.Generator().manual_seed(0)
+    for unbiased in (True, False):
+        measure = measures.cka_measure(unbiased=unbiased)
+        a, b = measure.prepare(x), measure.prepare(y)
+        scores = [measure.compare(a, b.permute(torch.randperm(40, generator=generator))) for _ in range(300)]
+        error = np.std(scores) / math.sqrt(len(scores))
+        assert (abs(np.mean(scores)) < 4 * error) == unbiased
+
+
+def test_jaccard_of_all_other_images_is_one(pair):
+    x, y = pair
+    assert measures.jaccard(x, y, k=59) == 1
+
+
+def test_published_euclidean_neighbors_contain_the_image_itself():
+    x, y = (torch.randn(1000, 30, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    # of k = 10, one neighbour is sure to be common: at least 1/19 = 0.053, and 0.004 by chance
+    assert measures.jaccard_measure(k=10, function="euc", published=True)(x, y) == pytest.approx(0.056, abs=2e-3)
+    assert measures.jaccard_measure(k=10, function="euc")(x, y) == pytest.approx(0.004, abs=2e-3)
+
+
+def test_rtd_lower_triangle_at_infinity_leaves_h1_unchanged():
+    r1, r2 = (scaled_distances(rep.double()).numpy() for rep in related(n=40))
+    assert barcode_length(r1, r2) == pytest.approx(oracles.rtd_barcode(r1, r2), abs=1e-12)
+    full = joint_distances(r1, r2, infinite=False)
+    assert np.isinf(joint_distances(r1, r2)[40:, :40]).sum() == 40 * 39 / 2
+    assert np.array_equal(full, full.T)
+
+
+def test_nuclear_norm_of_a_singular_matrix_is_as_exact_as_svd():
+    flat = torch.randn(80, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    steep = flat * 10.0 ** torch.linspace(0, -12, 60, dtype=torch.float64)
+    low_rank = flat[:, :3] @ flat[:3]
+    for matrix in (flat, flat.T, steep, low_rank, torch.zeros(5, 4, dtype=torch.float64)):
+        assert nuclear_norm(matrix) == pytest.approx(torch.linalg.svdvals(matrix).sum().item(), rel=1e-7)
+
+
+# By hand
+
+
+def test_cka_by_hand():
+    x = torch.tensor([[1.0], [0.0], [0.0], [1.0]])
+    y = torch.tensor([[1.0], [0.0], [1.0], [0.0]])
+    # K has ones at (0,3), (3,0); L at (0,2), (2,0): tr KL = 0, 1'K1 = 1'L1 = 2, 1'KL1 = K1.L1 = 1 (image 0)
+    # HSIC(K,L) = [0 + 4/6 - 1] / 4 = -1/12; HSIC(K,K) = [2 + 4/6 - 2] / 4 = 1/6
+    assert measures.cka(x, y) == pytest.approx(-0.5)
+
+
+def test_procrustes_by_hand():
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    y = torch.tensor([[0.0, 2.0], [0.0, -2.0]])
+    # |X|^2 = 2, |Y|^2 = 8, X'Y has the one singular value 4: 2 + 8 - 8 = 2; scaled to norm 1: 0
+    assert measures.procrustes(x, y, normalize=False) == pytest.approx(2)
+    assert measures.procrustes(x, y) == pytest.approx(0, abs=1e-9)
+
+
+def test_rank_similarity_by_hand():
+    a = Neighbors(torch.tensor([[1, 2], [0, 2], [0, 1]]))  # neighbours of images 0, 1, 2, nearest first
+    b = Neighbors(torch.tensor([[2, 1], [0, 2], [0, 1]]))
+    # image 0, order swapped: two terms 2 / ((1 + |1-2|) * (1 + 2)) = 1/3, over 1 + 1/2: 4/9; the others 1
+    assert rank_score(Pair(a, b)) == pytest.approx((4 / 9 + 1 + 1) / 3)
+    assert joint_score(Pair(a, b)) == pytest.approx((4 / 9 + 1 + 1) / 3)  # all neighbours are common
+    c = Neighbors(torch.tensor([[1], [2], [0]]))
+    d = Neighbors(torch.tensor([[2], [2], [1]]))
+    assert rank_score(Pair(c, d)) == pytest.approx(1 / 3)  # images 0 and 2 share none
+
+
+def test_neighbors_by_hand():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0], [0.0, 1.0]])
+    # squared distances: 0-1 and 0-2: 25 (a tie: the lower index), 0-3: 1, 1-2: 0, 1-3 and 2-3: 18
+    assert FindNeighbors(3, "euc")(x).indices.tolist() == [[3, 1, 2], [2, 3, 0], [1, 3, 0], [0, 1, 2]]
+
+
+def test_statistics_by_hand():
+    x = torch.tensor([[3.0, 0.0], [3.0, 8.0]])
+    # mean (3, 4), norm 5; cosines (3*3) / (3*5) = 0.6 and (9 + 32) / (sqrt(73) * 5)
+    assert measures.magnitude(x) == pytest.approx(5)
+    assert measures.concentricity(x) == pytest.approx((0.6 + 41 / (5 * math.sqrt(73))) / 2)
+
+
+# Edges
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_input_is_not_changed_and_kinds_of_input_agree(key, pair):
+    x, y = pair
+    measure = make(key)
+    expected = measure(x, y)
+    before = x.clone(), y.clone()
+    frozen = [rep.numpy().copy() for rep in pair]
+    for array in frozen:
+        array.flags.writeable = False
+    assert measure(*frozen) == expected
+    assert measure(x.clone().requires_grad_(), y.reshape(len(y), 3, 3)) == expected
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
+    half = x.half()
+    assert measure(half, y) == pytest.approx(measure(half.float(), y), abs=1e-9)
+
+
+@pytest.mark.parametrize("key", [*KEYS, *REP_STATISTICS])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_input_is_an_error(key, value, pair):
+    x, y = (rep.clone() for rep in pair)
+    y[13, 2] = value
+    with pytest.raises(ValueError, match=r"NaN or infinite values, first in row 13"):
+        make(key)(x, y) if key in REP_MEASURES else REP_STATISTICS[key]()(y)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_different_numbers_of_images_are_an_error(key, pair):
+    with pytest.raises(ValueError, match="60 and 50"):
+        make(key)(pair[0], pair[1][:50])
+
+
+@pytest.mark.parametrize("k", [0, 60, 61])
+def test_k_out_of_range_is_an_error(k, pair):
+    with pytest.raises(ValueError, match=f"k={k} neighbours need k between 1 and .* = 59"):
+        measures.jaccard(*pair, k=k)
+
+
+def test_constant_representation(pair):
+    x = pair[0]
+    constant = torch.full((60, 5), 0.1)
+    for measure in (measures.cka, measures.procrustes):
+        with pytest.warns(UndefinedScore, match="not defined"):
+            assert math.isnan(measure(x, constant))
+    with pytest.raises(ValueError, match="nine tenths"):
+        measures.rtd(x, constant)
+    # all similarities tie at 0: each image's neighbours are the lowest indices
+    assert FindNeighbors(2)(constant).indices.tolist() == [[1, 2], [0, 2]] + [[0, 1]] * 58
+    with pytest.warns(UndefinedScore, match="mean representation is zero"):
+        assert math.isnan(measures.concentricity(torch.zeros(4, 3)))
+
+
+def test_duplicated_images_tie_by_index(pair):
+    x = pair[0].repeat(2, 1)
+    for function in ("cos_sim", "euc"):
+        assert FindNeighbors(9, function)(x).indices.tolist() == oracles.neighbors(x.numpy(), 9, function)
+
+
+def test_cka_needs_four_images(pair):
+    x, y = pair
+    with pytest.raises(ValueError, match="at least 4 images"):
+        measures.cka(x[:3], y[:3])
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(ValueError, match="choose from"):
+        build(REP_MEASURES, ["ckaa"])
+    with pytest.raises(ValueError, match="knn"):
+        build(REP_MEASURES, ["cka"], knn=5)
+    with pytest.raises(ValueError, match="unknown function"):
+        FindNeighbors(5, "cosine")
+
+
+def test_equal_settings_make_equal_preparations():
+    a, b, c = build(REP_MEASURES, ["jacc", "rank", "rank_jacc"], k=5)
+    assert a.prepare == b.prepare == c.prepare != make("jacc", k=6).prepare
+    assert make("cka").prepare == make("proc").prepare != make("proc", center=False).prepare
+
+
+def test_cka_and_procrustes_share_one_cross_product(pair, monkeypatch):
+    calls = []
+    blocks = Centered.block
+    monkeypatch.setattr(Centered, "block", lambda self, *span: calls.append(span) or blocks(self, *span))
+    a, b = (Center()(rep) for rep in pair)
+    shared = Pair(a, b)
+    make("proc").score(shared)
+    before = len(calls)
+    make("proc").score(shared)
+    assert before == len(calls) == 2
+
+
+def test_streaming_gives_the_same_scores(pair, tmp_path):
+    files = []
+    for name, rep in zip("xy", pair):
+        np.save(tmp_path / f"{name}.npy", rep.numpy())
+        files.append(np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
+    for key in ("cka", "proc"):
+        assert make(key, stream=True)(*files) == pytest.approx(make(key)(*pair), abs=1e-12)
+    assert Center(stream=True)(pair[0]).rows.data_ptr() == pair[0].data_ptr()
+
+
+def test_reduced_precision_switched_on_elsewhere_does_not_change_a_score(pair):
+    x, y = pair
+    expected = measures.cka(x, y)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert measures.cka(x, y) == expected
+            with full_precision():
+                assert (x.T @ x).dtype == torch.float32
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def test_rtd_draws_the_same_images_whatever_the_model():
+    draw = DrawDistances(batch=20, trials=3, seed=4)
+    assert torch.equal(draw.images(50), draw.images(50))
+    assert draw.images(50).shape == (3, 20)
+    assert all(len(set(trial.tolist())) == 20 for trial in draw.images(50))
+    assert draw.images(20).tolist() == [list(range(20))], "all images: one trial"
+    assert not torch.equal(draw.images(50), DrawDistances(20, 3, seed=5).images(50))
+
+
+def test_rtd_reports_the_spread_over_trials_and_is_reproducible(pair):
+    measure = make("rtd", batch=20, trials=4)
+    a, b = (measure.prepare(rep) for rep in pair)
+    first = Pair(a, b)
+    assert measure.spread(first) > 0
+    assert measure.score(first) == make("rtd", batch=20, trials=4, workers=1)(*pair)
+    assert make("rtd", batch=60).spread(Pair(*(make("rtd", batch=60).prepare(rep) for rep in pair))) == 0
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("key", KEYS)
+def test_cuda_gives_the_same_score(key, pair):
+    x, y = pair
+    assert make(key)(x.cuda(), y.cuda()) == pytest.approx(make(key)(x, y), abs=1e-6)

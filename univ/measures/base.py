@@ -1,0 +1,292 @@
+"""What every measure is made of: a preparation per model, a score per pair, and checks of what comes in.
+
+In: representations (N, D) as torch tensors or NumPy arrays on any device, row i of all of them from the same image.
+Out: a `Measure`, whose `prepare` does all that needs one model and whose `compare` does the rest for a pair.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+Rep = Tensor | np.ndarray
+
+BLOCK_ROWS = 2048  # rows per block of a product over images: large enough for full speed, 16 MB at 2048 columns
+
+
+class UndefinedScore(UserWarning):
+    """A score that its definition leaves undefined (0 / 0) for this pair: it is nan, and the text says why."""
+
+
+def undefined(reason: str) -> float:
+    """Nan, announced with its reason; the drivers of `univ.compare` collect it beside the names of the pair."""
+    warnings.warn(reason, UndefinedScore, stacklevel=2)
+    return math.nan
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """All bits of float32 in products, no autocast and no autograd, whatever the caller has switched on.
+
+    TF32 and bfloat16 products keep 10 and 7 bits of mantissa: CKA would be off in the third digit.
+    """
+    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
+
+
+def as_tensor(values: Rep) -> Tensor:
+    """Values as a tensor that shares their memory where it can; never written to.
+
+    Raises:
+        TypeError: not a tensor or array of real numbers.
+    """
+    if isinstance(values, np.ndarray):
+        with warnings.catch_warnings():  # a read-only (memory-mapped) array is fine: nothing here writes to its input
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+            values = torch.from_numpy(values if all(stride > 0 for stride in values.strides) else values.copy())
+    if not isinstance(values, Tensor) or values.is_complex():
+        raise TypeError(f"expected a real torch tensor or NumPy array, got {type(values).__name__}")
+    return values.detach()
+
+
+def as_rep(rep: Rep, min_images: int = 2) -> Tensor:
+    """A representation as an (N, D) tensor: flattened, float32 (float64 stays), finite.
+
+    Args:
+        rep: (N, ...), row i from image i; half precision and integers become float32. Not changed, and not copied
+            if it is an (N, D) float32 or float64 array.
+        min_images: the fewest rows for which the measure is defined.
+
+    Raises:
+        ValueError: too few rows, no columns, or values that are NaN or infinite.
+    """
+    rep = as_tensor(rep)
+    if rep.ndim < 2 or rep.numel() == 0:
+        raise ValueError(
+            f"a representation has one row per image and at least one column, got shape {tuple(rep.shape)}"
+        )
+    if len(rep) < min_images:
+        raise ValueError(f"needs at least {min_images} images, got {len(rep)}")
+    rep = rep.flatten(1)
+    rep = rep if rep.dtype == torch.float64 else rep.float()
+    for start in range(0, len(rep), BLOCK_ROWS):
+        finite = rep[start : start + BLOCK_ROWS].isfinite().all(dim=1)
+        if not finite.all():
+            row = start + int((~finite).nonzero()[0])
+            raise ValueError(f"the representation holds NaN or infinite values, first in row {row}")
+    return rep
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Base of what a preparation returns: N rows, and values derived from them that are computed at first use.
+
+    Two memories: `once` forgets when the rows are permuted, `once_any_order` does not, so that a permutation
+    baseline costs only re-indexing of what was prepared.
+    """
+
+    _memory: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+    _any_order: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def permute(self, order: Tensor) -> "Prepared":
+        """The same as preparing `rep[order]`."""
+        raise NotImplementedError
+
+    def once(self, compute: Callable[[Any], T]) -> T:
+        """`compute(self)`, remembered."""
+        if compute not in self._memory:
+            self._memory[compute] = compute(self)
+        return self._memory[compute]
+
+    def once_any_order(self, compute: Callable[[Any], T]) -> T:
+        """`compute(self)`, remembered by permuted copies too: for values that no order of the rows changes."""
+        if compute not in self._any_order:
+            self._any_order[compute] = compute(self)
+        return self._any_order[compute]
+
+    def _permuted(self, **changes: Any) -> "Prepared":
+        copy = replace(self, **changes)
+        object.__setattr__(copy, "_any_order", self._any_order)
+        return copy
+
+
+class Pair:
+    """Two prepared models, and what several measures need of both, computed at first use and then shared.
+
+    Raises:
+        ValueError: the two have different numbers of images.
+    """
+
+    def __init__(self, a: Any, b: Any) -> None:
+        if len(a) != len(b):
+            raise ValueError(f"a comparison needs the same images in both models: got {len(a)} and {len(b)}")
+        self.a = a
+        self.b = b
+        self._memory: dict[Callable, Any] = {}
+
+    def once(self, compute: Callable[["Pair"], T]) -> T:
+        """`compute(self)`, remembered."""
+        if compute not in self._memory:
+            self._memory[compute] = compute(self)
+        return self._memory[compute]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The half of a measure that needs one model. Equal preparations share their result (see `univ.compare`)."""
+
+    def __call__(self, rep: Any) -> Any:
+        with full_precision():
+            return self.prepare(rep)
+
+    def prepare(self, rep: Any) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of how alike two models are.
+
+    `measure(x, y)` compares two representations; whoever compares many models calls `prepare` once per model and
+    `score` (or `compare`) once per pair.
+
+    Attributes:
+        name: its key on the command line.
+        prepare: representation (or outputs) of one model -> what `score` wants. Compares equal to that of another
+            measure with the same settings, so that both can use one result.
+        score: Pair of prepared models -> score.
+        self_score: what a model scores against itself.
+        larger_is_closer: True for similarities, False for distances.
+        symmetric: False if swapping the models changes the score.
+        spread: for measures that average over random trials, the standard deviation over the trials of a pair.
+    """
+
+    name: str
+    prepare: Callable[[Any], Any]
+    score: Callable[[Pair], float]
+    self_score: float
+    larger_is_closer: bool
+    symmetric: bool = True
+    spread: Callable[[Pair], float] | None = None
+
+    def compare(self, a: Any, b: Any) -> float:
+        """Score of two prepared models.
+
+        Raises:
+            ValueError: they have different numbers of images, or the measure is not defined for them.
+        """
+        with full_precision():
+            return self.score(Pair(a, b))
+
+    def __call__(self, x: Any, y: Any) -> float:
+        return self.compare(self.prepare(x), self.prepare(y))
+
+
+@dataclass(frozen=True)
+class Centered(Prepared):
+    """Rows of one representation after centring, read in blocks.
+
+    Attributes:
+        rows: (N, D) float32 or float64; already centred unless `mean` is given.
+        mean: (D,) float64 still to be subtracted from each block: `rows` is then the caller's own array, which may
+            be memory-mapped and larger than memory.
+        square_norms: (N,) float64, squared norms of the centred rows.
+    """
+
+    rows: Tensor
+    mean: Tensor | None
+    square_norms: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def width(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    def square_norm(self) -> float:
+        """Squared Frobenius norm of the centred representation."""
+        return self.square_norms.sum().item()
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """(stop - start, D) centred rows."""
+        rows = self.rows[start:stop]
+        return rows if self.mean is None else _subtract(rows, self.mean)
+
+    def permute(self, order: Tensor) -> "Centered":
+        return self._permuted(rows=self.rows[order], square_norms=self.square_norms[order])
+
+
+@dataclass(frozen=True)
+class Center(Preparation):
+    """Centre the columns of a representation (or leave them, with center=False).
+
+    With stream=True the representation stays where it is and is centred again in each block that is read, at about
+    5 % more time: for memory-mapped representations that do not fit in memory.
+    """
+
+    center: bool = True
+    stream: bool = False
+    min_images: int = 2
+
+    def prepare(self, rep: Rep) -> Centered:
+        rows = as_rep(rep, self.min_images)
+        mean = column_mean(rows) if self.center else None
+        if mean is not None and not self.stream:
+            rows, mean = torch.cat([_subtract(block, mean) for block in rows.split(BLOCK_ROWS)]), None
+        blocks = rows.split(BLOCK_ROWS)
+        blocks = blocks if mean is None else (_subtract(block, mean) for block in blocks)
+        return Centered(rows, mean, torch.cat([block.double().square().sum(dim=1) for block in blocks]))
+
+
+def column_mean(rows: Tensor) -> Tensor:
+    """(D,) float64 mean over rows; of a constant column its very value, so that centring leaves exact zeros."""
+    blocks = rows.split(BLOCK_ROWS)
+    mean = sum(block.sum(dim=0, dtype=torch.float64) for block in blocks) / len(rows)
+    constant = torch.stack([(block == rows[0]).all(dim=0) for block in blocks]).all(dim=0)
+    return torch.where(constant, rows[0].double(), mean)
+
+
+def cross_product(pair: Pair) -> Tensor:
+    """(D_a, D_b) float64 A'B of two `Centered` models: float32 products of a block of rows, summed in float64."""
+    total = torch.zeros(pair.a.width, pair.b.width, dtype=torch.float64, device=pair.a.rows.device)
+    for start in range(0, len(pair.a), BLOCK_ROWS):
+        stop = start + BLOCK_ROWS
+        total += product(pair.a.block(start, stop).T, pair.b.block(start, stop))
+    return total
+
+
+def gram(a: Centered) -> Tensor:
+    """(N, N) A A' of one `Centered` model: for models with more columns than rows only."""
+    blocks = [(start, a.block(start, start + BLOCK_ROWS)) for start in range(0, len(a), BLOCK_ROWS)]
+    return torch.cat([torch.cat([product(block, other.T) for _, other in blocks], dim=1) for _, block in blocks])
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product; in float64 if either is."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype) @ b.to(dtype)
+
+
+def _subtract(rows: Tensor, mean: Tensor) -> Tensor:
+    """Rows minus mean, subtracted in float64 and rounded once."""
+    return (rows.double() - mean).to(rows.dtype)

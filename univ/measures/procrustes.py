@@ -1,0 +1,83 @@
+"""Orthogonal Procrustes distance: (N, D_a), (N, D_b) -> distance, 0 = alike, in [0, 2] when normalised."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from univ.measures.base import Center, Centered, Measure, Pair, Rep, cross_product, undefined
+
+_TOLERANCE = 2e-8  # relative error allowed to a nuclear norm that was computed from eigenvalues
+
+
+def procrustes(x: Rep, y: Rep, *, center: bool = True, normalize: bool = True, stream: bool = False) -> float:
+    """Squared orthogonal Procrustes distance of two representations of the same images.
+
+    min over orthogonal Q of |X Q - Y|_F^2  =  |X|_F^2 + |Y|_F^2 - 2 |X'Y|_*
+
+    Args:
+        x, y: (N, D_x) and (N, D_y), row i of both from the same image. Widths may differ: zero-padding the narrower
+            one changes none of the three terms.
+        center: subtract the column means first.
+        normalize: scale both to Frobenius norm 1.
+        stream: leave x and y where they are (memory-mapped) and centre them block by block.
+
+    Returns:
+        A distance >= 0 where 0 is "equal up to rotation" (and scale, if normalised); in [0, 2] if normalised.
+        Nan, with an `UndefinedScore` warning, if a representation of norm 0 is to be normalised.
+
+    Raises:
+        ValueError: different numbers of images, NaN input.
+
+    Source: Ding, Denain and Steinhardt, NeurIPS 2021. Squared, as in the study; netrep reports the root.
+    """
+    return procrustes_measure(center=center, normalize=normalize, stream=stream)(x, y)
+
+
+def procrustes_measure(*, center: bool = True, normalize: bool = True, stream: bool = False) -> Measure:
+    """Measure `proc`; see `procrustes`."""
+    score = normalized_distance if normalize else distance
+    return Measure("proc", Center(center, stream), score, self_score=0.0, larger_is_closer=False)
+
+
+def normalized_distance(pair: Pair) -> float:
+    """Squared Procrustes distance of two `Centered` models scaled to norm 1: 2 - 2 |A'B|_* / (|A| |B|)."""
+    scale = math.sqrt(pair.a.square_norm) * math.sqrt(pair.b.square_norm)
+    if scale == 0:
+        return undefined("Procrustes is not defined: a representation has norm 0 and cannot be scaled to norm 1")
+    return max(0.0, 2 - 2 * pair.once(cross_nuclear_norm) / scale)  # rounding can dip below 0
+
+
+def distance(pair: Pair) -> float:
+    """Squared Procrustes distance of two `Centered` models."""
+    return max(0.0, pair.a.square_norm + pair.b.square_norm - 2 * pair.once(cross_nuclear_norm))
+
+
+def cross_nuclear_norm(pair: Pair) -> float:
+    """|A'B|_* of two `Centered` models; where both are wider than N, of their (N, N) factors instead."""
+    if len(pair.a) < min(pair.a.width, pair.b.width):
+        return nuclear_norm(pair.a.once(row_factor) @ pair.b.once(row_factor).T)
+    return nuclear_norm(pair.once(cross_product))
+
+
+def row_factor(a: Centered) -> Tensor:
+    """(N, N) float64 R with A = R' Q', Q orthonormal: A'B and R_a R_b' have the same singular values."""
+    return torch.linalg.qr(a.block(0, len(a)).double().T, mode="r").R
+
+
+def nuclear_norm(matrix: Tensor) -> float:
+    """Sum of the singular values of a float64 matrix.
+
+    From the eigenvalues of the smaller Gram matrix where that is accurate, else by SVD, which takes three times as
+    long (2048 x 2048 on 2 cores: 0.5 s and 1.6 s). Squaring costs digits: an eigenvalue is off by up to `noise`, its
+    root by noise / root, and one below the noise by sqrt(noise); their sum decides.
+    """
+    matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    squares = matrix.T @ matrix
+    noise = 2 * torch.finfo(torch.float64).eps * math.sqrt(len(matrix)) * squares.trace().item()
+    eigenvalues = torch.linalg.eigvalsh(squares).clamp(min=0)
+    total = eigenvalues.sqrt().sum().item()
+    error = torch.where(eigenvalues > noise, noise / eigenvalues.sqrt(), math.sqrt(2 * noise)).sum().item()
+    if error <= _TOLERANCE * total:
+        return total
+    return torch.linalg.svdvals(matrix).sum().item()

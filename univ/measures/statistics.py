@@ -1,0 +1,57 @@
+"""Statistics of one representation: (N, D) -> one number. Neither centres it first."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from univ.measures.base import BLOCK_ROWS, Rep, as_rep, column_mean, full_precision, undefined
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number that one model has by itself: `statistic(rep)`."""
+
+    name: str
+    compute: Callable[[Rep], float]
+
+    def __call__(self, rep: Rep) -> float:
+        with full_precision():
+            return self.compute(rep)
+
+
+def magnitude(rep: Rep) -> float:
+    """Euclidean norm of the mean representation, >= 0, in the units of the activations.
+
+    Source: Wang et al., 2020 (arXiv 2005.09805). Raises ValueError on NaN input.
+    """
+    return column_mean(as_rep(rep, min_images=1)).norm().item()
+
+
+def concentricity(rep: Rep) -> float:
+    """Mean cosine between each representation and the mean one, in [-1, 1]; 1 = all point the same way.
+
+    A row of zeros has cosine 0 with everything. Nan, with an `UndefinedScore` warning, if the mean is zero.
+
+    Source: Wang et al., 2020 (arXiv 2005.09805). Raises ValueError on NaN input.
+    """
+    rep = as_rep(rep, min_images=1)
+    mean = column_mean(rep)
+    if not mean.norm() > 0:
+        return undefined("concentricity is not defined: the mean representation is zero")
+    direction = mean / mean.norm()
+    total = 0.0
+    for block in rep.split(BLOCK_ROWS):
+        norms = block.double().norm(dim=1)
+        total += torch.where(norms > 0, block.double() @ direction / norms, 0.0).sum().item()
+    return total / len(rep)
+
+
+def magnitude_statistic() -> Statistic:
+    """Statistic `mag`; see `magnitude`."""
+    return Statistic("mag", magnitude)
+
+
+def concentricity_statistic() -> Statistic:
+    """Statistic `con`; see `concentricity`."""
+    return Statistic("con", concentricity)

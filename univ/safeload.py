@@ -10,6 +10,7 @@ import io
 import pickle
 import re
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ def load(path: Path | str, *, what: str = "checkpoint", mmap: bool = False) -> A
         if is_zip:
             _check_zip(path)
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+            with warnings.catch_warnings():  # which pickle protocol a file uses does not matter to its reader
+                warnings.filterwarnings("ignore", "Detected pickle protocol")
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
         except (pickle.UnpicklingError, RuntimeError, AttributeError, TypeError, ValueError, KeyError, IndexError):
             return _load_zip(path) if is_zip else _load_legacy(path)
     # Whatever goes wrong on bytes of unknown origin means the same: this file cannot be read.
@@ -163,7 +166,12 @@ class _Reader(pickle._Unpickler):
                 return Placeholder(function.name)
             raise pickle.UnpicklingError(f"it calls a {type(function).__name__}")
         if function.name in self._builders:
-            return self._builders[function.name](*args)
+            try:
+                return self._builders[function.name](*args)
+            except (pickle.UnpicklingError, TypeError, ValueError):
+                if self._strict or function.name.startswith("torch."):
+                    raise
+                return Placeholder(function.name)  # e.g. a NumPy scalar that holds an object
         if self._strict:
             raise pickle.UnpicklingError(f"it calls {function.name}, which is not allowed here")
         return Placeholder(function.name)
@@ -197,7 +205,7 @@ class _Reader(pickle._Unpickler):
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, _Array | _Dtype):
-            target.set_state(state)
+            target.set_state(state, strict=self._strict)
         elif not isinstance(target, Placeholder | Tensor | dict | set):
             # attributes of tensors and ordered dicts (a state dict's `_metadata`) are dropped
             raise pickle.UnpicklingError(f"it sets attributes of a {type(target).__name__}")
@@ -236,81 +244,89 @@ class _Reader(pickle._Unpickler):
         data = self.read(int.from_bytes(self.read(8), "little"))  # the original allocates whatever length is claimed
         self.append(bytearray(data))
 
-    for _instructions, _function in (
-        ((pickle.REDUCE,), _load_reduce),
-        ((pickle.NEWOBJ,), _load_newobj),
-        ((pickle.NEWOBJ_EX,), _load_newobj_ex),
-        ((pickle.INST,), _load_inst),
-        ((pickle.OBJ,), _load_obj),
-        ((pickle.BUILD,), _load_build),
-        ((pickle.APPEND,), _load_append),
-        ((pickle.APPENDS, pickle.ADDITEMS), _load_appends),
-        ((pickle.SETITEM,), _load_setitem),
-        ((pickle.SETITEMS,), _load_setitems),
-        ((pickle.BYTEARRAY8,), _load_bytearray8),
-    ):
-        for _instruction in _instructions:
-            dispatch[_instruction[0]] = _function
-    del _instructions, _instruction, _function
-
     def load(self) -> Any:
-        """The pickled value, with arrays and dtypes as NumPy's."""
-        return _finished(super().load())
+        """The pickled value, with arrays and dtypes as NumPy's, and placeholders for what is foreign."""
+        try:
+            return self._finished(super().load(), {})
+        except KeyError as error:  # the standard reader looks up instructions and memory cells in dicts
+            raise pickle.UnpicklingError(f"it holds an unknown instruction or reference, {error}") from error
 
-
-def _finished(value: Any, seen: dict[int, Any] | None = None) -> Any:
-    """The value with every `_Array` and `_Dtype` inside its containers replaced by what it describes."""
-    seen = {} if seen is None else seen
-    if isinstance(value, _Array | _Dtype):
-        return value.finish()
-    if type(value) not in (list, tuple, dict):
-        return value
-    if id(value) in seen:
+    def _finished(self, value: Any, seen: dict[int, Any]) -> Any:
+        """The value with what was rebuilt inside its containers replaced by what it describes."""
+        if isinstance(value, Global):
+            return Placeholder(value.name)
+        if isinstance(value, _Array | _Dtype):
+            return value.finish(strict=self._strict)
+        if type(value) not in (list, tuple, dict):
+            return value
+        if id(value) not in seen:
+            seen[id(value)] = value  # before its elements: a container may hold itself
+            if type(value) is tuple:
+                seen[id(value)] = tuple(self._finished(item, seen) for item in value)
+            elif type(value) is list:
+                value[:] = [self._finished(item, seen) for item in value]
+            else:
+                value.update({key: self._finished(item, seen) for key, item in value.items()})
         return seen[id(value)]
-    seen[id(value)] = value
-    if type(value) is tuple:
-        seen[id(value)] = value = tuple(_finished(item, seen) for item in value)
-    elif type(value) is list:
-        value[:] = [_finished(item, seen) for item in value]
-    else:
-        value.update({key: _finished(item, seen) for key, item in value.items()})
-    return value
 
+
+_Reader.dispatch |= {
+    pickle.REDUCE[0]: _Reader._load_reduce,
+    pickle.NEWOBJ[0]: _Reader._load_newobj,
+    pickle.NEWOBJ_EX[0]: _Reader._load_newobj_ex,
+    pickle.INST[0]: _Reader._load_inst,
+    pickle.OBJ[0]: _Reader._load_obj,
+    pickle.BUILD[0]: _Reader._load_build,
+    pickle.APPEND[0]: _Reader._load_append,
+    pickle.APPENDS[0]: _Reader._load_appends,
+    pickle.ADDITEMS[0]: _Reader._load_appends,
+    pickle.SETITEM[0]: _Reader._load_setitem,
+    pickle.SETITEMS[0]: _Reader._load_setitems,
+    pickle.BYTEARRAY8[0]: _Reader._load_bytearray8,
+}
 
 # --- NumPy ----------------------------------------------------------------------------------------------------------
 # NumPy's own functions trust their arguments (a forged dtype makes it follow pointers taken from the file), so the
 # values are rebuilt here, from plain number types only.
 
 
+_NUMBERS = re.compile(r"[<>=|]?([iuf][248]|[iu]1|b1|c8|c16)")
+
+
 class _Dtype:
     """A dtype being rebuilt: numbers and booleans only."""
 
-    __slots__ = ("byte_order", "code")
+    __slots__ = ("code",)
 
     def __init__(self, code: Any, *_: Any) -> None:
-        if not (isinstance(code, str) and re.fullmatch(r"[<>=|]?([iuf][248]|[iu]1|b1|c8|c16)", code)):
-            raise pickle.UnpicklingError(f"it holds an array of type {code!r}: expected numbers")
-        self.code = code.lstrip("<>=|")
-        self.byte_order = code[0] if code[0] in "<>" else "="
+        self.code = code if isinstance(code, str) else repr(code)
 
-    def set_state(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "=", "|"):
-            self.byte_order = "=" if state[1] == "|" else state[1]
-            return
-        raise pickle.UnpicklingError("it holds a malformed dtype")
+    def set_state(self, state: Any, *, strict: bool) -> None:
+        """The byte order is the second element; the rest describes what numbers do not have."""
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if order not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError("it holds a malformed dtype")
+        self.code = order + self.code.lstrip("<>=|")
 
-    def finish(self) -> np.dtype:
-        return np.dtype(self.byte_order + self.code)
+    def finish(self, *, strict: bool) -> np.dtype | Placeholder:
+        if _NUMBERS.fullmatch(self.code):
+            return np.dtype(self.code)
+        if strict:
+            raise pickle.UnpicklingError(f"it holds an array of type {self.code!r}: expected numbers")
+        return Placeholder("numpy.dtype")
 
 
 def _array_of(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(dtype, _Dtype):
+        raise pickle.UnpicklingError("it holds an array without a dtype")
+    kind = dtype.finish(strict=True)
     if isinstance(data, str):
         data = data.encode("latin1")  # Python 2's bytes
-    if not (isinstance(dtype, _Dtype) and isinstance(data, bytes | bytearray)):
+    if not isinstance(data, bytes | bytearray):
         raise pickle.UnpicklingError("it holds a malformed array")
     if not (isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)):
         raise pickle.UnpicklingError("it holds an array with a malformed shape")
-    return np.frombuffer(data, dtype.finish()).reshape(shape, order=order).copy()
+    return np.frombuffer(data, kind).reshape(shape, order=order).copy()
 
 
 class _Array:
@@ -321,16 +337,18 @@ class _Array:
     def __init__(self, *_: Any) -> None:
         self.array: np.ndarray | None = None
 
-    def set_state(self, state: Any) -> None:
-        if not (isinstance(state, tuple) and len(state) == 5):
-            raise pickle.UnpicklingError("it holds a malformed array")
-        _, shape, dtype, is_fortran, data = state
-        self.array = _array_of(data, dtype, shape, "F" if is_fortran else "C")
+    def set_state(self, state: Any, *, strict: bool) -> None:
+        try:
+            _, shape, dtype, is_fortran, data = state
+            self.array = _array_of(data, dtype, shape, "F" if is_fortran else "C")
+        except (pickle.UnpicklingError, TypeError, ValueError):
+            if strict:
+                raise
 
-    def finish(self) -> np.ndarray:
-        if self.array is None:
+    def finish(self, *, strict: bool) -> np.ndarray | Placeholder:
+        if self.array is None and strict:
             raise pickle.UnpicklingError("it holds an array without data")
-        return self.array
+        return Placeholder("numpy.ndarray") if self.array is None else self.array
 
 
 def _scalar(dtype: Any, data: Any) -> np.generic:
@@ -371,6 +389,7 @@ _STORAGE_DTYPES = {
     "torch.CharStorage": torch.int8,
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
+    "torch.storage.UntypedStorage": torch.uint8,
 }
 _STORAGE_DTYPES |= {name.replace("torch.", "torch.cuda."): dtype for name, dtype in _STORAGE_DTYPES.items()}
 
@@ -379,7 +398,7 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
     """A strided view of a storage, which is a 1-d tensor here; PyTorch checks that it stays inside."""
     if not isinstance(storage, Tensor):
         raise pickle.UnpicklingError("it holds a malformed tensor")
-    return storage.as_strided(size, stride, offset)
+    return storage.as_strided(size, stride, storage.storage_offset() + offset)
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
@@ -388,8 +407,17 @@ def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
     return data
 
 
+def _create_array(_function: Any, _args: Any, state: Any, *_: Any) -> _Array:
+    """dill's way of writing an array: what rebuilds it, and its state, in one call."""
+    array = _Array()
+    array.set_state(state, strict=False)
+    return array
+
+
 _TENSORS: dict[str, Callable[..., Any]] = {
     **_ARRAYS,
+    "dill._dill._create_array": _create_array,
+    "dill._dill._load_type": lambda name: Global(f"builtins.{name}"),
     "collections.OrderedDict": lambda *items: dict(*items[:1]),
     "collections.defaultdict": lambda *_: {},
     "builtins.set": lambda items=(): set(items),
@@ -413,10 +441,12 @@ def _check_zip(path: Path) -> None:
     """Compare every record of a zip file with its checksum, and its layout with what torch.save writes."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise zipfile.BadZipFile("its records are compressed, which torch.save never does")
         if any(record.filename.endswith("/constants.pkl") for record in records):
             raise zipfile.BadZipFile("it is a TorchScript program, not a file of weights")
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise zipfile.BadZipFile("its records are compressed, which torch.save never does")
+        if any(record.external_attr & 0x10 for record in records):  # PyTorch would read nothing and keep quiet
+            raise zipfile.BadZipFile("it marks data as a folder")
         if all(record.CRC == 0 for record in records):
             return  # written under torch.serialization.set_crc32_options(False)
         for record in records:
@@ -462,10 +492,12 @@ def _load_legacy(path: Path) -> Any:
 
         def find_storage(pid: Any) -> Tensor:
             tag, kind, key, _, count, view = pid
-            dtype = _storage_dtype(kind)
-            if tag != "storage" or type(count) is not int or not 0 <= count * dtype.itemsize <= file_size:
-                raise pickle.UnpicklingError("it refers to more data than the file holds")
+            if tag != "storage" or type(count) is not int or count < 0:
+                raise pickle.UnpicklingError("it refers to unknown data")
             if key not in storages:
+                dtype = _storage_dtype(kind)
+                if sum(held.nbytes for held in storages.values()) + count * dtype.itemsize > file_size:
+                    raise pickle.UnpicklingError("it refers to more data than it holds")
                 storages[key] = torch.empty(count, dtype=dtype)  # filled below: the bytes come after the pickles
             if view is None:
                 return storages[key]

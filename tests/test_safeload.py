@@ -1,0 +1,324 @@
+"""Files that others made: what they hold is read, nothing in them runs, damage is named."""
+
+import io
+import pickle
+import random
+import warnings
+import zipfile
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+
+import dill
+import numpy as np
+import pytest
+import torch
+
+from univ import safeload
+from univ.errors import InputError
+
+ZIP, LEGACY = True, False
+
+
+class Settings:
+    """A class of someone else's, as found in published checkpoints."""
+
+    def __init__(self):
+        self.lr = 0.1
+
+
+class Touch:
+    """Pickles as a call that creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+class TouchBySystem(Touch):
+    def __reduce__(self):
+        import os
+
+        return os.system, (f"touch {self.path}",)
+
+
+class TouchInState(Touch):
+    """Calls through the state that is set on an innocent object."""
+
+    def __reduce__(self):
+        return Settings, (), {"lr": Touch(self.path)}
+
+
+class TouchByEval(Touch):
+    def __reduce__(self):
+        return eval, (f"open({str(self.path)!r}, 'w').close()",)
+
+
+def weights() -> OrderedDict:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(4, 3, generator=generator)
+    return OrderedDict(
+        a=a,
+        transposed=a.t(),  # shares memory
+        part=a[1:3],
+        half=torch.randn(5, generator=generator).half(),
+        count=torch.tensor(7),
+        mask=torch.tensor([True, False]),
+        empty=torch.empty(0, 3),
+        parameter=torch.nn.Parameter(torch.ones(2)),
+        bfloat=torch.ones(3).bfloat16(),
+    )
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("zip_format", [ZIP, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize("reader", ["first", "second"])
+def test_tensors_of_every_kind_come_back(tmp_path, zip_format, reader):
+    path = tmp_path / "w.pt"
+    torch.save({"model": weights(), "epoch": 3}, path, _use_new_zipfile_serialization=zip_format)
+    if reader == "first":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = safeload.load(path)
+    else:
+        found = (safeload._load_zip if zip_format else safeload._load_legacy)(path)
+    assert found["epoch"] == 3
+    assert_same(found["model"], weights())
+    assert found["model"]["a"].data_ptr() == found["model"]["transposed"].data_ptr(), "shared memory is read once"
+
+
+@pytest.mark.parametrize("zip_format", [ZIP, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("pickler", [pickle, dill], ids=["pickle", "dill"])
+def test_foreign_objects_become_placeholders(tmp_path, zip_format, protocol, pickler):
+    """dill files hold functions, classes, NumPy numbers: the weights beside them are read all the same."""
+    path = tmp_path / "w.ckpt"
+    content = {
+        "model": weights(),
+        "settings": Settings(),
+        "function": (lambda x: x) if pickler is dill else len,
+        "class": Settings,
+        "adv_prec1": np.float64(61.5),
+        "history": np.arange(3),
+        "objects": np.array([Settings()], dtype=object),
+        "default": defaultdict(list, a=[1]),
+        "names": {"a", "b"},
+        "dtype": torch.float32,
+    }
+    torch.save(
+        content, path, pickle_module=pickler, pickle_protocol=protocol, _use_new_zipfile_serialization=zip_format
+    )
+    found = safeload.load(path)
+    assert_same(found["model"], weights())
+    assert found["adv_prec1"] == 61.5
+    assert found["history"].tolist() == [0, 1, 2]
+    assert found["names"] == {"a", "b"}
+    assert found["default"] == {"a": [1]}
+    for name in ("settings", "class", "function"):
+        assert isinstance(found[name], safeload.Placeholder), name
+    if pickler is pickle:  # dill writes classes of a test module by value
+        assert "Settings" in repr(found["settings"])
+
+
+@pytest.mark.parametrize("attack", [Touch, TouchBySystem, TouchInState, TouchByEval])
+@pytest.mark.parametrize("zip_format", [ZIP, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize("pickler", [pickle, dill], ids=["pickle", "dill"])
+def test_nothing_in_a_checkpoint_runs(tmp_path, attack, zip_format, pickler):
+    path, proof = tmp_path / "evil.ckpt", tmp_path / "ran"
+    content = {"model": weights(), "schedule": attack(proof), "key": {(1, attack(proof)): [attack(proof)]}}
+    torch.save(content, path, pickle_module=pickler, _use_new_zipfile_serialization=zip_format)
+    assert_same(safeload.load(path)["model"], weights())
+    assert not proof.exists()
+    torch.load(path, weights_only=False)  # the attack is real: the ordinary way of loading runs it
+    assert proof.exists()
+
+
+@pytest.mark.parametrize("attack", [Touch, TouchBySystem, TouchInState, TouchByEval])
+@pytest.mark.parametrize("protocol", range(6))
+def test_nothing_in_a_record_runs(tmp_path, attack, protocol):
+    proof = tmp_path / "ran"
+    data = pickle.dumps(([b"jpeg"], attack(proof)), protocol=protocol)
+    with pytest.raises(InputError, match=r"record 3 .*(Path|posix|system|Settings|eval|copyreg|getattr).*not allowed"):
+        safeload.unpickle_allowed(data, what="record 3 of train.lmdb")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "label", [np.array(7), np.array([7]), np.int64(7), np.array([[1, 2], [3, 4]], order="F"), 7, np.uint8(7)]
+)
+def test_records_of_numbers_are_read(protocol, label):
+    image, found = safeload.unpickle_allowed(pickle.dumps(([b"\xff\xd8jpeg"], label), protocol=protocol), what="record")
+    assert image == [b"\xff\xd8jpeg"]
+    assert type(found) is type(label)
+    np.testing.assert_array_equal(found, label)
+    assert getattr(found, "dtype", None) == getattr(label, "dtype", None)
+
+
+@pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
+def test_both_names_of_numpys_core_are_known(core):
+    data = pickle.dumps((b"x", np.arange(3)), protocol=2)
+    renamed = data.replace(b"numpy._core", b"NUMPY").replace(b"numpy.core", b"NUMPY").replace(b"NUMPY", core.encode())
+    assert safeload.unpickle_allowed(renamed, what="record")[1].tolist() == [0, 1, 2]
+
+
+def test_big_endian_arrays_keep_their_values():
+    found = safeload.unpickle_allowed(pickle.dumps(np.arange(3, dtype=">i4")), what="record")
+    assert found.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("value", [np.array([Settings()]), np.array(["text"]), np.zeros(2, [("a", "i4")])])
+def test_arrays_of_anything_but_numbers_are_refused(value):
+    with pytest.raises(InputError, match="record 0 is not a readable record"):
+        safeload.unpickle_allowed(pickle.dumps(value), what="record 0")
+
+
+def test_pickles_cannot_change_what_they_mention():
+    """Setting an attribute of a function or class would outlive the loading."""
+    set_defaults = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__N\x85s\x86b."
+    with pytest.raises(InputError, match="sets attributes of a Global"):
+        safeload.unpickle_allowed(set_defaults, what="record")
+    with pytest.raises(InputError, match="adds elements to a int"):
+        safeload.unpickle_allowed(b"\x80\x02K\x01K\x02a.", what="record")
+
+
+def test_a_claimed_length_is_not_allocated():
+    huge = (1 << 40).to_bytes(8, "little")
+    for instruction in (pickle.BYTEARRAY8, pickle.BINBYTES8, pickle.BINUNICODE8):
+        with pytest.raises(InputError, match="not a readable record"):
+            safeload.unpickle_allowed(b"\x80\x05" + instruction + huge + b"x.", what="record")
+
+
+def _reads_or_says_so(path: Path, expected: dict, *, checked: bool) -> bool:
+    """True if the file was read; only InputError may come out otherwise."""
+    try:
+        found = safeload.load(path)
+    except InputError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return False
+    if checked:
+        assert_same(found["model"], expected)
+    return True
+
+
+@pytest.mark.parametrize("zip_format", [ZIP, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize("foreign", [False, True], ids=["weights", "foreign"])
+def test_flipped_bytes_give_an_error_or_the_contents(tmp_path, zip_format, foreign):
+    """Zip files: an error or exactly what was saved. Without checksums, as in the old format: no crash."""
+    original, path = tmp_path / "w.pt", tmp_path / "damaged.pt"
+    content = {"model": weights(), "extra": Settings() if foreign else 1}
+    torch.save(content, original, _use_new_zipfile_serialization=zip_format)
+    data = original.read_bytes()
+    rng = random.Random(0)
+    read = 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(rng.choice([1, 1, 4])):
+            damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        read += _reads_or_says_so(path, weights(), checked=zip_format)
+    assert read < 150
+
+
+@pytest.mark.parametrize("zip_format", [ZIP, LEGACY], ids=["zip", "legacy"])
+def test_a_truncated_file_is_an_error_at_any_length(tmp_path, zip_format):
+    path = tmp_path / "w.pt"
+    torch.save({"model": weights()}, path, _use_new_zipfile_serialization=zip_format)
+    data = path.read_bytes()
+    for length in range(0, len(data) - 1, max(1, len(data) // 60)):
+        path.write_bytes(data[:length])
+        with pytest.raises(InputError, match=r"w\.pt is not a readable checkpoint"):
+            safeload.load(path)
+
+
+def test_flipped_bytes_of_records_give_an_error_or_a_value():
+    data = pickle.dumps(([b"\xff\xd8" + bytes(200)], np.array([7])), protocol=4)
+    rng = random.Random(0)
+    for _ in range(1000):
+        damaged = bytearray(data)
+        damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        try:
+            safeload.unpickle_allowed(bytes(damaged), what="record 5")
+        except InputError as error:
+            assert str(error).startswith("record 5")
+
+
+def test_a_flipped_weight_is_found(tmp_path):
+    """PyTorch reads a damaged weight as a different number; the checksum is there but not looked at."""
+    path = tmp_path / "w.pt"
+    values = torch.arange(100, dtype=torch.float32)
+    torch.save({"model": {"a": values}}, path)
+    data = bytearray(path.read_bytes())
+    data[bytes(data).find(values.numpy().tobytes()) + 40] ^= 1
+    path.write_bytes(data)
+    assert not torch.equal(torch.load(path)["model"]["a"], values)
+    with pytest.raises(InputError, match=r"w\.pt.*CRC"):
+        safeload.load(path)
+
+
+def test_files_written_without_checksums_are_read(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"model": weights()}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(safeload.load(path)["model"], weights())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
+def test_programs_and_compressed_archives_are_refused(tmp_path):
+    program = tmp_path / "scripted.pt"
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), program)
+    with pytest.raises(InputError, match="TorchScript"):
+        safeload.load(program)
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(1 << 20))
+    with pytest.raises(InputError, match="compressed"):
+        safeload.load(bomb)
+
+
+def test_tensors_stay_inside_their_storage(tmp_path):
+    """A pickle that claims a larger shape than its bytes must not read other memory."""
+
+    buffer = io.BytesIO()
+    torch.save({"model": {"a": torch.ones(4)}}, buffer)
+    path = tmp_path / "w.pt"
+    with zipfile.ZipFile(io.BytesIO(buffer.getvalue())) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("data.pkl"):
+                assert data.count(b"K\x04\x85") == 1  # the shape (4,)
+                data = data.replace(b"K\x04\x85", b"K\xff\x85")
+            target.writestr(name, data)
+    with pytest.raises(InputError, match="out of bounds"):
+        safeload.load(path)
+
+
+def test_other_files_are_named(tmp_path):
+    text = tmp_path / "notes.pt"
+    text.write_text("hello")
+    with pytest.raises(InputError, match=r"notes\.pt is not a readable cache"):
+        safeload.load(text, what="cache")
+    with pytest.raises(InputError, match="is a folder"):
+        safeload.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*missing\.pt"):
+        safeload.load(tmp_path / "missing.pt")
+
+
+def test_safetensors_are_read(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.ones(2)}, path)
+    assert torch.equal(safeload.load(path)["a"], torch.ones(2))
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match=r"w\.safetensors"):
+        safeload.load(path)

@@ -1,0 +1,254 @@
+"""Drivers: tables by model name, shared work, baselines, failures by name, subgroups by agreement."""
+
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import oracles
+import pandas as pd
+import pytest
+import torch
+
+from univ import compare, measures
+from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, REP_MEASURES, REP_STATISTICS, Outputs, build
+
+NAMES = ["vgg", "resnet", "densenet"]
+
+
+def representations(n=50, seed=0, names=NAMES):
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(n, 8, generator=generator)
+    return {
+        name: points @ torch.randn(8, 10 + i, generator=generator) + 0.3 * torch.randn(n, 10 + i, generator=generator)
+        for i, name in enumerate(names)
+    }
+
+
+def make(*keys, **settings):
+    return build({**REP_STATISTICS, **REP_MEASURES}, keys, k=5, **settings)
+
+
+class CountingReps(dict):
+    """Counts how often each representation is read."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.reads = Counter()
+
+    def __getitem__(self, name):
+        self.reads[name] += 1
+        return super().__getitem__(name)
+
+
+def test_pairwise_scores_every_pair_as_the_functions_do():
+    reps = representations()
+    found = compare.pairwise(reps, make("cka", "proc", "jacc", "mag"), quiet=True)
+    for name, function in {"cka": measures.cka, "proc": measures.procrustes}.items():
+        scores = found[name].scores
+        assert list(scores.index) == list(scores.columns) == NAMES
+        for a, b in itertools.combinations(NAMES, 2):
+            assert scores.loc[a, b] == scores.loc[b, a] == pytest.approx(function(reps[a], reps[b]), abs=1e-12)
+        assert (np.diag(scores) == found[name].measure.self_score).all()
+    assert found["mag"].scores.index.tolist() == [0]
+    assert found["mag"].scores.at[0, "vgg"] == pytest.approx(measures.magnitude(reps["vgg"]))
+
+
+def test_a_representation_is_read_once_per_preparation_and_finished_measures_are_reported_at_once():
+    reps = CountingReps(representations())
+    order = []
+    compare.pairwise(
+        reps, make("cka", "jacc", "proc", "rank"), quiet=True,
+        on_result=lambda comparison: order.append((comparison.name, sum(reps.reads.values()))),
+    )  # fmt: skip
+    assert order == [("cka", 3), ("proc", 3), ("jacc", 6), ("rank", 6)]
+
+
+def test_permutation_baseline():
+    reps = representations()
+    found = compare.pairwise(reps, make("cka", "jacc"), permutations=4, seed=1, quiet=True)
+    alone = compare.pairwise({name: reps[name] for name in NAMES[:2]}, make("cka"), permutations=4, seed=1, quiet=True)
+    cka = found["cka"]
+    assert all(len(cell) == 4 for cell in cka.permuted.to_numpy().flatten())
+    assert cka.permuted.at["vgg", "resnet"] == alone["cka"].permuted.at["vgg", "resnet"], "depends on the pair alone"
+    assert cka.permuted.at["vgg", "resnet"] == cka.permuted.at["resnet", "vgg"]
+    assert cka.baseline.at["vgg", "vgg"] == pytest.approx(np.mean(cka.permuted.at["vgg", "vgg"]))
+    assert abs(cka.baseline.at["vgg", "vgg"]) < 0.2
+    assert cka.scores.at["vgg", "resnet"] == pytest.approx(measures.cka(reps["vgg"], reps["resnet"]))
+    generator = torch.Generator().manual_seed(1)
+    first = torch.randperm(50, generator=generator)
+    expected = measures.cka(reps["vgg"], reps["resnet"][first])
+    assert cka.permuted.at["vgg", "resnet"][0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_spread_over_trials_is_reported():
+    found = compare.pairwise(representations(), make("rtd", batch=20, trials=3), quiet=True)["rtd"]
+    assert (found.spread.to_numpy()[np.triu_indices(3, 1)] > 0).all()
+    assert (np.diag(found.spread) == 0).all()
+    assert found.spread.equals(found.spread.T)
+
+
+def test_rowwise_columns_are_the_models_whose_images_were_used():
+    on_images_of = {source: representations(seed=i) for i, source in enumerate(NAMES)}
+    asked, reached = [], []
+
+    def inputs_of(source):
+        asked.append(source)
+        return on_images_of[source]
+
+    found = compare.rowwise(
+        NAMES, inputs_of, make("cka", "jacc", "mag"), quiet=True,
+        on_source=lambda source, tables: reached.append(int(tables["cka"].scores.notna().sum().sum())),
+    )  # fmt: skip
+    assert asked == NAMES
+    assert reached == [3, 6, 9]
+    scores = found["cka"].scores
+    for source, other in itertools.permutations(NAMES, 2):
+        reps = on_images_of[source]
+        assert scores.loc[other, source] == pytest.approx(measures.cka(reps[source], reps[other]), abs=1e-12)
+        assert found["mag"].scores.loc[other, source] == pytest.approx(measures.magnitude(reps[other]))
+    assert scores.loc["vgg", "resnet"] != scores.loc["resnet", "vgg"]
+    assert (np.diag(scores) == 1).all()
+
+
+def outputs(n=60, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (n,), generator=generator)
+    logits = torch.nn.functional.one_hot(labels, 4)
+    return {name: Outputs(logits + torch.randn(n, 4, generator=generator), labels) for name in NAMES}
+
+
+def test_functional_measures_and_statistics_of_the_set():
+    models = outputs()
+    registry = {**FUNC_MEASURES, **FUNC_STATISTICS}
+    found = compare.pairwise(models, build(registry, registry), permutations=2, quiet=True)
+    preds = {name: output.logits.argmax(1) for name, output in models.items()}
+    assert found["dis"].scores.at["vgg", "resnet"] == measures.disagreement(preds["vgg"], preds["resnet"])
+    assert found["amb"].scores.shape == found["disc"].scores.shape == (1, 1)
+    assert found["amb"].scores.at[0, "amb"] == measures.ambiguity(list(preds.values()))
+    assert found["disc"].scores.at[0, "disc"] == found["dis"].scores.max().max()
+    rows = compare.rowwise(NAMES, lambda source: outputs(seed=len(source)), build(registry, registry), quiet=True)
+    assert rows["amb"].scores.index.tolist() == [0]
+    assert list(rows["amb"].scores.columns) == NAMES
+    assert rows["amb"].scores.at[0, "vgg"] == found["amb"].measure(list(outputs(seed=3).values()))
+    assert rows["kappa"].scores.notna().all().all()
+
+
+def test_a_failing_measure_is_reported_with_the_model_and_the_rest_go_on():
+    reps = representations()
+    found = compare.pairwise(reps, build(REP_MEASURES, ["jacc", "cka"], k=50), quiet=True)
+    assert found["jacc"].failure.startswith("vgg: k=50 neighbours")
+    assert found["cka"].failure is None
+    reps["resnet"] = reps["resnet"].clone()
+    reps["resnet"][4, 0] = math.nan
+    found = compare.pairwise(reps, make("cka", "jacc", "mag", "con"), quiet=True)
+    assert all(comparison.failure.startswith("resnet: the representation holds NaN") for comparison in found.values())
+    found = compare.rowwise(NAMES, lambda source: reps, make("cka"), quiet=True)
+    assert found["cka"].failure.startswith("resnet on the images of vgg: ")
+    short = {**representations(), "resnet": representations(40)["resnet"]}
+    assert (
+        "vgg and resnet: a comparison needs the same images"
+        in compare.pairwise(short, make("cka"), quiet=True)["cka"].failure
+    )
+
+
+def test_an_undefined_score_is_nan_with_a_note():
+    reps = {**representations(), "resnet": torch.ones(50, 3)}
+    found = compare.pairwise(reps, make("cka", "proc"), quiet=True)
+    assert math.isnan(found["cka"].scores.at["vgg", "resnet"])
+    assert not math.isnan(found["cka"].scores.at["vgg", "densenet"])
+    assert found["cka"].notes[0].startswith("vgg and resnet: CKA is not defined")
+    assert found["cka"].failure is None
+
+
+def test_a_missing_model_and_a_measure_asked_for_twice_are_errors():
+    with pytest.raises(ValueError, match="the images of vgg lack the models densenet"):
+        compare.rowwise(NAMES, lambda source: representations(names=NAMES[:2]), make("cka"), quiet=True)
+    with pytest.raises(ValueError, match="once"):
+        compare.pairwise(representations(), make("cka", "cka"), quiet=True)
+
+
+# Subgroups
+
+
+def agreeing(n=200, share=0.7, seed=0):
+    """Representations, and predictions of which a share agrees between any two of three models."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randint(10, (n,), generator=generator)
+    own = torch.rand(n, generator=generator) > share
+    return representations(n), {name: torch.where(own, i, common + 10) for i, name in enumerate(NAMES)}
+
+
+def test_subgroups_score_each_group_by_itself():
+    reps, preds = agreeing()
+    table = compare.subgroups(reps, preds, ["cka", "proc", "jacc"], quiet=True)
+    assert list(table.columns) == list(compare.SUBGROUP_COLUMNS)
+    assert len(table) == 3 * 2 * (1 + 1 + 6)
+    agree = preds["vgg"] == preds["resnet"]
+    pair = table[(table.model1 == "vgg") & (table.model2 == "resnet")]
+    for kind, images in {"agree": agree, "disagree": ~agree}.items():
+        group = pair[pair.pred_type == kind]
+        x, y = reps["vgg"][images], reps["resnet"][images]
+        assert set(group.n) == {len(x)}
+        assert group[group.metric == "cka"].score.item() == pytest.approx(oracles.cka(x.numpy(), y.numpy()), abs=1e-6)
+        assert group[group.metric == "proc"].score.item() == pytest.approx(measures.procrustes(x, y), abs=1e-12)
+        assert group[group.k == 10].score.item() == pytest.approx(measures.jaccard(x, y, k=10, function="euc"))
+        tenth = measures.jaccard(x, y, k=len(x) // 10, function="euc")
+        assert group[group.perc_k == 10].score.item() == pytest.approx(tenth)
+    too_small = pair[(pair.pred_type == "disagree") & (pair.k == 100)]
+    assert too_small.score.isna().all()
+    assert "neighbours need k between 1 and" in too_small.note.item()
+    assert pair[pair.perc_k == 0.5].note.str.contains("k=0").any()
+
+
+def test_subgroups_published_adds_the_hsics_of_agreeing_images():
+    reps, preds = agreeing()
+    table = compare.subgroups(reps, preds, ["cka", "jacc"], published=True, quiet=True)
+    pair = table[(table.model1 == "vgg") & (table.model2 == "resnet")]
+    agree = preds["vgg"] == preds["resnet"]
+    hsics = np.zeros(3)
+    for kind, images in {"agree": agree, "disagree": ~agree}.items():
+        x, y = (reps[name][images].double().numpy() for name in ("vgg", "resnet"))
+        k, l = x @ x.T, y @ y.T  # noqa: E741
+        hsics += [oracles.hsic1(k, l), oracles.hsic1(k, k), oracles.hsic1(l, l)]
+        score = pair[(pair.metric == "cka") & (pair.pred_type == kind)].score.item()
+        assert score == pytest.approx(hsics[0] / math.sqrt(hsics[1] * hsics[2]), abs=1e-6)
+        neighbors = oracles.jaccard(x, y, 10, function="euc", published=True)
+        assert pair[(pair.k == 10) & (pair.pred_type == kind)].score.item() == pytest.approx(neighbors)
+
+
+def test_size_matched_groups_have_the_size_of_the_smaller():
+    reps, preds = agreeing()
+    table = compare.subgroups(reps, preds, ["jacc", "cka"], size_matched=True, quiet=True)
+    assert table.groupby(["model1", "model2"]).n.nunique().eq(1).all()
+    smaller = table[(table.pred_type == "disagree") & (table.k == 10)]
+    larger = table[(table.pred_type == "agree") & (table.k == 10)]
+    assert smaller.spread.abs().max() < 1e-12, "the smaller group is always the same images"
+    assert (larger.spread > 0).all()
+    assert table.equals(compare.subgroups(reps, preds, ["jacc", "cka"], size_matched=True, quiet=True))
+
+
+def test_subgroups_too_small_say_why():
+    reps, preds = agreeing(share=1.0)
+    table = compare.subgroups(reps, preds, ["cka", "proc", "jacc", "rtd"], workers=1, quiet=True)
+    empty = table[table.pred_type == "disagree"]
+    assert (empty.n == 0).all()
+    assert empty.score.isna().all()
+    assert (empty.note != "").all()
+    assert table[table.pred_type == "agree"].score.notna().sum() == 3 * (3 + 6)
+
+
+def test_subgroups_skip_what_is_done_and_report_each_measure():
+    reps, preds = agreeing()
+    seen = []
+    done = {("cka", "vgg", "resnet"), *(("proc", a, b) for a, b in itertools.combinations(NAMES, 2))}
+    table = compare.subgroups(
+        reps, preds, ["cka", "proc"], done=done, quiet=True, on_result=lambda rows: seen.append(len(rows))
+    )
+    assert seen == [4]
+    assert set(zip(table.model1, table.model2)) == {("vgg", "densenet"), ("resnet", "densenet")}
+    assert isinstance(compare.subgroups(reps, preds, ["proc"], done=done, quiet=True), pd.DataFrame)
+    with pytest.raises(ValueError, match="choose from cka, proc, rtd, jacc"):
+        compare.subgroups(reps, preds, ["mag"])
+    with pytest.raises(ValueError, match="same images"):
+        compare.subgroups(reps, {name: pred[:-1] for name, pred in preds.items()}, ["cka"], quiet=True)

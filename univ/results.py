@@ -18,6 +18,7 @@ import pandas as pd
 from loguru import logger
 
 from univ import files
+from univ.data import DATASETS
 from univ.eps import eps_value
 from univ.errors import InputError
 
@@ -596,6 +597,27 @@ def load_accuracies(results_dir: Path | str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["source", "model", "accuracy", "num_classes", "eps", "dataset", "input", "exp"])
 
 
+def load_evaluations(paths: Iterable[Path | str]) -> pd.DataFrame:
+    """Clean accuracies from the CSVs the training scripts append to (--results-file), in `load_accuracies`' columns.
+
+    They are accuracies on the whole test part: a substitute where a disagreement CSV has no JSON. Of several
+    evaluations of a model the last one counts.
+
+    Raises:
+        InputError: a file that is no such CSV.
+    """
+    tables = [_read_columns(Path(path), ["model", "dataset", "acc", "trained_eps", "attack_eps"]) for path in paths]
+    columns = ["source", "model", "accuracy", "num_classes", "eps", "dataset", "input", "exp"]
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    table = pd.concat(tables)
+    table = table[table["attack_eps"].astype(float) == 0].copy()
+    table["eps"] = [eps_value(eps) if str(eps).startswith("eps") else float(eps) for eps in table["trained_eps"]]
+    table["num_classes"] = [DATASETS[name].num_classes if name in DATASETS else None for name in table["dataset"]]
+    table = table.dropna(subset=["eps", "num_classes"]).drop_duplicates(["model", "dataset", "eps"], keep="last")
+    return table.assign(source="", input="standard", exp="", accuracy=table["acc"] / 100)[columns]
+
+
 def _csvs(path: Path | str, name: str) -> list[Path]:
     """The file itself, or every file called `name` below a folder."""
     path = Path(path)
@@ -614,6 +636,9 @@ def _read_columns(path: Path, columns: Collection[str]) -> pd.DataFrame:
 
 SUBGROUPS_NAME = "repsim_subgroups.csv"
 SUBGROUP_COLUMNS = ["metric", "score", "model1", "model2", "k", "perc_k", "pred_type", "eps"]
+_KEY_OF_METRIC = {
+    name: key for key in ("cka", "proc", "rtd", "jacc") for name in (PLACES[key].folder, PLACES[key].name)
+}
 
 
 def load_subgroups(path: Path | str) -> pd.DataFrame:
@@ -623,18 +648,26 @@ def load_subgroups(path: Path | str) -> pd.DataFrame:
         path: a CSV, or a folder: every `repsim_subgroups.csv` below it is read.
 
     Returns:
-        Columns metric, score, model1, model2, k, perc_k, pred_type (agree | disagree), eps (float), dataset ('' if the
-        file does not say), and whatever else the files hold. Scores that could not be computed are nan.
+        Columns metric (key of the measure), score, model1, model2, k, perc_k, pred_type (agree | disagree), eps
+        (float), dataset, input, and whatever else the files hold. A file that does not name its data set or input is
+        understood by its JSON, then by the folder `<dataset>/<standard|inverted>` it lies in; else they are '' and
+        standard. Scores that could not be computed are nan.
     """
     tables = []
     for csv in _csvs(path, SUBGROUPS_NAME):
         table = _read_columns(csv, SUBGROUP_COLUMNS)
-        if "dataset" not in table:
-            table["dataset"] = read_record(csv).get("settings", {}).get("dataset", "")
+        settings = read_record(csv).get("settings", {})
+        in_layout = csv.parent.name in ("standard", "inverted")
+        found = {
+            "dataset": settings.get("dataset", csv.parent.parent.name if in_layout else ""),
+            "input": csv.parent.name if in_layout else ("inverted" if settings.get("inverted") else "standard"),
+        }
+        table = table.assign(**{name: value for name, value in found.items() if name not in table})
+        table["metric"] = table["metric"].replace(_KEY_OF_METRIC)
         table["eps"] = [eps_value(eps) if str(eps).startswith("eps") else float(eps) for eps in table["eps"]]
         tables.append(table)
     if not tables:
-        return pd.DataFrame(columns=[*SUBGROUP_COLUMNS, "dataset"])
+        return pd.DataFrame(columns=[*SUBGROUP_COLUMNS, "dataset", "input"])
     return pd.concat(tables, ignore_index=True)
 
 

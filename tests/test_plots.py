@@ -1,0 +1,136 @@
+"""Figures hold what the tables hold; all of them are drawn from a full, a partial and an empty results folder."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from synthetic_results import DIGITS_MODELS, write_inversions, write_probe_agreement, write_scores, write_subgroups
+
+from univ import figure_data, plots, results
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    write_scores(root / "results")
+    write_subgroups(root / "results")
+    write_probe_agreement(root / "results")
+    write_inversions(root / "data" / "digits" / "inverted", n=6)
+    return plots.Sources(root / "results", root / "data")
+
+
+def medians(axes) -> list[float]:
+    """Heights of the median lines of the boxes, left to right; matplotlib draws six lines a box."""
+    flat = [line for line in axes.lines if len(line.get_ydata()) == 2 and line.get_linewidth() == 1.2]
+    return [float(line.get_ydata()[0]) for line in sorted(flat, key=lambda line: line.get_xdata()[0])]
+
+
+@pytest.mark.parametrize("kind", ["standard", "inverted"])
+def test_boxes_show_the_scores(sources, kind):
+    table = sources.table()
+    figure = plots.similarity_by_eps(table, kind, knn=100)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["CKA", "ProcrustesSim", "negative RTD", "Jaccard (k = 100)"]
+    proc = table[(table["measure"] == "proc") & (table["input"] == kind)]
+    expected = ((2 - proc.groupby("eps")["score"].median()) / 2).tolist()
+    assert medians(figure.axes[1]) == pytest.approx(expected)
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["digits"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["eps 0", "eps 1", "eps 2"]
+
+
+def test_legends_lie_outside_the_data(sources, tmp_path):
+    bounds = figure_data.mean_bounds(figure_data.all_accuracies(sources.results))
+    for figure in (
+        plots.similarity_by_eps(sources.table(), "standard"),
+        plots.agreement_by_eps(sources.table(), "standard", bounds),
+    ):
+        plots.save(figure, tmp_path / "figure")
+        legend = figure.legends[0].get_window_extent()
+        assert all(not legend.overlaps(axes.get_window_extent()) for axes in figure.axes)
+        assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1  # nothing is cut off
+
+
+def test_shades_darken_with_eps():
+    for kind, base in (("standard", "darkturquoise"), ("inverted", "plum")):
+        light = [sum(plots.shade(kind, eps)) for eps in plots.SHADED_EPS]
+        assert light == sorted(light, reverse=True)
+        nearest = min(np.abs(np.array(plots.shade(kind, eps)) - to_rgb(base)).max() for eps in np.linspace(0, 3, 50))
+        assert nearest < 0.05  # the colour itself is among them
+
+
+def test_agreement_has_a_bound_mark_at_every_box(sources):
+    bounds = figure_data.mean_bounds(figure_data.all_accuracies(sources.results))
+    figure = plots.agreement_by_eps(sources.table(), "standard", bounds)
+    upper = bounds[bounds["input"] == "standard"]["upper"].tolist()
+    lines = [line for line in figure.axes[0].lines if line.get_marker() == "_" and line.get_linestyle() == "-"]
+    assert [list(line.get_ydata()) for line in lines] == [pytest.approx(upper)]
+    without = plots.agreement_by_eps(sources.table(), "standard")
+    assert "mean upper bound" not in [text.get_text() for text in without.legends[0].get_texts()]
+
+
+def test_figure_five(sources):
+    figure = plots.similarity_by_prediction(results.load_subgroups(sources.results), "digits")
+    assert [axes.get_title() for axes in figure.axes] == ["CKA", "ProcrustesSim", "negative RTD", "Jaccard (k = 10)"]
+    assert [text.get_text() for text in figure.axes[3].texts] == ["p = 0.125", "p = 0.125"]
+    assert "4 models cannot give a p-value below 0.125" in figure.legends[0].get_title().get_text()
+    assert plots.similarity_by_prediction(results.load_subgroups(sources.results), "imagenet") is None
+
+
+def test_jaccard_by_k_leaves_out_what_is_missing(sources):
+    figure = plots.jaccard_by_k(sources.table(), "inverted", ks=(10, 77, 500))
+    assert [axes.get_title() for axes in figure.axes] == ["k = 10", "k = 500"]
+
+
+def test_heat_map_rows_are_the_sources(sources):
+    table = sources.table()
+    figure = plots.heat_maps(table, "cka", "digits", "inverted")
+    shown = figure.axes[0].images[0].get_array()
+    cell = table[(table["measure"] == "cka") & (table["input"] == "inverted") & (table["eps"] == 0)]
+    cell = cell[(cell["model1"] == "resnet10") & (cell["model2"] == "vgg11")]["score"].item()
+    assert shown[DIGITS_MODELS.index("resnet10"), DIGITS_MODELS.index("vgg11")] == pytest.approx(cell)
+    symmetric = plots.heat_maps(table, "cka", "digits", "standard").axes[0].images[0].get_array()
+    assert np.ma.allequal(symmetric, symmetric.T)
+    assert plots.heat_maps(table, "cka", "imagenet", "standard") is None
+
+
+def test_inversion_grid(sources):
+    inversions = figure_data.load_inversions("digits", sources.data / "digits" / "inverted", rows=3)
+    panel = plots.inversion_grid(inversions).axes[0]
+    titles = [text.get_text() for text in panel.get_xticklabels()]
+    assert titles[:4] == ["seed", "target", "densenet17\neps 0", "densenet17\neps 2"]
+    assert len(titles) == 2 + 2 * len(DIGITS_MODELS)
+    picture = panel.images[0].get_array()
+    assert picture.shape == (3 * 34 - 2, 10 * 34 - 2, 3)
+    cell = picture[34 : 34 + 32, 3 * 34 : 3 * 34 + 32]  # second row, fourth column
+    assert np.array_equal(cell, inversions.inverted["densenet17", 2.0][1].permute(1, 2, 0).numpy())
+
+
+def test_all_figures_without_jupyter(sources, tmp_path):
+    plots.main(["--results", str(sources.results), "--data", str(sources.data), "--figs", str(tmp_path), "--quiet"])
+    drawn = {path.name for path in tmp_path.iterdir()}
+    names = ("similarity", "agreement", "jsd", "jaccard_by_k")
+    stems = {f"{name}_{kind}" for name in names for kind in ("standard", "inverted")}
+    stems |= {"rep_vs_pred_digits_standard", "probe_agreement", "inverted_digits"}
+    assert drawn == {stem + suffix for stem in stems for suffix in (".pdf", ".png")}
+    assert (tmp_path / "probe_agreement.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_same_results_give_the_same_files(sources, tmp_path):
+    for folder in ("a", "b"):
+        arguments = ["--results", str(sources.results), "--figs", str(tmp_path / folder), "--only", "probe_agreement"]
+        plots.main([*arguments, "--quiet"])
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_an_empty_folder_gives_no_figures_and_no_error(tmp_path):
+    empty, figs = str(tmp_path / "empty"), tmp_path / "figs"
+    plots.main(["--results", empty, "--data", empty, "--figs", str(figs), "--quiet"])
+    assert not figs.exists()
+
+
+def test_results_of_one_setting_only(tmp_path):
+    write_scores(tmp_path, models=("a", "b"), eps=("eps1",), inputs=("standard",), ks=(5,))
+    table = plots.Sources(tmp_path).table()
+    assert plots.similarity_by_eps(table, "standard") is not None
+    assert plots.similarity_by_eps(table, "inverted") is None
+    assert plots.probe_agreement(table, results.load_probe_agreement(tmp_path)) is None

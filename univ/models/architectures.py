@@ -204,9 +204,10 @@ def _timm_arch(name: str) -> Arch:
     base = name.partition(".")[0]  # "convnext_tiny.fb_in1k": architecture and the weights whose statistics are meant
     if not timm.is_model(base):  # also keeps out "hf-hub:…" names, which would be fetched
         raise _unknown("timm", name, timm.list_models())
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    if config is None:
-        raise _unknown("timm", name, [base, *timm.list_models(f"{base}*", pretrained=True)])
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:  # the architecture is there, such weights are not
+        raise _unknown("timm", name, [base, *timm.list_models(f"{base}*", pretrained=True)]) from error
     channels, height, width = config.input_size
     if channels != 3 or height != width:
         raise InputError(f"timm:{name} takes {channels} x {height} x {width} inputs: expected square RGB images")

@@ -124,13 +124,11 @@ def test_matrix_on_regular_images_is_written_as_it_is(tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(path, index_col=0), square())
 
 
-def test_on_inverted_images_the_source_is_the_column(tmp_path):
-    scores = square()  # row: source of the images
-    path = results.write(tmp_path, setting("cka", inverted=True), scores, {})
-    published = pd.read_csv(path, index_col=0)
-    assert published.loc["resnet10", "vgg11"] == scores.loc["vgg11", "resnet10"]
-    pooled = results.write(tmp_path, setting("cka", inverted=True, sample=True), scores, {})
-    assert pd.read_csv(pooled, index_col=0).loc["vgg11", "resnet10"] == scores.loc["vgg11", "resnet10"]
+def test_on_inverted_images_the_drivers_table_is_written_as_it_is(tmp_path):
+    scores = square()  # column: source of the images, as published
+    for sample in (False, True):
+        path = results.write(tmp_path, setting("cka", inverted=True, sample=sample), scores, {})
+        pd.testing.assert_frame_equal(pd.read_csv(path, index_col=0), scores)
 
 
 def test_scores_survive_to_the_last_bit(tmp_path):
@@ -141,9 +139,9 @@ def test_scores_survive_to_the_last_bit(tmp_path):
 
 
 def test_one_number_per_model_and_one_per_set(tmp_path):
-    row = results.write(tmp_path, setting("mag"), dict(zip(MODELS, [1.0, 2.0, 3.0])), {})
+    row = results.write(tmp_path, setting("mag"), pd.DataFrame([[1.0, 2.0, 3.0]], columns=MODELS), {})
     assert row.read_text() == ",vgg11,resnet10,densenet17\n0,1.0,2.0,3.0\n"
-    cell = results.write(tmp_path, setting("disc"), 0.25, {})
+    cell = results.write(tmp_path, setting("disc"), pd.DataFrame({"disc": [0.25]}), {})
     assert cell.read_text() == ",disc\n0,0.25\n"
 
 
@@ -152,9 +150,9 @@ def test_single_scores_are_lists_in_brackets(tmp_path):
     file = setting("cka", inverted=True, baseline=True)
     results.write(tmp_path, file, square(), {}, singles=singles)
     text = file.singles_path(tmp_path).read_text().splitlines()
-    assert text[0] == ",vgg11,resnet10" and text[1] == '0,[0.0],"[nan, 0.5]"'
+    assert text[0] == ",vgg11,resnet10" and text[1] == '0,[0.0],"[0.3333333333333333, 0.5]"'
     read = results.read_singles(file.singles_path(tmp_path))
-    assert read.loc["resnet10", "vgg11"] == [1 / 3, 0.5]  # the source is the column here too
+    assert read.loc["vgg11", "resnet10"] == [1 / 3, 0.5]
 
 
 def test_single_scores_without_a_baseline_are_a_bug(tmp_path):
@@ -262,14 +260,14 @@ def test_a_published_lower_triangle_is_read_from_the_other_side(tmp_path):
 
 
 def test_long_table_of_inverted_images_has_both_cells_and_names_the_source_first(tmp_path):
-    scores = square()  # row: source
+    scores = square()  # column: source
     results.write(tmp_path, setting("dis", inverted=True), scores, {})
     table = results.load_long_table(tmp_path).set_index(["model1", "model2"])
     assert len(table) == 6
     for source in MODELS:
         for model in MODELS:
             if source != model:
-                assert table.loc[(source, model), "score"] == scores.loc[source, model]
+                assert table.loc[(source, model), "score"] == scores.loc[model, source]
 
 
 def test_long_table_keeps_to_one_kind_and_preprocessing(tmp_path):
@@ -332,14 +330,14 @@ def test_a_csv_that_is_no_matrix_is_named(tmp_path):
 
 
 def test_scores_per_model_and_per_set(tmp_path):
-    results.write(tmp_path, setting("mag"), dict(zip(MODELS, [1.0, 2.0, 3.0])), {})
+    results.write(tmp_path, setting("mag"), pd.DataFrame([[1.0, 2.0, 3.0]], columns=MODELS), {})
     results.write(tmp_path, setting("con", inverted=True), square(), {})
-    results.write(tmp_path, setting("amb"), 0.5, {})
-    results.write(tmp_path, setting("disc", inverted=True), dict(zip(MODELS, [0.1, 0.2, 0.3])), {})
+    results.write(tmp_path, setting("amb"), pd.DataFrame({"amb": [0.5]}), {})
+    results.write(tmp_path, setting("disc", inverted=True), pd.DataFrame([[0.1, 0.2, 0.3]], columns=MODELS), {})
     table = results.load_model_table(tmp_path)
     assert table.groupby("measure").size().to_dict() == {"mag": 3, "con": 9, "amb": 1, "disc": 3}
     con = table[table.measure == "con"].set_index(["source", "model"]).score
-    assert con["vgg11", "resnet10"] == square().loc["vgg11", "resnet10"]
+    assert con["vgg11", "resnet10"] == square().loc["resnet10", "vgg11"]  # the column is the source
     disc = table[table.measure == "disc"]
     assert disc.source.tolist() == MODELS and set(disc.model) == {""}
     assert results.load_long_table(tmp_path).empty

@@ -253,13 +253,12 @@ def write_csv(
     files.write_text(path, text)
 
 
-Scores = pd.DataFrame | Mapping[str, float] | pd.Series | float
 
 
 def write(
     root: Path | str,
     file: ResultFile,
-    scores: Scores,
+    scores: pd.DataFrame,
     settings: Mapping[str, Any],
     record: Mapping[str, Any] | None = None,
     singles: pd.DataFrame | None = None,
@@ -268,11 +267,9 @@ def write(
 
     Args:
         root: the results folder.
-        scores: one of
-            a square DataFrame of model names, for pairs (and mag, con on inverted images); **rows are the models whose
-            images were used** (`compare.rowwise`), turned here into the published orientation: source in the column;
-            a Series or dict by model name, for one number per model (mag, con; amb, disc per source model);
-            a number, for one per set of models (amb, disc on regular images).
+        scores: table in the published orientation, as the drivers of `univ.compare` give it: model x model for pairs,
+            on inverted images the COLUMN is the model whose images were used; one row named 0 for one number per model
+            (mag, con; amb, disc per source) or, under the measure's name, per set of models (amb, disc).
         settings, record: see `write_csv`.
         singles: with a baseline, the single scores: like `scores`, each cell the list of n scores.
 
@@ -283,15 +280,9 @@ def write(
     if singles is not None:
         if not file.baseline:
             raise ValueError("single scores belong to a baseline: the file has baseline=False")
-        cells = _published(file, singles).map(_list_text).reset_index(drop=True)
+        cells = singles.map(_list_text).reset_index(drop=True)
         write_csv(file.singles_path(root), cells.to_csv(), settings, record)
-    if isinstance(scores, pd.DataFrame):
-        table = _published(file, scores)
-    elif isinstance(scores, Mapping | pd.Series):
-        table = pd.DataFrame([dict(scores)])
-    else:
-        table = pd.DataFrame({file.measure: [float(scores)]})
-    write_csv(path, table.to_csv(), settings, record)
+    write_csv(path, scores.to_csv(), settings, record)
     logger.info("wrote {}", path)
     return path
 
@@ -308,12 +299,6 @@ def write_companion(
     path = file.companion_path(root, companion)
     write_csv(path, table.to_csv(index=False), settings, record)
     return path
-
-
-def _published(file: ResultFile, scores: pd.DataFrame) -> pd.DataFrame:
-    if list(scores.index) != list(scores.columns):
-        raise ValueError(f"rows and columns must name the same models: {list(scores.index)} and {list(scores.columns)}")
-    return scores.T if file.rowwise else scores
 
 
 def _list_text(values: Iterable[float]) -> str:

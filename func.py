@@ -1,0 +1,83 @@
+"""Score models by functional similarity: how alike their predictions are on standard, inverted or adversarial images.
+
+    python func.py -d imagenet100 -m imagenet100 -o eps3 -f all
+    python func.py -d imagenet100 -m imagenet100 -o eps3 -f dis jsd -i 1
+    python func.py -d cifar10 -m cifar10 -o eps1 -f dis --model-names resnet18 vgg16
+
+Writes one CSV per measure below results/, each with a JSON of all settings and the models' accuracies beside it; a CSV
+that was made with the same settings is kept. On inverted images the column names the model whose images were used.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from univ import cli, files, runs, scoring, setting
+from univ.activations import Extraction
+from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, Outputs
+
+REGISTRY = {**FUNC_MEASURES, **FUNC_STATISTICS}
+ALL = ("dis", "norm", "kappa", "jsd", "churn", "amb", "disc")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    setting.add_arguments(parser)
+    group = parser.add_argument_group("measures")
+    add = group.add_argument
+    names = [*REGISTRY, "all"]
+    add("-f", "--func", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=", ".join(names))
+    add("-a", "--alpha", type=cli.positive_number, default=1.0, help="exponent of the surrogate churn")
+    add("-p", "--perturbs", type=cli.non_negative_int, default=0, help="random permutations for the baseline")
+    parser.add_argument("-b", "--batch", type=cli.positive_int, default=64, help="images per forward pass")
+    cli.add_common_arguments(parser, precision="fp32")
+    args = parser.parse_args(argv)
+    setting.check_arguments(parser, args)
+    wanted = {key for name in args.func for key in (ALL if name == "all" else (name,))}
+    args.measures = [key for key in REGISTRY if key in wanted]
+    return args
+
+
+def accuracies(source: str | None, found: Mapping[str, Extraction], labels: Tensor) -> dict[str, Any]:
+    """Number of classes, and each model's accuracy where the labels are known: figures draw the bounds from these."""
+    classes = next(iter(found.values())).logits.shape[1]
+    if (labels < 0).any():
+        return {"num_classes": classes}
+    shares = {name: (extraction.preds == labels).double().mean().item() for name, extraction in found.items()}
+    return {"num_classes": classes, "accuracy": shares}
+
+
+def as_outputs(extraction: Extraction, labels: Tensor) -> Outputs:
+    """Logits, and labels where they are known."""
+    return Outputs(extraction.logits, None if (labels < 0).any() else labels)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    runs.start(quiet=args.quiet)
+    runs.seed_everything(args.seed)
+    if args.config_file_path is not None and not args.config_file_path.exists():
+        files.write_json(args.config_file_path, vars(args))
+    here = setting.Setting.from_args(args)
+    if args.no_comparisons:
+        here.fill_cache()
+        return
+    tasks = scoring.plan(here, REGISTRY, args.measures, permutations=args.perturbs, alpha=args.alpha)
+    failed = scoring.run(
+        here,
+        tasks,
+        as_outputs,
+        root=args.results,
+        arguments=vars(args),
+        permutations=args.perturbs,
+        overwrite=args.overwrite,
+        describe=accuracies,
+    )
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

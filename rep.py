@@ -1,0 +1,110 @@
+"""Score models by representational similarity on standard, inverted or adversarial images.
+
+    python rep.py -d imagenet100 -m imagenet100 -o eps3 -r paper
+    python rep.py -d imagenet100 -m imagenet100 -o eps3 -r cka proc -i 1
+    python rep.py -d cifar10 -m cifar10 -o eps1 -r jacc -k 10 --model-names resnet18 vgg16
+    python rep.py -d digits -m digits -o eps1 --cache-dir cache --no-comparisons
+
+Writes one CSV per measure below results/, each with a JSON of all settings beside it; a CSV that was made with the
+same settings is kept. On inverted images the column names the model whose images were used.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from univ import cli, files, runs, scoring, setting
+from univ.activations import Extraction
+from univ.errors import InputError
+from univ.measures import REP_MEASURES, REP_STATISTICS
+
+REGISTRY = {**REP_STATISTICS, **REP_MEASURES}
+PAPER = ("jacc", "proc", "cka", "rtd")
+ALL = ("mag", "con", "cos", "jacc", "rank", "rank_jacc", "proc", "cka", "gulp", "rtd")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    setting.add_arguments(parser)
+    group = parser.add_argument_group("measures")
+    add = group.add_argument
+    names = [*REGISTRY, "all", "paper"]
+    text = "what to compute; paper: jacc proc cka rtd; all: every one but shape, which needs (N, C, H, W) activations"
+    add("-r", "--rep", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=f"{', '.join(names)}: {text}")
+    add("-k", "--knn", type=cli.positive_int, default=500, help="neighbours per image of jacc, rank, rank_jacc")
+    add("-f", "--function", choices=("euc", "cos_sim"), default="cos_sim", help="Euclidean or cosine neighbours")
+    add("-c", "--center", type=int, choices=(0, 1), default=1, help="1: centre the representations (cka always does)")
+    add("-n", "--norm", type=int, choices=(0, 1), default=1, help="1: scale to Frobenius norm 1 for proc")
+    add("-a", "--alpha", type=cli.number, default=1.0, help="shape: 1 rotation only, 0 whitened (any linear map)")
+    add("--gulp-lambda", type=cli.non_negative_number, default=0.0, help="ridge of gulp")
+    add("--rtd-trials", type=cli.positive_int, default=10, help="subsamples rtd is averaged over")
+    add("--rtd-batch", type=cli.positive_int, default=500, help="images per subsample of rtd")
+    add("-p", "--perturbs", type=cli.non_negative_int, default=0, help="random permutations for the baseline")
+    add("--published", action="store_true", help="the original's neighbours: own similarity 0, or the point itself")
+    parser.add_argument("-b", "--batch", type=cli.positive_int, default=64, help="images per forward pass")
+    cli.add_common_arguments(parser, precision="fp32")
+    args = parser.parse_args(argv)
+    setting.check_arguments(parser, args)
+    args.measures = select(args.rep)
+    if "shape" in args.measures and len(args.measures) > 1:
+        parser.error("-r shape reads (N, C, H, W) activations: run it by itself")
+    return args
+
+
+def select(names: Sequence[str]) -> list[str]:
+    """The measures a list of names stands for, each once, in the registry's order."""
+    groups = {"all": ALL, "paper": PAPER}
+    wanted = {key for name in names for key in groups.get(name, (name,))}
+    return [key for key in REGISTRY if key in wanted]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    runs.start(quiet=args.quiet)
+    runs.seed_everything(args.seed)
+    if args.config_file_path is not None and not args.config_file_path.exists():
+        files.write_json(args.config_file_path, vars(args))
+    here = setting.Setting.from_args(args)
+    if args.no_comparisons:
+        here.fill_cache()
+        return
+
+    n = min(here.inputs(source).n for source in here.sources)
+    if args.knn >= n and {"jacc", "rank", "rank_jacc"} & set(args.measures):
+        raise InputError(f"--knn {args.knn} neighbours need more than {args.knn} images, there are {n}: lower --knn")
+
+    def activations(source: str | None) -> Mapping[str, Extraction]:
+        return {name: here.extract(name, source, flatten=False) for name in here.models}
+
+    tasks = scoring.plan(
+        here,
+        REGISTRY,
+        args.measures,
+        permutations=args.perturbs,
+        k=args.knn,
+        function=args.function,
+        center=bool(args.center),
+        normalize=bool(args.norm),
+        alpha=args.alpha,
+        gulp_lambda=args.gulp_lambda,
+        trials=args.rtd_trials,
+        batch=args.rtd_batch,
+        published=args.published,
+        seed=args.seed,
+        workers=args.workers or None,
+    )
+    failed = scoring.run(
+        here,
+        tasks,
+        lambda extraction, labels: extraction.reps,
+        root=args.results,
+        arguments=vars(args),
+        permutations=args.perturbs,
+        overwrite=args.overwrite,
+        extract=activations if args.measures == ["shape"] else None,
+    )
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -194,8 +194,10 @@ class EncodedImages(ABC):
         encoded, label = self.record(position)
         try:
             return Image.open(io.BytesIO(encoded)).convert("RGB"), label
+        except UnidentifiedImageError as error:
+            raise InputError(f"{self.location(position)}: not an image of a known format") from error
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged data, all meaning the same
-            raise InputError(f"{self.location(position)}: not a readable image ({error})") from error
+            raise InputError(f"{self.location(position)}: damaged image ({error})") from error
 
     def uint8(self, index: int) -> tuple[Tensor, int]:
         """Image `index` after the transform, uint8 (3, H, W), and its label."""

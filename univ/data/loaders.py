@@ -67,15 +67,17 @@ class _TrainingReader(_Reader):
         return self.images[index]
 
 
-def _loader(reader: _Reader, keys: Iterable[list], device: torch.device, workers: int) -> DataLoader:
-    """Lists of keys in, stacked batches out, read `workers` processes ahead."""
+def _loader(
+    reader: _Reader, keys: Iterable[list], device: torch.device, workers: int, *, keep_workers: bool = False
+) -> DataLoader:
+    """Lists of keys in, stacked batches out, read by `workers` processes."""
     return DataLoader(
         reader,
         batch_sampler=keys,
         collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
+        persistent_workers=keep_workers and workers > 0,
     )
 
 
@@ -87,7 +89,8 @@ def _batches_on(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tens
     """What the workers read, as float images and labels on the device."""
     for batch in loader:
         if isinstance(batch, Exception):
-            raise batch
+            # a copy: an exception that the frame it passes through refers to keeps the workers alive in a cycle
+            raise type(batch)(*batch.args)
         pixels, labels, *shift = (part.to(device, non_blocking=True) for part in batch)
         images = to_float(pixels)
         if shift:  # per-image colour offset of the lighting augmentation, (B, 3)
@@ -183,67 +186,75 @@ class TrainingBatches:
             raise InputError(f"{len(images)} images do not fill one batch of {batch_size} (-b/--batch)")
         self._device = torch.device(device)
         self._images = images.to(self._device) if isinstance(images, TensorImages) else images
-        self._batch_size, self._seed, self._rank, self._world_size = batch_size, seed, rank, world_size
-        full, rest = divmod(len(images), batch_size)
-        self._steps = full if drop_last or not rest else full + 1
-        self._loader: DataLoader | None = None
+        self._plan = _Plan(len(images), batch_size, seed, rank, world_size, drop_last)
         self._workers = workers
-        self.set_epoch(0)
+        self._loader: DataLoader | None = None
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Choose the epoch that the next iteration runs through, and the step it begins at."""
-        self.epoch, self.first_step = epoch, first_step
-        order = torch.randperm(len(self._images), generator=stream("order", self._seed, epoch))
-        self._global_batches = order.split(self._batch_size)[: self._steps]
+        self._plan.set_epoch(epoch, first_step)
 
     def __len__(self) -> int:
         """Steps of a whole epoch, wherever the iteration begins."""
-        return self._steps
+        return self._plan.steps
 
     def global_size(self, step: int) -> int:
         """Images in the batch of `step` over all processes: what a mean over the batch divides by."""
-        return len(self._global_batches[step])
-
-    def _shard(self, step: int) -> slice:
-        """The slice of global batch `step` that is this process's."""
-        share, extra = divmod(self.global_size(step), self._world_size)
-        first = self._rank * share + min(self._rank, extra)
-        return slice(first, first + share + (self._rank < extra))
+        return len(self._plan.batches[step])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs (float32 (B, 3, H, W), int64 (B,)) on the device; pixels in [0, 1] up to the augmentation."""
         return self._sliced() if isinstance(self._images, TensorImages) else self._decoded()
 
     def _sliced(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images, augment = self._images, self._images.augment
-        for step in range(self.first_step, self._steps):
-            positions, shard = self._global_batches[step], self._shard(step)
-            chosen = positions[shard].to(self._device)
+        images, augment, plan = self._images, self._images.augment, self._plan
+        for step in range(plan.first_step, plan.steps):
+            shard = plan.shard(step)
+            chosen = plan.batches[step][shard].to(self._device)
             pixels, labels = images.uint8(chosen), images.labels[chosen]
             if augment is None:
                 yield to_float(pixels), labels
                 continue
             # drawn for the whole global batch, so that a slice gets what it would get in a single process
-            draws = augment.draw(len(positions), stream("batch", self._seed, self.epoch, step))
+            draws = augment.draw(self.global_size(step), stream("batch", plan.seed, plan.epoch, step))
             yield augment(pixels, {name: draw[shard].to(self._device) for name, draw in draws.items()}), labels
 
     def _decoded(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._loader is None:  # kept, and its workers with it, from epoch to epoch
-            reader = _TrainingReader(self._images, self._seed)
-            self._loader = _loader(reader, _Shards(self), self._device, self._workers)
+            reader = _TrainingReader(self._images, self._plan.seed)
+            self._loader = _loader(reader, self._plan, self._device, self._workers, keep_workers=True)
         yield from _batches_on(self._loader, self._device)
 
 
-class _Shards:
-    """The batch sampler of `TrainingBatches`: this process's slice of each global batch, as (epoch, index) pairs."""
+class _Plan:
+    """Which images are in which batch of an epoch; as DataLoader's batch sampler it lists this process's share.
 
-    def __init__(self, batches: TrainingBatches) -> None:
-        self._batches = batches
+    An object of its own, because TrainingBatches and its DataLoader referring to each other would leave the worker
+    processes to the garbage collector, which may run in a forked worker and there shut down its siblings.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int, drop_last: bool) -> None:
+        self._length, self._batch_size, self._rank, self._world_size = length, batch_size, rank, world_size
+        self.seed = seed
+        full, rest = divmod(length, batch_size)
+        self.steps = full if drop_last or not rest else full + 1
+        self.set_epoch(0, 0)
+
+    def set_epoch(self, epoch: int, first_step: int) -> None:
+        self.epoch, self.first_step = epoch, first_step
+        order = torch.randperm(self._length, generator=stream("order", self.seed, epoch))
+        self.batches = order.split(self._batch_size)[: self.steps]
+
+    def shard(self, step: int) -> slice:
+        """The slice of the global batch of `step` that is this process's."""
+        share, extra = divmod(len(self.batches[step]), self._world_size)
+        first = self._rank * share + min(self._rank, extra)
+        return slice(first, first + share + (self._rank < extra))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        b = self._batches
-        for step in range(b.first_step, len(b)):
-            yield [(b.epoch, index) for index in b._global_batches[step][b._shard(step)].tolist()]
+        """This process's slice of each batch, as (epoch, index) pairs."""
+        for step in range(self.first_step, self.steps):
+            yield [(self.epoch, index) for index in self.batches[step][self.shard(step)].tolist()]
 
     def __len__(self) -> int:
-        return len(self._batches) - self._batches.first_step
+        return self.steps - self.first_step

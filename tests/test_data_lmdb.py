@@ -1,0 +1,409 @@
+"""Reading LMDB files: both formats alike, in every process, and nothing but images or a clear error."""
+
+import io
+import multiprocessing
+import pickle
+import shutil
+import threading
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from image_files import KINDS, encoded_image, write_legacy_lmdb
+from PIL import Image
+from torchvision import transforms as T
+
+from univ.data.lmdb import ImageFolderLMDB
+from univ.data.loaders import TrainingBatches, batches
+from univ.data.transforms import ImageNetAugmentation, ResizeAndCrop
+from univ.errors import InputError
+from univ.utils import folder2lmdb
+
+settings.register_profile("univ", deadline=None)  # a busy machine is no failure
+settings.load_profile("univ")
+
+N = 21
+LABELS = [index // 4 for index in range(N)]
+IMAGES = [encoded_image(KINDS[index % len(KINDS)], seed=index) for index in range(N)]
+TRANSFORM = ResizeAndCrop(36, 32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The same images in our format and, once per protocol and container, in the older one."""
+    root = tmp_path_factory.mktemp("lmdb")
+    folder2lmdb.write_lmdb(root / "ours.lmdb", zip(IMAGES, LABELS), [f"class {i}" for i in range(6)])
+    write_legacy_lmdb(root / "legacy.lmdb", [([image], np.array(label)) for image, label in zip(IMAGES, LABELS)])
+    return root
+
+
+def ours(folder, **options):
+    return ImageFolderLMDB(folder / "ours.lmdb", TRANSFORM, name="test/val", **options)
+
+
+def legacy(folder, **options):
+    return ImageFolderLMDB(folder / "legacy.lmdb", TRANSFORM, name="test/val", **options)
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("open_images", [ours, legacy])
+def test_images_and_labels(folder, open_images):
+    images = open_images(folder)
+    assert len(images) == N and images.is_legacy == (open_images is legacy)
+    assert images.labels.tolist() == LABELS and images.labels.dtype == torch.int64
+    reference = T.Compose([T.Resize(36), T.CenterCrop(32), T.ToTensor()])
+    for index, (encoded, label) in enumerate(zip(IMAGES, LABELS)):
+        assert images.record(index) == (encoded, label)
+        pixels, found = images[index]
+        assert found == label and torch.equal(pixels, reference(Image.open(io.BytesIO(encoded)).convert("RGB")))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("container", [list, tuple], ids=["list", "tuple"])
+@pytest.mark.parametrize(
+    "label",
+    [np.array(7), np.array([7]), np.int64(7), np.array([7], dtype=np.int32)],
+    ids=["()", "(1,)", "scalar", "int32"],
+)
+def test_every_form_of_older_records(tmp_path, protocol, container, label):
+    write_legacy_lmdb(tmp_path / "x.lmdb", [(container([IMAGES[0]]), label)] * 2, protocol)
+    images = ImageFolderLMDB(tmp_path / "x.lmdb")
+    assert images.record(1) == (IMAGES[0], 7) and images.labels.tolist() == [7, 7]
+
+
+def test_older_records_of_numpy_1(tmp_path):
+    """NumPy before 2 wrote its functions under numpy.core, which today's pickles do not show."""
+    record = pickle.dumps(([IMAGES[0]], np.array([7])), protocol=2).replace(b"numpy._core", b"numpy.core")
+    assert b"numpy.core" in record
+    environment = lmdb.open(str(tmp_path / "x.lmdb"), subdir=False)
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"0", record)
+        transaction.put(b"__len__", pickle.dumps(1))
+    environment.close()
+    assert ImageFolderLMDB(tmp_path / "x.lmdb").record(0) == (IMAGES[0], 7)
+
+
+def test_both_formats_have_one_fingerprint(folder):
+    assert ours(folder).fingerprint == legacy(folder).fingerprint
+    others = [
+        ImageFolderLMDB(folder / "ours.lmdb", ResizeAndCrop(32, 32), name="test/val"),
+        ImageFolderLMDB(folder / "ours.lmdb", TRANSFORM, name="test/train"),
+        ours(folder, labels=torch.tensor(LABELS) + 1),
+    ]
+    assert len({images.fingerprint for images in [ours(folder), *others]}) == 4
+
+
+@given(st.integers(-3 * N, 3 * N))
+def test_indices_behave_as_a_lists(folder, index):
+    images = ours(folder)
+    try:
+        expected = LABELS[index]
+    except IndexError:
+        with pytest.raises(IndexError):
+            images[index]
+    else:
+        assert images[index][1] == expected
+        assert torch.equal(images[index][0], images[range(N)[index]][0])
+
+
+def test_other_index_types(folder):
+    assert ours(folder)[np.int64(3)][1] == ours(folder)[torch.tensor(3)][1] == LABELS[3]
+    with pytest.raises(TypeError):
+        ours(folder)["3"]
+
+
+def test_iteration_ends(folder):
+    assert [label for _, label in ours(folder)] == LABELS
+
+
+def test_labels_from_elsewhere_replace_the_stored_ones(folder):
+    given_labels = torch.arange(N) + 50
+    images = legacy(folder, labels=given_labels)
+    assert torch.equal(images.labels, given_labels) and images[4][1] == 54
+    with pytest.raises(InputError, match="20 labels for the 21 images"):
+        legacy(folder, labels=given_labels[:20])
+
+
+def test_a_folder_with_data_mdb(folder, tmp_path):
+    shutil.copy(folder / "ours.lmdb", tmp_path / "data.mdb")
+    assert len(ImageFolderLMDB(tmp_path)) == N
+
+
+def test_opening_reads_no_list_of_keys(tmp_path):
+    """A million records stated, two written, a __keys__ that would be refused: opening looks at none of it."""
+    write_legacy_lmdb(tmp_path / "x.lmdb", [([IMAGES[0]], np.array(1))] * 2)
+    environment = lmdb.open(str(tmp_path / "x.lmdb"), subdir=False)
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"__keys__", b"no pickle at all")
+    environment.close()
+    assert len(ImageFolderLMDB(tmp_path / "x.lmdb")) == 2
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def test_one_file_can_be_opened_many_times(folder):
+    several = [ours(folder), ours(folder), ImageFolderLMDB(folder / "." / "ours.lmdb")]
+    assert [images.record(3)[1] for images in several] == [LABELS[3]] * 3
+    del several[0]
+    assert several[0].record(4) == (IMAGES[4], LABELS[4])
+
+
+def read_in_child(images, queue):
+    queue.put([images.record(index) for index in range(N)])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("open_images", [ours, legacy])
+def test_processes_open_the_file_for_themselves(folder, method, open_images):
+    images = open_images(folder)
+    images.record(0)
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    child = context.Process(target=read_in_child, args=(images, queue))
+    child.start()
+    assert queue.get(timeout=60) == list(zip(IMAGES, LABELS))
+    child.join(60)
+    assert child.exitcode == 0
+    assert images.record(5) == (IMAGES[5], LABELS[5])
+
+
+def test_threads_read_side_by_side(folder):
+    images, wrong = ours(folder), []
+
+    def read():
+        for index in list(range(N)) * 5:
+            if images.record(index) != (IMAGES[index], LABELS[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches(folder, workers):
+    images = ours(folder)
+    indices = torch.tensor([20, 3, 3, 0, 11])
+    loader = batches(images, 2, device="cpu", workers=workers, indices=indices)
+    pixels, labels = (torch.cat(parts) for parts in zip(*loader))
+    assert len(loader) == 3 and labels.tolist() == [LABELS[index] for index in indices]
+    assert torch.equal(pixels, torch.stack([images[index][0] for index in indices]))
+
+
+def training_epoch(folder, epoch, first_step=0, **options):
+    images = ours(folder, augment=ImageNetAugmentation(size=16))
+    loader = TrainingBatches(images, 8, device="cpu", seed=5, **options)
+    loader.set_epoch(epoch, first_step)
+    return list(loader)
+
+
+def test_training_batches_do_not_depend_on_workers_or_processes(folder):
+    whole = training_epoch(folder, 1)
+    assert [len(labels) for _, labels in whole] == [8, 8, 5]
+    others = [
+        training_epoch(folder, 1, workers=2),
+        [
+            tuple(torch.cat(parts) for parts in zip(*shards))
+            for shards in zip(*(training_epoch(folder, 1, rank=rank, world_size=7) for rank in range(7)))
+        ],
+    ]
+    for other in others:
+        for (pixels, labels), (other_pixels, other_labels) in zip(whole, other, strict=True):
+            assert torch.equal(labels, other_labels) and torch.equal(pixels, other_pixels)
+    resumed = training_epoch(folder, 1, first_step=1, workers=1)
+    assert len(resumed) == 2 and torch.equal(resumed[0][0], whole[1][0])
+    assert not torch.equal(training_epoch(folder, 2)[0][0], whole[0][0])
+
+
+def test_workers_stay_from_epoch_to_epoch(folder):
+    loader = TrainingBatches(ours(folder, augment=ImageNetAugmentation(16)), 8, device="cpu", seed=5, workers=1)
+    for epoch in (0, 1, 2):
+        loader.set_epoch(epoch)
+        if epoch == 1:
+            next(iter(loader))  # an epoch that is left early
+            continue
+        for (pixels, labels), (expected, expected_labels) in zip(loader, training_epoch(folder, epoch), strict=True):
+            assert torch.equal(pixels, expected) and torch.equal(labels, expected_labels)
+
+
+def test_empty_slices_have_the_shape_of_a_batch(folder):
+    images = ours(folder, augment=ImageNetAugmentation(size=16))
+    loader = TrainingBatches(images, 10, device="cpu", seed=0, rank=9, world_size=10)
+    pixels, labels = list(loader)[-1]  # the last batch holds one image for ten processes
+    assert pixels.shape == (0, 3, 16, 16) and labels.shape == (0,)
+
+
+def test_training_without_augmentation_sees_the_images_as_evaluation(folder):
+    loader = TrainingBatches(ours(folder), 8, device="cpu", seed=0)
+    pixels, _ = next(iter(loader))
+    seen = {row.numpy().tobytes() for row in pixels}
+    assert seen <= {images[0].numpy().tobytes() for images in ours(folder)}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_met_by_a_worker_is_named_in_one_line(tmp_path, workers):
+    folder2lmdb.write_lmdb(tmp_path / "x.lmdb", [(IMAGES[0], 0), (b"no image", 1)], ["a", "b"])
+    with pytest.raises(InputError, match=r"x\.lmdb, record 1: not an image of a known format") as error:
+        list(batches(ImageFolderLMDB(tmp_path / "x.lmdb", TRANSFORM), 2, device="cpu", workers=workers))
+    assert "\n" not in str(error.value)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def write_raw(path, pairs):
+    environment = lmdb.open(str(path), subdir=False)
+    with environment.begin(write=True) as transaction:
+        for key, value in pairs.items():
+            transaction.put(key, value)
+    environment.close()
+
+
+def test_missing_and_foreign_files(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match=r"none\.lmdb"):
+        ImageFolderLMDB(tmp_path / "none.lmdb")
+    for contents in (b"", b"x" * 100, IMAGES[0], b"\0" * 100_000):
+        (tmp_path / "x.lmdb").write_bytes(contents)
+        with pytest.raises(InputError, match=r"x\.lmdb is not a readable LMDB file"):
+            ImageFolderLMDB(tmp_path / "x.lmdb")
+
+
+@pytest.mark.parametrize("name", ["ours.lmdb", "legacy.lmdb"])
+def test_truncated_files(tmp_path, folder, name):
+    contents = (folder / name).read_bytes()
+    pages = len(contents) // 4096
+    for kept in [4096 * pages - 1, 4096 * (pages - 1), 4096 * (pages // 2), 4096 * 2, 4096 * 2 - 5, 4096, 1000]:
+        (tmp_path / name).write_bytes(contents[:kept])
+        with pytest.raises(InputError, match=r"is truncated|not a readable LMDB file"):
+            ImageFolderLMDB(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({b"a": b"b"}, "neither __meta__ nor __len__"),
+        ({b"__meta__": b"{}"}, "not a file of images"),
+        ({b"__meta__": b"\xff"}, "not a file of images"),
+        ({b"__meta__": folder2lmdb.encode_meta(5, ["a"]), b"__labels__": b""}, "states 5 images and holds 0"),
+        ({b"__meta__": folder2lmdb.encode_meta(0, ["a"]), b"__labels__": b""}, "no images"),
+        (
+            {b"__meta__": folder2lmdb.encode_meta(0, ["a"]), b"__labels__": b"", b"7": b""},
+            "states 0 images and holds 1",
+        ),
+        ({b"__len__": pickle.dumps(5)}, "states 5 images and holds 1"),
+        ({b"__len__": pickle.dumps("5")}, "no number of images"),
+        ({b"__len__": pickle.dumps(-1)}, "no number of images"),
+        ({b"__len__": b"junk"}, "__len__"),
+    ],
+)
+def test_lmdb_files_of_other_kinds(tmp_path, pairs, message):
+    write_raw(tmp_path / "x.lmdb", pairs)
+    with pytest.raises(InputError, match=message) as error:
+        ImageFolderLMDB(tmp_path / "x.lmdb")
+    assert "x.lmdb" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [IMAGES[0]],
+        ([IMAGES[0]],),
+        ([IMAGES[0], IMAGES[0]], np.array(1)),
+        (IMAGES[0], np.array(1)),
+        (["text"], np.array(1)),
+        ([IMAGES[0]], np.array([1, 2])),
+        ([IMAGES[0]], np.array(1.5)),
+        ([IMAGES[0]], "label"),
+        ([IMAGES[0]], None),
+    ],
+    ids=range(9),
+)
+def test_older_records_of_other_kinds(tmp_path, record):
+    write_legacy_lmdb(tmp_path / "x.lmdb", [([IMAGES[0]], np.array(1)), record])
+    images = ImageFolderLMDB(tmp_path / "x.lmdb")
+    with pytest.raises(InputError, match=r"x\.lmdb, record 1 "):
+        images[1]
+    with pytest.raises(InputError, match=r"x\.lmdb, record 1 "):
+        _ = images.labels
+
+
+def test_missing_records_and_labels(tmp_path):
+    ours = {b"__meta__": folder2lmdb.encode_meta(1, ["a"]), b"__labels__": folder2lmdb.encode_labels([0])}
+    write_raw(tmp_path / "x.lmdb", {**ours, b"5": folder2lmdb.encode(IMAGES[0], 0)})
+    with pytest.raises(InputError, match=r"x\.lmdb, record 0 is missing"):
+        ImageFolderLMDB(tmp_path / "x.lmdb")[0]
+    for stored, message in [(b"junk", "checksum"), (folder2lmdb.encode_labels([0, 1]), "2 labels for 1 images")]:
+        write_raw(tmp_path / "y.lmdb", {**ours, b"__labels__": stored, b"0": folder2lmdb.encode(IMAGES[0], 0)})
+        with pytest.raises(InputError, match=message):
+            _ = ImageFolderLMDB(tmp_path / "y.lmdb").labels
+
+
+def test_a_file_replaced_while_in_use(tmp_path):
+    path = tmp_path / "x.lmdb"
+    folder2lmdb.write_lmdb(path, [(IMAGES[0], 0)], ["a"])
+    images = ImageFolderLMDB(path)
+    folder2lmdb.write_lmdb(path, [(IMAGES[1], 0)], ["a"])
+    assert images.record(0)[0] == IMAGES[0]  # the file that was opened lives on
+    del images
+    assert ImageFolderLMDB(path).record(0)[0] == IMAGES[1]
+
+
+class Dangerous:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("where", ["label", "image", "record", "length"])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_nothing_in_an_older_file_runs(tmp_path, where, protocol):
+    danger = Dangerous(tmp_path / "ran")
+    record = {"label": ([IMAGES[0]], danger), "image": ([danger], np.array(1)), "record": danger}.get(where)
+    path = tmp_path / "x.lmdb"
+    write_legacy_lmdb(path, [record or ([IMAGES[0]], np.array(1))], protocol)
+    if where == "length":
+        write_raw(path, {b"__len__": pickle.dumps(danger, protocol)})
+    with pytest.raises(InputError, match=r"open"):
+        _ = ImageFolderLMDB(path, TRANSFORM)[0]
+    assert not (tmp_path / "ran").exists()
+
+
+SMALL_JPEG = encoded_image("rgb", 0, size=(16, 12))
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(legacy=st.booleans(), flips=st.dictionaries(st.integers(0, 10**6), st.integers(1, 255), min_size=1, max_size=4))
+def test_flipped_bytes_give_an_error_or_an_image(tmp_path_factory, legacy, flips):
+    """Our checksum finds every flip. An older record has none: an error, or the image whose bytes are flipped."""
+    record = pickle.dumps(([SMALL_JPEG], np.array([3]))) if legacy else folder2lmdb.encode(SMALL_JPEG, 3)
+    damaged = bytearray(record)
+    for position, flip in flips.items():
+        damaged[position % len(record)] ^= flip
+    if bytes(damaged) == record:
+        return
+    path = tmp_path_factory.getbasetemp() / "flipped.lmdb"
+    path.unlink(missing_ok=True)
+    head = (
+        {b"__len__": pickle.dumps(1)}
+        if legacy
+        else {b"__meta__": folder2lmdb.encode_meta(1, ["a"]), b"__labels__": folder2lmdb.encode_labels([3])}
+    )
+    write_raw(path, {**head, b"0": bytes(damaged)})
+    images = ImageFolderLMDB(path, TRANSFORM)
+    try:
+        pixels, label = images[0]
+    except InputError as error:
+        assert "flipped.lmdb, record 0" in str(error)
+    else:
+        assert legacy and pixels.shape == (3, 32, 32) and isinstance(label, int)

@@ -158,8 +158,7 @@ def read_in_child(images, queue):
     queue.put([images.record(index) for index in range(N)])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("open_images", [ours, legacy])
+@pytest.mark.parametrize(("method", "open_images"), [("fork", ours), ("fork", legacy), ("spawn", ours)])
 def test_processes_open_the_file_for_themselves(folder, method, open_images):
     images = open_images(folder)
     images.record(0)

@@ -136,7 +136,8 @@ def open_images(
         image_size: side of the square images, where the models want another one than the data set's own.
         data_path: LMDB file, folder that holds `<split>.lmdb`, folder of image files, or folder of CIFAR-10 or SAT-6
             files; None takes the data set's default path.
-        labels_path: labels of a folder of image files, one per line, images sorted by name.
+        labels_path: ImageNet only. Labels of a folder of image files, one per line, images sorted by name (None takes
+            the default path); for an LMDB file, labels that replace its own.
         purpose: ImageNet only. "similarity" resizes the short side to 255 before the 224 centre crop, "evaluation"
             to 256, as in the study and the training code it builds on.
 
@@ -164,7 +165,7 @@ def open_images(
         return sat6.open_sat6(path, image_size=size)
     from univ.data import imagenet
 
-    labels = Path(labels_path) if labels_path is not None else dataset.labels_path
+    labels = Path(labels_path) if labels_path is not None else None
     return imagenet.open_imagenet(dataset, path, split, labels_path=labels, image_size=size, purpose=purpose)
 
 

@@ -1,0 +1,149 @@
+"""ImageNet and its subsets: one LMDB file per part, or the validation images as files in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from univ.data import Dataset, Purpose, Split
+from univ.data.images import EncodedImages
+from univ.data.indices import read_labels
+from univ.data.lmdb import ImageFolderLMDB
+from univ.data.transforms import ImageNetAugmentation, imagenet_transform
+from univ.errors import InputError
+from univ.utils.folder2lmdb import EXTENSIONS
+
+
+class ImageFiles(EncodedImages):
+    """The image files of one folder, sorted by name, with their labels in a file of their own.
+
+    Args:
+        folder: holds the files; sub-folders are not searched.
+        labels_path: one label per image, in the order of the sorted names. Where there is no such file, images are
+            given out with label -1, and asking for `labels` is an error: similarity needs none.
+        transform, name: see `EncodedImages`.
+
+    Raises:
+        InputError: no images, or not as many labels as images.
+    """
+
+    def __init__(
+        self, folder: Path | str, labels_path: Path | str | None, transform: Callable | None = None, *, name: str
+    ) -> None:
+        super().__init__(name, transform)
+        self.folder = Path(folder)
+        self._labels_path = labels_path
+        self._names = sorted(path.name for path in self.folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+        if not self._names:
+            raise InputError(f"{folder} holds no image files (class folders are for univ/utils/folder2lmdb.py)")
+        self._labels: Tensor | None = None
+        if labels_path is not None and Path(labels_path).exists():
+            self._labels = read_labels(labels_path, len(self._names))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64.
+
+        Raises:
+            FileNotFoundError: there is no label file.
+        """
+        if self._labels is None:
+            raise FileNotFoundError(
+                f"no labels for the images in {self.folder}: {self._labels_path} (see --labels-path)"
+            )
+        return self._labels
+
+    def location(self, index: int) -> str:
+        """The file of image `index`."""
+        return str(self.folder / self._names[index])
+
+    def record(self, index: int) -> tuple[bytes, int]:
+        """The bytes of image file `index`, and its label (-1 without a label file)."""
+        label = -1 if self._labels is None else int(self._labels[index])
+        return (self.folder / self._names[index]).read_bytes(), label
+
+
+def _open_lmdb(
+    dataset: Dataset,
+    path: Path,
+    split: Split,
+    transform: Callable,
+    *,
+    augment: Callable | None = None,
+    labels_path: Path | None = None,
+) -> ImageFolderLMDB:
+    """An LMDB file with no more classes than the data set has.
+
+    Raises:
+        InputError: it holds more.
+    """
+    name = f"{dataset.name}/{split}"
+    images = ImageFolderLMDB(path, transform, augment=augment, name=name)
+    if labels_path is not None:
+        labels = read_labels(labels_path, len(images))
+        images = ImageFolderLMDB(path, transform, augment=augment, name=name, labels=labels)
+    # an older file tells its classes only when it is read from end to end, which is not worth it here
+    known = images.classes is not None or labels_path is not None
+    if known and (largest := int(images.labels.max())) >= dataset.num_classes:
+        raise InputError(f"{path} holds class {largest}, but {dataset.name} has classes 0 to {dataset.num_classes - 1}")
+    return images
+
+
+def open_imagenet(
+    dataset: Dataset,
+    path: Path,
+    split: Split,
+    *,
+    labels_path: Path | None,
+    image_size: int,
+    purpose: Purpose,
+) -> EncodedImages:
+    """Images to compare, invert or evaluate models on, from wherever `path` leads.
+
+    Args:
+        path: an LMDB file, a folder that holds `<split>.lmdb` (or `data.mdb`), or a folder of image files.
+        labels_path: replaces an LMDB file's own labels; for image files None means the data set's default file.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        InputError: something else there.
+    """
+    if purpose not in ("similarity", "evaluation"):
+        raise InputError(f"unknown purpose {purpose!r}; choose from similarity, evaluation")
+    transform = imagenet_transform(image_size, purpose)
+    if labels_path is not None and not labels_path.is_file():
+        raise FileNotFoundError(f"there is no label file {labels_path} (--labels-path)")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no images of {dataset.name} at {path}: expected an LMDB file, a folder with {split}.lmdb, "
+            "or a folder of image files (see --data-path)"
+        )
+    for candidate in (path, path / f"{split}.lmdb", path / "data.mdb"):
+        if candidate.is_file():
+            return _open_lmdb(dataset, candidate, split, transform, labels_path=labels_path)
+    if split == "train":
+        raise FileNotFoundError(f"{path} holds no train.lmdb (univ/utils/folder2lmdb.py makes one)")
+    return ImageFiles(path, labels_path or dataset.labels_path, transform, name=f"{dataset.name}/{split}")
+
+
+def open_imagenet_training(dataset: Dataset, folder: Path, *, augment: bool) -> tuple[ImageFolderLMDB, ImageFolderLMDB]:
+    """Training and validation part from `train.lmdb` and `val.lmdb` in one folder.
+
+    Raises:
+        FileNotFoundError: one of them is not there; names both.
+        InputError: files that do not hold what they should.
+    """
+    missing = [name for name in ("train.lmdb", "val.lmdb") if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} holds no {' and no '.join(missing)} (-d/--data; univ/utils/folder2lmdb.py makes them)"
+        )
+    transform = imagenet_transform(dataset.image_size, "evaluation")
+    augmentation = ImageNetAugmentation(dataset.image_size) if augment else None
+    train = _open_lmdb(dataset, folder / "train.lmdb", "train", transform, augment=augmentation)
+    return train, _open_lmdb(dataset, folder / "val.lmdb", "val", transform)

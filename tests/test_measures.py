@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from univ import measures
-from univ.measures import REP_MEASURES, REP_STATISTICS, Pair, UndefinedScore, build
+from univ.measures import REP_MEASURES, REP_STATISTICS, Pair, UndefinedScore, build, neighbors
 from univ.measures.base import Center, Centered, full_precision
 from univ.measures.neighbors import FindNeighbors, Neighbors, joint_score, rank_score
 from univ.measures.procrustes import nuclear_norm
@@ -329,10 +329,22 @@ def test_constant_representation(pair):
         assert math.isnan(measures.concentricity(torch.zeros(4, 3)))
 
 
-def test_duplicated_images_tie_by_index(pair):
-    x = pair[0].repeat(2, 1)
-    for function in ("cos_sim", "euc"):
-        assert FindNeighbors(9, function)(x).indices.tolist() == oracles.neighbors(x.numpy(), 9, function)
+@pytest.mark.parametrize("function", ["cos_sim", "euc"])
+@pytest.mark.parametrize("distinct", [1, 2, 30])
+def test_duplicated_images_tie_by_index(distinct, function, pair, monkeypatch):
+    monkeypatch.setattr(neighbors, "_SPARE", 3)  # fewer spare candidates than images that tie
+    x = pair[0][:distinct].repeat(60 // distinct, 1)
+    assert FindNeighbors(9, function)(x).indices.tolist() == oracles.neighbors(x.numpy(), 9, function)
+
+
+@pytest.mark.parametrize("function", ["cos_sim", "euc"])
+def test_search_in_blocks_and_in_rough_products_finds_the_same(function, pair, monkeypatch):
+    expected = oracles.neighbors(pair[0].numpy(), 9, function)
+    monkeypatch.setattr(neighbors, "_BLOCK", 16)  # 60 images: four blocks, the last one shorter
+    assert FindNeighbors(9, function)(pair[0]).indices.tolist() == expected
+    search = neighbors._Space.search
+    monkeypatch.setattr(neighbors._Space, "search", lambda *args: search(*args).bfloat16().float())
+    assert FindNeighbors(9, function)(pair[0]).indices.tolist() == expected
 
 
 def test_cka_needs_four_images(pair):

@@ -1,0 +1,160 @@
+"""Representation inversion, image iterations per second: ours beside the published procedure.
+
+The published procedure is `robustness.attacker.AttackerModel` driven by the study's momentum step and loss: two forward
+passes and one backward pass per iteration, batch norm unfolded, the default memory layout. Both start from the
+same images on the same weights, so the final distances are compared too.
+"""
+
+import argparse
+import contextlib
+import types
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from univ import cli
+from univ.activations import head_input
+from univ.data import DATASETS, open_images
+from univ.data.loaders import stream
+from univ.inversion import MOMENTUM, Inversion, Inverter
+from univ.models import Classifier, build_model
+
+from .common import alternate, environment_line, markdown_table
+
+ON_CPU = ("digits:resnext14_4x32d", "digits:vgg11", "cifar10:resnet18", "imagenet:resnet50")
+ON_CUDA = ("cifar10:resnet18", "imagenet:resnet50", "imagenet:vgg16_bn", "imagenet:densenet161", "imagenet:tiny_vit_5m")
+
+
+# --- the peer, which tests/test_inversion.py uses too ---------------------------------------------------------------
+
+
+class _WithLatent(nn.Module):
+    """A classifier's network with the calling convention of the `robustness` package."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.network = model.model
+        self._model = [model]  # in a list, so that it is not registered a second time
+
+    def forward(
+        self, x: Tensor, with_latent: bool = False, fake_relu: bool = False, no_relu: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        with head_input(self._model[0]) as tap:
+            logits = self.network(x)
+            return (logits, tap.rep) if with_latent else logits
+
+
+@contextlib.contextmanager
+def _cuda_only_on_cuda(device: torch.device) -> Iterator[None]:
+    """The package moves the start images to CUDA whatever the device is."""
+    if device.type == "cuda":
+        yield
+    else:
+        with mock.patch.object(Tensor, "cuda", lambda tensor: tensor):
+            yield
+
+
+def published_inversion(model: Classifier, start: Tensor, targets: Tensor, inversion: Inversion) -> Tensor:
+    """Inverted images, (n, 3, H, W), by the published procedure; arguments as those of `univ.inversion.Inverter`."""
+    from robustness.attack_steps import L2Step
+    from robustness.attacker import AttackerModel
+
+    class MomentumStep(L2Step):
+        mean: Tensor | float = 0.0
+
+        def step(self, x: Tensor, g: Tensor) -> Tensor:
+            norm = torch.norm(g.reshape(len(g), -1), dim=1).view(-1, 1, 1, 1)
+            self.mean = MOMENTUM * self.mean + (1 - MOMENTUM) * g / (norm + 1e-10)
+            return x + self.step_size * self.mean
+
+    def loss(network: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, None]:
+        _, rep = network(x, with_latent=True)
+        return torch.norm(rep - target, dim=1) / torch.norm(target, dim=1), None
+
+    statistics = types.SimpleNamespace(mean=model.normalizer.new_mean.flatten(), std=model.normalizer.new_std.flatten())
+    attacker = AttackerModel(_WithLatent(model), statistics).eval()
+    with torch.no_grad():
+        (_, target), _ = attacker(targets, with_latent=True)
+    with _cuda_only_on_cuda(start.device):
+        _, inverted = attacker(
+            start,
+            target.clone(),
+            make_adv=True,
+            constraint=MomentumStep,
+            eps=1000,
+            step_size=inversion.step_size,
+            iterations=inversion.iterations,
+            targeted=True,
+            custom_loss=loss,
+        )
+    return inverted.detach()
+
+
+# --- the benchmark --------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", help=f"<data set>:<arch> (default: {' '.join(ON_CPU)}; more on CUDA)")
+    parser.add_argument("--precisions", nargs="+", choices=cli.PRECISIONS, help="ours (default: fp32; all on CUDA)")
+    parser.add_argument("--images", type=cli.positive_int, help="per batch (default: 64, ImageNet on the CPU 8)")
+    parser.add_argument("--iterations", type=cli.positive_int, help="per run (default: CPU 5, CUDA 100)")
+    parser.add_argument(
+        "--repeats", type=cli.positive_int, default=5, help="runs of each, in turn, of which the median"
+    )
+
+
+def trained_statistics(dataset: str, arch: str, device: torch.device) -> Classifier:
+    """A network with random weights whose batch norm knows its inputs, as it does after training."""
+    model = build_model(arch, dataset, seed=0).to(device)
+    with torch.no_grad():
+        for part in pictures(dataset, 64, "statistics").split(16):
+            model(part.to(device))
+    return model.eval()
+
+
+def pictures(dataset: str, n: int, name: str) -> Tensor:
+    """(n, 3, H, W) images: digits, or else coarse random patterns, which need no download."""
+    if dataset == "digits":
+        images = open_images("digits")
+        chosen = torch.randperm(len(images), generator=stream(name))[:n]
+        return images.floats(chosen)
+    coarse = torch.rand(n, 3, 8, 8, generator=stream(name))
+    return nn.functional.interpolate(coarse, size=DATASETS[dataset].image_size, mode="bilinear")
+
+
+def run(args: argparse.Namespace) -> None:
+    device, cuda = args.device, args.device.type == "cuda"
+    rows = []
+    for name in args.models or (ON_CUDA if cuda else ON_CPU):
+        dataset, _, arch = name.partition(":")
+        n = args.images or (8 if DATASETS[dataset].image_size > 32 and not cuda else 64)
+        inversion = Inversion(args.iterations or (100 if cuda else 5), step_size=1.0 if dataset == "digits" else 1 / 8)
+        model = trained_statistics(dataset, arch, device)
+        start, targets = (pictures(dataset, n, part).to(device) for part in ("seeds", "targets"))
+        judge = Inverter(model, inversion)  # measures the images of all with the same fp32 network
+
+        def published(model=model, start=start, targets=targets, inversion=inversion) -> Tensor:
+            return published_inversion(model, start, targets, inversion)
+
+        contenders = {"published": published}
+        for precision in args.precisions or (cli.PRECISIONS if cuda else ("fp32",)):
+            with cli.precision(precision, device):
+                inverter = Inverter(model, inversion)
+
+            def ours(inverter=inverter, precision=precision, start=start, targets=targets) -> Tensor:
+                with cli.precision(precision, device):
+                    return inverter(start, targets).images
+
+            contenders[precision] = ours
+        distances = {name: judge.distances(images(), targets).median().item() for name, images in contenders.items()}
+        seconds = alternate(contenders, repeats=args.repeats, device=device)
+        for contender in contenders:
+            rate = n * inversion.iterations / seconds[contender]
+            ratio = seconds["published"] / seconds[contender]
+            row = (name, n, inversion.iterations, contender, f"{rate:,.1f}", f"{ratio:.2f}")
+            rows.append((*row, f"{distances[contender]:.4f}"))
+    headers = ("model", "images", "iterations", "procedure", "image iterations/s", "ratio", "median distance")
+    print(markdown_table(headers, rows))
+    print(f"\n{environment_line(device)}; medians of {args.repeats} runs in turn")

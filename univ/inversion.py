@@ -1,0 +1,510 @@
+"""Representation inversion: seed images, target images and a model in; images it represents like the targets out.
+
+Also what a long inversion needs: parts that are saved as it goes, and the report that shows a bad inversion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from loguru import logger
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from univ import files, safeload
+from univ.activations import head_input
+from univ.attacks import L2MomentumStep
+from univ.data.inverted import to_uint8
+from univ.errors import InputError
+from univ.models import Classifier
+from univ.models.folding import fold_batchnorm
+
+MOMENTUM = 0.9
+CHECK_EVERY = 100  # iterations between two looks at who has converged (`tol`)
+FP16_LOSS_SCALE = 1024.0  # pixel gradients of a relative distance fall below fp16's smallest normal number, 6e-5
+WARM_UP = 3  # iterations before a CUDA graph is captured: cuDNN chooses its algorithms, the allocator its blocks
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """How an inversion runs: f(x) = |r(x) - r(t)| / |r(t)| is minimised from x = s, r the input of the last layer.
+
+    Attributes:
+        iterations: steps per image.
+        step_size: L2 length of a step once the momentum has built up, pixel units of [0, 1].
+        tol: an image stops when its best distance improves by less than this over 100 iterations; None never stops.
+
+    Raises:
+        InputError: a value out of range.
+
+    Source: Jones et al., UAI 2022. Their projection to an L2 ball of radius 1000 around the seed is left out: no two
+    images of less than 577 pixels a side are that far apart.
+    """
+
+    iterations: int = 1000
+    step_size: float = 1 / 8
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or not self.step_size > 0:
+            raise InputError(f"an inversion needs --iterations >= 1 and --step-size > 0, got {self}")
+        if self.tol is not None and not self.tol > 0:
+            raise InputError(f"--tol must be above 0, got {self.tol}")
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """What came out for n images.
+
+    Attributes:
+        images: (n, 3, H, W) float32 in [0, 1]: per image the iterate nearest to its target, the last included.
+        start_distance, final_distance: (n,) float32, relative distance of the first iterate and of `images`.
+        best_iteration: (n,) int64, steps after which `images` was reached; 0 is the first iterate itself.
+    """
+
+    images: Tensor
+    start_distance: Tensor
+    final_distance: Tensor
+    best_iteration: Tensor
+
+
+class _StepInPlace(L2MomentumStep):
+    """The step rule that attacks have too, with its momentum in a buffer that stays in place, as a CUDA graph needs.
+
+    Nothing but [0, 1] limits the iterates (see `Inversion`).
+    """
+
+    def __init__(self, mean: Tensor, step_size: float) -> None:
+        super().__init__(mean, eps=float("inf"), step_size=step_size, momentum=MOMENTUM)
+        self._mean = mean
+
+    def step(self, x: Tensor, gradient: Tensor) -> Tensor:
+        buffer = self._mean
+        moved = super().step(x, gradient)
+        self._mean = buffer.copy_(self._mean)
+        return moved
+
+    def project(self, x: Tensor) -> Tensor:
+        return x.clamp_(0, 1)
+
+
+@dataclass
+class _State:
+    """The images of one batch on their way. All but `iteration` have one row per image."""
+
+    x: Tensor  # (n, 3, H, W) float32, whatever the network's precision
+    mean: Tensor  # of the gradients' directions: the momentum
+    target: Tensor  # (n, D) representations of the target images
+    scale: Tensor  # (n,) what a distance is divided by
+    best_x: Tensor
+    best_distance: Tensor
+    best_iteration: Tensor
+    iteration: Tensor  # () int64, on the device, so that a CUDA graph can count
+
+    @classmethod
+    def start(cls, x: Tensor, target: Tensor, scale: Tensor) -> _State:
+        x = x.to(torch.float32).clone(memory_format=torch.channels_last)
+        distance = torch.full((len(x),), float("inf"), device=x.device)
+        iteration = torch.zeros((), dtype=torch.int64, device=x.device)
+        best = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return cls(x, torch.zeros_like(x), target, scale, x.clone(), distance, best, iteration)
+
+    def rows(self, keep: Tensor) -> _State:
+        """A copy of some of the images; `keep` is (n,) bool."""
+        return _State(*(value[keep] if value.ndim else value.clone() for value in self._tensors()))
+
+    def copy_(self, other: _State) -> None:
+        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            mine.copy_(theirs)
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+class _Captured:
+    """One iteration as a CUDA graph over a state of its own: hundreds of kernels are launched by one call."""
+
+    def __init__(self, advance: Callable[[_State], None], state: _State) -> None:
+        everything = torch.ones(len(state.x), dtype=torch.bool, device=state.x.device)
+        self.state = state.rows(everything)
+        stream = torch.cuda.Stream(state.x.device)
+        stream.wait_stream(torch.cuda.current_stream(state.x.device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                advance(self.state)
+        torch.cuda.current_stream(state.x.device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            advance(self.state)
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+
+class Inverter:
+    """A model made ready for inversion: frozen, batch norm folded into the convolutions, channels last.
+
+    The loop is not `attacks.pgd`: it reports the best iteration, drops images that have converged and works in place,
+    so that a CUDA graph can hold an iteration. The step rule is the same. One forward and one backward pass per
+    iteration, one forward pass more for the last iterate. Images do not depend on the others of their batch.
+
+    Inside `torch.autocast` the network runs in its dtype, and the inverter must be used there too; the images, their
+    gradient's direction and the distances stay in float32.
+
+    Args:
+        model: in evaluation mode. It is copied, and not changed.
+        cuda_graph: capture the iteration, on CUDA devices; False for networks that cannot be captured.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+
+    def __init__(self, model: Classifier, inversion: Inversion, *, cuda_graph: bool = True) -> None:
+        if model.training:
+            raise ValueError(f"{model.arch} is in training mode: representations are inverted in evaluation mode")
+        self.inversion = inversion
+        self._network = fold_batchnorm(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        device = next(self._network.parameters()).device
+        self._loss_scale = 1.0
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+            _cast_weights(self._network, dtype)
+            self._loss_scale = FP16_LOSS_SCALE if dtype == torch.float16 else 1.0
+        self._cuda_graph = cuda_graph and device.type == "cuda"
+        self._captured: _Captured | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self, start_images: Tensor, target_images: Tensor, on_step: Callable[[int], object] | None = None
+    ) -> Inverted:
+        """Invert one batch.
+
+        Args:
+            start_images, target_images: (n, 3, H, W) in [0, 1], on the model's device.
+            on_step: called after each iteration with the number of images that took part (progress bars).
+
+        Raises:
+            InputError: a distance is NaN or infinite.
+        """
+        n, iterations, tol = len(start_images), self.inversion.iterations, self.inversion.tol
+        target, scale = self._targets(target_images)
+        state, advance = self._runner(_State.start(start_images, target, scale))
+        images = torch.empty_like(state.x)
+        start, final, best = torch.empty_like(scale), torch.empty_like(scale), torch.empty_like(state.best_iteration)
+        running = torch.arange(n, device=scale.device)  # which image each row of the state is
+
+        def finish(finished: _State, which: Tensor) -> None:
+            self._finish(finished)
+            images[which], final[which], best[which] = (
+                finished.best_x,
+                finished.best_distance,
+                finished.best_iteration,
+            )
+
+        for number in range(1, iterations + 1):
+            advance()
+            if on_step is not None:
+                on_step(len(running))
+            if number == 1:
+                start = before = state.best_distance.clone()
+            if tol is None or number % CHECK_EVERY or number == iterations:
+                continue
+            moving = before - state.best_distance >= tol
+            if not moving.all():
+                finish(state.rows(~moving), running[~moving])
+                running = running[moving]
+                if not len(running):
+                    break
+                state, advance = self._runner(state.rows(moving))
+            before = state.best_distance.clone()
+        if len(running):
+            finish(state, running)
+        return Inverted(images.contiguous(), start, final, best)
+
+    def distances(self, images: Tensor, target_images: Tensor) -> Tensor:
+        """Relative distance, (n,), of every image's representation to its target's: 0 is equal."""
+        with torch.no_grad():
+            target, scale = self._targets(target_images)
+            return self._distance(images, target, scale)
+
+    def _targets(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        target = self._represent(images).clone()
+        norm = torch.linalg.vector_norm(target, dim=1)
+        # Nothing is relative to a representation of 0; the distance itself has the same minimum.
+        return target, torch.where(norm > 0, norm, 1.0)
+
+    def _represent(self, images: Tensor) -> Tensor:
+        with head_input(self._network) as tap:
+            self._network(images.contiguous(memory_format=torch.channels_last))
+            return tap.rep.flatten(1).float()
+
+    def _distance(self, images: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+        # At a distance of 0 vector_norm's gradient is 0, and a zero gradient makes a zero step.
+        return torch.linalg.vector_norm(self._represent(images) - target, dim=1) / scale
+
+    def _runner(self, state: _State) -> tuple[_State, Callable[[], None]]:
+        """The state to look at, and a function that advances it by one iteration."""
+        if not self._cuda_graph:
+            return state, lambda: self._advance(state)
+        if self._captured is None or self._captured.state.x.shape != state.x.shape:
+            self._captured = None  # gives its memory back before the next capture
+            try:
+                self._captured = _Captured(self._advance, state)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise InputError(
+                    f"this network cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): "
+                    "run with --no-cuda-graph"
+                ) from error
+        self._captured.state.copy_(state)
+        return self._captured.state, self._captured
+
+    def _advance(self, state: _State) -> None:
+        with torch.enable_grad():
+            x = state.x.detach().requires_grad_(True)
+            distance = self._distance(x, state.target, state.scale)
+            # the rule ascends; the sum's gradient holds every image's own gradient, whatever the batch size
+            (gradient,) = torch.autograd.grad(distance.sum() * -self._loss_scale, x)
+        self._record(state, distance.detach())
+        rule = _StepInPlace(state.mean, self.inversion.step_size)
+        state.x.copy_(rule.project(rule.step(state.x, gradient)))
+        state.iteration += 1
+
+    def _record(self, state: _State, distance: Tensor) -> None:
+        """Keep the iterates that are better than all before, without waiting for the device."""
+        better = distance < state.best_distance
+        torch.where(better[:, None, None, None], state.x, state.best_x, out=state.best_x)
+        torch.where(better, distance, state.best_distance, out=state.best_distance)
+        torch.where(better, state.iteration, state.best_iteration, out=state.best_iteration)
+
+    def _finish(self, state: _State) -> None:
+        distance = self._distance(state.x, state.target, state.scale)
+        if not torch.isfinite(distance).all():
+            raise InputError(
+                f"{self._network.arch}: distances are NaN or infinite (a broken checkpoint, or --precision too low)"
+            )
+        self._record(state, distance)
+
+
+def _cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights that autocast would otherwise cast anew in every forward pass."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.to(dtype)
+
+
+# --- parts: what is done of a long inversion ------------------------------------------------------------------------
+
+
+def parts_folder(output: Path) -> Path:
+    """Where the parts of an unfinished file lie: beside it."""
+    return output.with_suffix(".parts")
+
+
+class Parts:
+    """The finished images of a file that is still being made, a few at a time, in a folder beside it.
+
+    Several processes may save parts at once. Each part is written atomically, so a killed run leaves whole parts, and
+    the next one with the same settings goes on from there.
+
+    Args:
+        output: the file that is being made.
+        settings: all that decides the result; JSON-able.
+        count: number of images of the finished file.
+        as_uint8: save images as 8-bit integers (which is among what decides the result: put it into `settings`).
+    """
+
+    def __init__(self, output: Path, settings: dict[str, Any], count: int, *, as_uint8: bool = False) -> None:
+        self.output = output
+        self.folder = parts_folder(output)
+        self.count = count
+        self._settings = json.loads(json.dumps(settings))
+        self._as_uint8 = as_uint8
+        self._lock: BinaryIO | None = None
+
+    def open(self, *, discard: bool = False) -> None:
+        """Make the folder, or continue what it holds. For one process; the others only save.
+
+        Args:
+            discard: start anew where the folder holds parts made with other settings.
+
+        Raises:
+            InputError: another run is at it, or the parts were made with other settings: names them.
+        """
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / "lock").open("wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however this process ends
+        except OSError as error:
+            lock.close()
+            raise InputError(f"another run is making {self.output} (it holds {self.folder}/lock)") from error
+        self._lock = lock
+        path = self.folder / "settings.json"
+        found = json.loads(path.read_text()) if path.exists() else None
+        if found is not None and found != self._settings:
+            if not discard:
+                raise InputError(
+                    f"{self.folder} holds part of a run with other settings ({differences(found, self._settings)}): "
+                    "repeat those, remove the folder, or give --overwrite"
+                )
+            logger.info("{}: parts made with other settings are discarded", self.folder)
+            for part in self._files():
+                part.unlink()
+        if found != self._settings:
+            files.write_json(path, self._settings)
+
+    def missing(self, batch_size: int) -> list[range]:
+        """The positions that no part holds, in runs of at most `batch_size` that do not cross its multiples.
+
+        So a continued run computes the very batches of an uninterrupted one.
+        """
+        done = torch.zeros(self.count, dtype=torch.bool)
+        for first, last in self._done():
+            done[first:last] = True
+        runs = []
+        for cell in torch.arange(self.count).split(batch_size):
+            free = cell[~done[cell]]
+            gaps = (free.diff() > 1).nonzero().flatten() + 1
+            runs += [range(int(run[0]), int(run[-1]) + 1) for run in free.tensor_split(gaps) if len(run)]
+        return runs
+
+    def save(self, first: int, part: Inverted) -> None:
+        """Save the images at positions `first` and after."""
+        content = {field.name: getattr(part, field.name).cpu() for field in fields(part)}
+        if self._as_uint8:
+            content["images"] = to_uint8(content["images"])
+        files.save_torch(self.folder / f"{first:08d}-{first + len(part.images):08d}.pt", content)
+
+    def wait(self) -> None:
+        """Return when all parts are there.
+
+        Polls the folder: a collective operation would time out where one process has an hour more to do than another,
+        and a process that dies takes the others with it (torchrun sees to that).
+        """
+        while sum(last - first for first, last in self._done()) < self.count:
+            time.sleep(0.2)
+
+    def collect(self) -> Inverted:
+        """All parts together; images are uint8 where they were saved so.
+
+        Raises:
+            InputError: a part is damaged; it is removed, so that the next run makes it again.
+        """
+        whole: Inverted | None = None
+        for path, (first, last) in zip(self._files(), self._done()):
+            try:
+                part = Inverted(**safeload.load(path, what="part", mmap=True))
+            except InputError as error:
+                path.unlink()
+                raise InputError(f"{error}; it was removed: run again to make it anew") from error
+            if whole is None:  # one copy in memory: 10,000 float32 images of 224 x 224 take 6 GB
+                shapes = {field.name: getattr(part, field.name) for field in fields(part)}
+                whole = Inverted(
+                    **{name: value.new_empty(self.count, *value.shape[1:]) for name, value in shapes.items()}
+                )
+            for field in fields(part):
+                getattr(whole, field.name)[first:last] = getattr(part, field.name)
+        assert whole is not None, "collect is called once all parts are there"
+        return whole
+
+    def finish(self, inverted: Inverted) -> None:
+        """Write the finished file at once and remove the parts."""
+        whole = self.folder / "whole.tmp"  # in the folder, so that what a kill leaves of it goes with the folder
+        files.save_torch(whole, inverted.images)
+        whole.replace(self.output)
+        shutil.rmtree(self.folder)
+        self.close()
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*-[0-9]*.pt"))
+
+    def _done(self) -> list[tuple[int, int]]:
+        spans = (path.stem.split("-") for path in self._files())
+        return [(int(first), int(last)) for first, last in spans]
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The entries in which two settings differ, in words."""
+    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    return ", ".join(f"{key} {found.get(key)!r} instead of {wanted.get(key)!r}" for key in keys)
+
+
+# --- report ---------------------------------------------------------------------------------------------------------
+
+REPORT_COLUMNS = (
+    "target_index",
+    "seed_index",
+    "target_label",
+    "seed_label",
+    "start_distance",
+    "final_distance",
+    "best_iteration",
+)
+
+
+def report(targets: Tensor, seeds: Tensor, labels: Tensor, inverted: Inverted) -> str:
+    """The CSV beside the images: one row per image, columns REPORT_COLUMNS.
+
+    Args:
+        targets, seeds: (n,) indices of the images.
+        labels: (N,) of the whole data set.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(REPORT_COLUMNS)
+    integers = (targets, seeds, labels[targets], labels[seeds])
+    distances = [
+        [f"{value:.6g}" for value in row.tolist()] for row in (inverted.start_distance, inverted.final_distance)
+    ]
+    writer.writerows(zip(*(row.tolist() for row in integers), *distances, inverted.best_iteration.tolist()))
+    return text.getvalue()
+
+
+def contact_sheet(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], *, side: int = 112) -> Image.Image:
+    """A picture of several rows of images, each row with its name, each column with its caption.
+
+    Args:
+        rows: (name, (k, 3, H, W) images in [0, 1]) pairs.
+        captions: k texts.
+        side: width and height of an image on the sheet, pixels; small images are enlarged without smoothing.
+    """
+    gap, margin, top = 4, 76, 20
+    sheet = Image.new("RGB", (margin + len(captions) * (side + gap), top + len(rows) * (side + gap)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    for column, caption in enumerate(captions):
+        draw.text((margin + column * (side + gap), 3), caption, fill="black", font=font)
+    for row, (name, images) in enumerate(rows):
+        y = top + row * (side + gap)
+        draw.text((4, y + side // 2 - 7), name, fill="black", font=font)
+        for column, pixels in enumerate(to_uint8(images)):
+            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+            method = Image.Resampling.NEAREST if picture.width < side else Image.Resampling.LANCZOS
+            sheet.paste(picture.resize((side, side), method), (margin + column * (side + gap), y))
+    return sheet

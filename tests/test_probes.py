@@ -1,0 +1,386 @@
+"""Probes: as good as logistic regression, the same alone and together, stored safely; their two scripts on digits."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+import compare_probes
+import train_probe
+from univ import probes, repfiles, results
+from univ.data import open_images
+from univ.errors import InputError
+from univ.models import build_model, checkpoints
+
+CPU = torch.device("cpu")
+
+
+def pixels(split: str, rows: int | None = None) -> probes.Labelled:
+    """Every fourth pixel of the digits, about the 64 values they were enlarged from."""
+    images = open_images("digits", split)
+    reps = images.pixels[:rows, 0, 2::4, 2::4].flatten(1).float() / 255
+    return probes.Labelled(reps, images.labels[:rows])
+
+
+def run(seeds, train_part, val_part, settings, **words) -> list[probes.Epoch]:
+    return list(probes.train(train_part, val_part, 10, seeds, settings, device=CPU, **words))
+
+
+# ------------------------------------------------------------------------------------------------- training
+
+
+def test_as_accurate_as_logistic_regression():
+    train_part, val_part = pixels("train"), pixels("val")
+    settings = probes.Training(epochs=30, batch_size=64, lr=2e-2)
+    best = probes.Best.of(iter(run([0, 1], train_part, val_part, settings)))
+    reference = LogisticRegression(max_iter=1000).fit(train_part.reps.numpy(), train_part.labels.numpy())
+    expected = reference.score(val_part.reps.numpy(), val_part.labels.numpy())
+    for probe in best.by_accuracy:
+        assert abs(probe.accuracy - expected) <= 0.015
+    preds = probes.predictions(best.by_accuracy, val_part.reps, device=CPU)
+    assert [(row == val_part.labels).double().mean().item() for row in preds] == pytest.approx(
+        [probe.accuracy for probe in best.by_accuracy]
+    )
+
+
+def test_together_equals_one_by_one():
+    train_part, val_part = pixels("train"), pixels("val")
+    settings = probes.Training(epochs=3, batch_size=64)
+    together = run([3, 4, 5], train_part, val_part, settings)
+    for i, seed in enumerate((3, 4, 5)):
+        alone = run([seed], train_part, val_part, settings)
+        for a, b in zip(alone, together):
+            assert torch.allclose(a.probes[0].weight, b.probes[i].weight, atol=1e-5)
+            assert torch.allclose(a.probes[0].bias, b.probes[i].bias, atol=1e-5)
+            assert a.train_losses[0] == pytest.approx(b.train_losses[i], abs=1e-5)
+            assert a.probes[0].accuracy == b.probes[i].accuracy
+    assert not torch.allclose(together[-1].probes[0].weight, together[-1].probes[1].weight, atol=1e-3)
+
+
+def test_one_step_is_adams_step_on_a_linear_layer():
+    """Against nn.Linear and torch.optim.Adam: one batch that holds all rows, so that their order does not matter."""
+    part = pixels("train", 100)
+    settings = probes.Training(epochs=2, batch_size=100, lr=1e-2)
+    epochs = run([7], part, part, settings)
+    layer = torch.nn.Linear(64, 10)
+    weights, biases = probes.initial_weights(64, 10, [7])
+    layer.load_state_dict({"weight": weights[0].T, "bias": biases[0, 0]})
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=2, eta_min=1e-6)
+    for epoch in epochs:
+        assert epoch.lr == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(layer(part.reps), part.labels).backward()
+        optimizer.step()
+        schedule.step()
+        assert torch.allclose(epoch.probes[0].weight, layer.weight, atol=1e-6)
+    assert epochs[-1].probes[0].loss == pytest.approx(
+        torch.nn.functional.cross_entropy(layer(part.reps), part.labels).item(), abs=1e-6
+    )
+
+
+def test_initial_weights_are_those_of_a_linear_layer():
+    weights, biases = probes.initial_weights(100, 50, [0, 1])
+    assert weights.shape == (2, 100, 50) and biases.shape == (2, 1, 50)
+    assert weights.abs().max() <= 0.1 and weights.std() == pytest.approx(0.1 / math.sqrt(3), rel=0.02)
+    assert torch.equal(probes.initial_weights(100, 50, [1])[0][0], weights[1])
+
+
+def test_slices_change_nothing_but_memory(monkeypatch):
+    """Many slices instead of one: every row is seen once an epoch, and reading ahead or not gives the same."""
+    monkeypatch.setattr(probes, "SLICE_BATCHES", 2)
+    train_part, val_part = pixels("train", 300), pixels("val")
+    settings = probes.Training(epochs=2, batch_size=32)
+    read = run([0], train_part, val_part, settings, resident=False)
+    kept = run([0], train_part, val_part, settings, resident=True)
+    assert torch.equal(read[-1].probes[0].weight, kept[-1].probes[0].weight)
+    order = torch.randperm(300).split(64)
+    rows = torch.cat(list(probes._slices(torch.arange(300.0)[:, None], order, CPU)))
+    assert torch.equal(rows[:, 0], torch.cat(order).float())
+
+
+def test_float16_and_memory_mapped_representations(tmp_path):
+    train_part, val_part = pixels("train", 300), pixels("val")
+    half = probes.Labelled(train_part.reps.half(), train_part.labels)
+    torch.save(half.reps, tmp_path / "reps.pt")
+    mapped = probes.Labelled(repfiles.open_reps(tmp_path / "reps.pt"), half.labels)
+    settings = probes.Training(epochs=1, batch_size=64)
+    assert torch.equal(
+        run([0], half, val_part, settings)[0].probes[0].weight, run([0], mapped, val_part, settings)[0].probes[0].weight
+    )
+
+
+def test_best_by_accuracy_and_by_loss():
+    def epoch(number, accuracy, loss):
+        probe = probes.Probe(torch.zeros(2, 1), torch.zeros(2), 0, number, accuracy, loss)
+        return probes.Epoch(number, 0.1, [probe], [0.0])
+
+    best = probes.Best.of(iter([epoch(1, 0.5, 0.9), epoch(2, 0.7, 0.8), epoch(3, 0.7, 0.9), epoch(4, 0.6, 0.7)]))
+    assert best.by_accuracy[0].epoch == 2 and best.by_loss[0].epoch == 4
+    with pytest.raises(ValueError, match="no epoch"):
+        probes.Best.of(iter([]))
+
+
+def test_learning_rate_falls_to_its_minimum():
+    settings = probes.Training(epochs=10)
+    rates = [settings.lr_in(epoch) for epoch in range(11)]
+    assert rates[0] == 5e-3 and rates[5] == pytest.approx((5e-3 + 1e-6) / 2) and rates[10] == pytest.approx(1e-6)
+
+
+def test_wrong_input_is_named():
+    part, narrow = pixels("train", 20), pixels("val", 20)
+    with pytest.raises(InputError, match="20 representations but 19 labels"):
+        probes.Labelled(part.reps, part.labels[:19])
+    with pytest.raises(InputError, match="labels run from 0 to"):
+        next(probes.train(part, narrow, 3, [0], probes.Training(), device=CPU))
+    narrow = probes.Labelled(narrow.reps[:, :5], narrow.labels)
+    with pytest.raises(InputError, match="64 columns, validation ones 5"):
+        run([0], part, narrow, probes.Training())
+
+
+# ------------------------------------------------------------------------------------------------- predicting, storing
+
+
+def test_agreement_by_hand():
+    assert probes.agreement(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 1, 3])) == 0.75
+    with pytest.raises(ValueError, match="same images"):
+        probes.agreement(torch.zeros(3), torch.zeros(4))
+
+
+def test_checkpoint_round_trip(tmp_path):
+    probe = probes.Probe(torch.randn(10, 4), torch.randn(10), 3, 7, 0.5, 1.25)
+    probes.save(tmp_path / "best.pt", probe, {"arch": "vgg11", "eps": None, "reps": {"val": "a/b"}})
+    raw = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert raw["arch"] == "vgg11" and raw["epoch"] == 7 and raw["accuracy"] == 0.5
+    read, about = probes.load(tmp_path / "best.pt")
+    assert torch.equal(read.weight, probe.weight) and torch.equal(read.bias, probe.bias)
+    assert (read.seed, read.epoch, read.accuracy, read.loss) == (3, 7, 0.5, 1.25)
+    assert about["reps"] == {"val": "a/b"}
+    torch.save({"weight": torch.zeros(3, 2)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="not a probe"):
+        probes.load(tmp_path / "other.pt")
+    with pytest.raises(InputError, match="columns"):
+        probes.predictions([probe], torch.zeros(5, 3), device=CPU)
+
+
+@pytest.mark.parametrize("name", ["reps.pt", "reps.npy"])
+def test_files_of_representations(tmp_path, name):
+    path, reps = tmp_path / name, torch.randn(6, 2, 2, 2)
+    torch.save(reps, path) if name.endswith("pt") else np.save(path, reps.numpy())
+    assert torch.equal(repfiles.open_reps(path), reps.flatten(1))
+    assert repfiles.read_identity(path) == {}
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=name):
+        repfiles.open_reps(path)
+    with pytest.raises(FileNotFoundError):
+        repfiles.open_reps(tmp_path / "missing.pt")
+    torch.save({"a": 1}, tmp_path / "dict.pt")
+    with pytest.raises(InputError, match="expected a floating point tensor"):
+        repfiles.open_reps(tmp_path / "dict.pt")
+
+
+# ------------------------------------------------------------------------------------------------- extraction
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model("vgg11", "digits", seed=0).eval()
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def test_extraction_continues_where_it_was_killed(tmp_path, model, monkeypatch):
+    images = open_images("digits", "val")
+    words = {"identity": {"node": "x"}, "device": CPU, "batch_size": 64, "chunk": 100, "quiet": True}
+    whole = repfiles.extract(tmp_path / "whole.pt", model, images, **words)
+    assert whole.shape == (360, 64) and whole.dtype == torch.float32
+
+    seen = []
+    extract = repfiles.activations.extract
+
+    def dies_in_the_third_part(model, loader, n, **names):
+        seen.append(n)
+        if len(seen) == 3:
+            raise Stopped
+        return extract(model, loader, n, **names)
+
+    monkeypatch.setattr(repfiles.activations, "extract", dies_in_the_third_part)
+    with pytest.raises(Stopped):
+        repfiles.extract(tmp_path / "reps.pt", model, images, **words)
+    assert not (tmp_path / "reps.pt").exists()
+    reps = repfiles.extract(tmp_path / "reps.pt", model, images, **words)
+    assert seen == [100, 100, 100, 100, 60]  # the third part again and the fourth: the first two are not repeated
+    assert torch.equal(reps, whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reps.json", "reps.pt", "whole.json", "whole.pt"]
+    repfiles.extract(tmp_path / "reps.pt", model, images, **words)
+    assert len(seen) == 5  # it is there
+
+
+def test_extraction_of_another_identity_starts_over(tmp_path, model):
+    images = open_images("digits", "val")
+    words = {"device": CPU, "batch_size": 128, "quiet": True}
+    repfiles.extract(tmp_path / "reps.pt", model, images, {"checkpoint": "a"}, **words)
+    other = build_model("vgg11", "digits", seed=1).eval()
+    reps = repfiles.extract(tmp_path / "reps.pt", other, images, {"checkpoint": "b"}, dtype="float16", **words)
+    assert reps.dtype == torch.float16
+    made = repfiles.read_identity(tmp_path / "reps.pt")
+    assert made["checkpoint"] == "b" and made["dtype"] == "float16" and 0 <= made["classifier_accuracy"] <= 1
+
+
+# ------------------------------------------------------------------------------------------------- scripts
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two models of random weights, their checkpoints, and probes trained on their representations."""
+    root = tmp_path_factory.mktemp("study")
+    for seed, arch in enumerate(("vgg11", "resnet10")):
+        path = root / "cnns" / "eps1" / f"{arch}.pt"
+        checkpoints.save_checkpoint(path, build_model(arch, "digits", seed=seed), epoch=1)
+        words = ["-m", path, "-d", "digits", "-b", "64", "--epochs", "2", "--num-probes", "2", "--runs", root / "runs"]
+        train_probe.main([*map(str, words), "--run-name", f"digits/{arch}_eps1", "--device", "cpu", "--quiet"])
+    return root
+
+
+def test_train_probe_writes_checkpoints_logs_and_representations(study):
+    run_folder = study / "runs" / "digits" / "vgg11_eps1"
+    assert (run_folder / "reps.pt").is_file() and (run_folder / "val_reps.pt").is_file()
+    start = run_folder / json.loads((run_folder / "finished.json").read_text())["start"]
+    for i in ("0", "1"):
+        names = sorted(path.name.split(".")[0] for path in (start / i).iterdir())
+        assert names == ["best_acc_checkpoint", "best_loss_checkpoint", "events"]
+        probe, about = probes.load(start / i / "best_acc_checkpoint.pt")
+        assert about["arch"] == "vgg11" and about["train_set"] == "digits" and about["eps"] == "eps1"
+        assert about["node"] and probe.weight.shape == (10, 64) and probe.seed == int(i)
+        val = probes.Labelled(repfiles.open_reps(run_folder / "val_reps.pt"), open_images("digits").labels)
+        preds = probes.predictions([probe], val.reps, device=CPU)[0]
+        assert (preds == val.labels).double().mean().item() == pytest.approx(probe.accuracy)
+
+
+def test_training_on_files_equals_training_on_the_model(study, tmp_path):
+    folder = study / "runs" / "digits" / "vgg11_eps1"
+    labels = tmp_path / "labels.csv"
+    pd.DataFrame(open_images("digits", "train").labels.numpy()).to_csv(labels)
+    words = [
+        "-a",
+        "vgg11",
+        "-d",
+        "digits",
+        "--reps-file",
+        folder / "reps.pt",
+        "--val-reps-file",
+        folder / "val_reps.pt",
+    ]
+    words += ["--labels-file", labels, "-b", "64", "--epochs", "2", "--num-probes", "1", "--runs", tmp_path / "runs"]
+    train_probe.main([*map(str, words), "--device", "cpu", "--quiet"])
+    first = json.loads((folder / "finished.json").read_text())
+    second = json.loads((tmp_path / "runs" / "digits" / "vgg11_eps1" / "finished.json").read_text())
+    assert second["probes"][0] == pytest.approx(first["probes"][0], abs=1e-4)
+    assert second["eps"] == "eps1" and second["node"] == first["node"]
+
+
+def test_extraction_only(study, tmp_path):
+    words = ["-m", study / "cnns/eps1/vgg11.pt", "-d", "digits", "--epochs", "0", "--num-probes", "0"]
+    words += ["--runs", tmp_path / "runs", "--cache-dir", tmp_path / "cache", "--reps-dtype", "float16"]
+    train_probe.main([*map(str, words), "--device", "cpu", "--quiet"])
+    reps = repfiles.open_reps(tmp_path / "cache" / "digits" / "vgg11_eps1" / "reps.pt")
+    assert reps.dtype == torch.float16 and reps.shape == (1437, 64)
+    expected = repfiles.open_reps(study / "runs/digits/vgg11_eps1/reps.pt")
+    assert torch.allclose(reps.float(), expected, rtol=1e-3, atol=1e-3)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_compare_probes(study, tmp_path):
+    out = tmp_path / "probe_agreement.csv"
+    words = ["--runs", str(study / "runs" / "digits"), "--out", str(out), "--device", "cpu", "--quiet"]
+    compare_probes.main(words)
+    table = pd.read_csv(out)
+    assert list(table.columns) == ["probe_1", "probe_2", "agreement"] and len(table) == 6
+    first = study / "runs" / "digits" / table["probe_1"][0] / "best_acc_checkpoint.pt"
+    second = study / "runs" / "digits" / table["probe_2"][5] / "best_acc_checkpoint.pt"
+    reps = {name: repfiles.open_reps(study / f"runs/digits/{name}_eps1/val_reps.pt") for name in ("vgg11", "resnet10")}
+    preds = {}
+    for path in (first, second):
+        probe, about = probes.load(path)
+        preds[path] = (reps[about["arch"]] @ probe.weight.T + probe.bias).argmax(dim=1)
+    row = table[(table["probe_1"] == table["probe_1"][0]) & (table["probe_2"] == table["probe_2"][5])]
+    assert row["agreement"].item() == (preds[first] == preds[second]).double().mean().item()
+
+    read = results.load_probe_agreement(tmp_path)
+    assert set(read["dataset"]) == {"digits"} and set(read["eps"]) == {1.0}
+    assert set(read["arch_1"]) | set(read["arch_2"]) == {"vgg11", "resnet10"}
+    before = out.stat().st_mtime_ns
+    compare_probes.main(words)
+    assert out.stat().st_mtime_ns == before  # done already
+    compare_probes.main([*words, "--split", "train"])
+    assert out.stat().st_mtime_ns != before
+
+
+def test_compare_probes_leaves_out_what_has_not_finished(study, tmp_path):
+    start = tmp_path / "runs" / "vgg11" / "2026-01-01_00-00-00"
+    probe = probes.Probe(torch.zeros(10, 64), torch.zeros(10), 0, 1, 0.1, 2.3)
+    probes.save(start / "0" / "best_acc_checkpoint.pt", probe, {})
+    (start / "args.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="no finished probes"):
+        compare_probes.main(["--runs", str(tmp_path / "runs"), "--quiet"])
+    (start / "finished.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="val representations"):
+        compare_probes.main(["--runs", str(tmp_path / "runs"), "--quiet"])
+
+
+def test_probes_of_different_images_are_not_compared(tmp_path):
+    for number, n in enumerate((20, 30)):
+        folder = tmp_path / "runs" / str(number)
+        probe = probes.Probe(torch.randn(10, 4), torch.zeros(10), 0, 1, 0.1, 2.3)
+        probes.save(folder / "t" / "0" / "best_acc_checkpoint.pt", probe, {"train_set": "digits"})
+        torch.save(torch.randn(n, 4), folder / "val_reps.pt")
+    with pytest.raises(InputError, match="not given the same images"):
+        compare_probes.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.csv"), "--quiet"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-d", "digits"], "-m CHECKPOINT"),
+        (["-d", "mnist", "-m", __file__], "invalid choice"),
+        (["-d", "digits", "-m", "missing.pt"], "there is no file missing.pt"),
+        (["-d", "digits", "--reps-file", __file__, "--val-reps-file", __file__], "-a ARCH"),
+    ],
+)
+def test_wrong_words_end_with_code_2(words, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_probe.parse_args(words)
+    assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_representations_of_different_models_are_refused(study):
+    runs = study / "runs" / "digits"
+    words = ["-a", "vgg11", "-d", "digits", "--reps-file", runs / "vgg11_eps1/reps.pt"]
+    words += ["--val-reps-file", runs / "resnet10_eps1/val_reps.pt", "--runs", study / "other", "--quiet"]
+    with pytest.raises(InputError, match="differ in their arch"):
+        train_probe.main(list(map(str, words)))
+
+
+def test_eps_is_found_in_names():
+    assert train_probe.find_eps("data/cnns/imagenet/eps3/resnet50.ckpt") == "eps3"
+    assert train_probe.find_eps(None, "resnet50_l2_eps025.ckpt") == "eps025"
+    assert train_probe.find_eps("resnet50.ckpt", "run_a") is None
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("resident", [True, False])
+def test_cuda_gives_the_cpus_probes(resident):
+    train_part, val_part = pixels("train"), pixels("val")
+    settings = probes.Training(epochs=3, batch_size=64)
+    expected = run([0, 1], train_part, val_part, settings)[-1]
+    device = torch.device("cuda")
+    epochs = probes.train(train_part, val_part, 10, [0, 1], settings, device=device, resident=resident)
+    for a, b in zip(expected.probes, list(epochs)[-1].probes):
+        assert torch.allclose(a.weight, b.weight, atol=1e-3)

@@ -1,0 +1,310 @@
+"""Linear probes on stored representations: train several at once, keep the best, predict, compare.
+
+Representations (N, D) and labels in, weight (C, D) and bias (C,) out. The matrix stays on the device when it fits
+there; else it is read in large slices, gathered ahead of time. Either way the result is the same.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from univ import files, safeload
+from univ.data.loaders import stream
+from univ.errors import InputError
+
+SLICE_BATCHES = 64  # batches read at once; at 1024 x 2048 float32 half a gigabyte
+PREDICT_ROWS = 16_384
+BEST_ACCURACY, BEST_LOSS = "best_acc_checkpoint.pt", "best_loss_checkpoint.pt"
+FREE_SHARE = 0.8  # of the device's free memory that the training matrix may take
+
+
+@dataclass(frozen=True)
+class Training:
+    """How probes are trained; the study's settings, except that it trains 30 epochs.
+
+    Attributes:
+        batch_size: rows per step and probe.
+        lr, min_lr: Adam's learning rate falls from one to the other on a cosine, epoch by epoch.
+        seed: of the order in which slices of the data come, which all probes share.
+    """
+
+    epochs: int = 10
+    batch_size: int = 1024
+    lr: float = 5e-3
+    min_lr: float = 1e-6
+    seed: int = 0
+
+    def lr_in(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Representations (N, D), any floating type, possibly memory-mapped, and their labels (N,) int64.
+
+    Raises:
+        InputError: not as many labels as representations.
+    """
+
+    reps: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.reps) != len(self.labels):
+            raise InputError(f"{len(self.reps):,} representations but {len(self.labels):,} labels")
+
+    def __len__(self) -> int:
+        return len(self.reps)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear layer and how good it is.
+
+    Attributes:
+        weight, bias: (C, D) and (C,), float32 on the CPU.
+        seed: of its initial weights and its order within a slice.
+        epoch: epochs completed, from 1.
+        accuracy, loss: on the validation part; share of images, mean cross-entropy in nats.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    seed: int
+    epoch: int
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The state after an epoch: one `Probe` per seed, and their mean training losses."""
+
+    number: int
+    lr: float
+    probes: list[Probe]
+    train_losses: list[float]
+
+
+def initial_weights(dim: int, num_classes: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Weights (P, D, C) and biases (P, 1, C), drawn as nn.Linear does: uniform within 1 / sqrt(D)."""
+    weights, biases = [], []
+    for seed in seeds:
+        generator, bound = stream("probe weights", seed), 1 / math.sqrt(dim)
+        weights.append(torch.empty(dim, num_classes).uniform_(-bound, bound, generator=generator))
+        biases.append(torch.empty(1, num_classes).uniform_(-bound, bound, generator=generator))
+    return torch.stack(weights), torch.stack(biases)
+
+
+def _fits(reps: Tensor, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False  # on the CPU a memory-mapped matrix stays on the disk, an ordinary one is there already
+    free, _ = torch.cuda.mem_get_info(device)
+    return reps.numel() * reps.element_size() <= FREE_SHARE * free
+
+
+def _slices(reps: Tensor, order: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Rows `order[i]` of the matrix on the device, slice by slice; the next one is gathered while one is used."""
+    if reps.device == device and device.type == "cuda":
+        for rows in order:
+            yield reps[rows.to(device)]
+        return
+    pin = device.type == "cuda"
+
+    def gather(rows: Tensor) -> Tensor:
+        out = torch.empty((len(rows), reps.shape[1]), dtype=reps.dtype, pin_memory=pin)
+        return torch.index_select(reps, 0, rows, out=out)
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead: Future[Tensor] | None = pool.submit(gather, order[0])
+        for number in range(len(order)):
+            ready = ahead.result()
+            ahead = pool.submit(gather, order[number + 1]) if number + 1 < len(order) else None
+            yield ready.to(device, non_blocking=pin)  # PyTorch frees pinned memory only after the copy is through
+
+
+def train(
+    train_part: Labelled,
+    val_part: Labelled,
+    num_classes: int,
+    seeds: Sequence[int],
+    settings: Training,
+    *,
+    device: torch.device,
+    on_step: Callable[[int, Tensor], None] | None = None,
+    resident: bool | None = None,
+    quiet: bool = True,
+) -> Iterator[Epoch]:
+    """Train one probe per seed, all in one pass over the data, and give out their state after each epoch.
+
+    The probes are independent: each has its own weights and its own order of rows within a slice of the data, both from
+    its seed, so that probe i is the same whether it is trained alone or with others (up to the rounding of a batched
+    matrix product). The slices, and the rows in each, are drawn anew every epoch and shared by all probes.
+
+    Args:
+        num_classes: C; labels are in [0, C).
+        seeds: one per probe.
+        device: where the arithmetic happens, in float32.
+        on_step: called after each step with the number of steps done and the probes' losses (P,), on the device.
+        resident: keep the matrix on the device; default: if it fits there.
+        quiet: no progress bar.
+
+    Raises:
+        InputError: a label is not in [0, C), or training and validation representations differ in width.
+    """
+    for part, what in ((train_part, "training"), (val_part, "validation")):
+        low, high = (int(bound) for bound in part.labels.aminmax())
+        if low < 0 or high >= num_classes:
+            raise InputError(f"{what} labels run from {low} to {high}, expected 0 to {num_classes - 1}")
+    dim = train_part.reps.shape[1]
+    if val_part.reps.shape[1] != dim:
+        raise InputError(f"training representations have {dim} columns, validation ones {val_part.reps.shape[1]}")
+    reps, labels = train_part.reps, train_part.labels
+    if resident if resident is not None else _fits(reps, device):
+        reps = reps.to(device)
+    weights, biases = (values.to(device).requires_grad_() for values in initial_weights(dim, num_classes, seeds))
+    optimizer = torch.optim.Adam([weights, biases], lr=settings.lr, fused=device.type == "cuda")
+    batch, steps = settings.batch_size, 0
+    bar = tqdm(total=settings.epochs * len(train_part), desc="probes", unit="img", unit_scale=True, disable=quiet)
+    with bar:
+        for number in range(settings.epochs):
+            lr = settings.lr_in(number)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            order = torch.randperm(len(labels), generator=stream("probe slices", settings.seed, number))
+            order = order.split(batch * SLICE_BATCHES)
+            within = [stream("probe order", seed, number) for seed in seeds]
+            total = torch.zeros(len(seeds), dtype=torch.float64, device=device)
+            for rows, values in zip(order, _slices(reps, order, device)):
+                of_slice = labels[rows].to(device)
+                mixed = torch.stack([torch.randperm(len(rows), generator=generator) for generator in within])
+                for chosen in mixed.to(device).split(batch, dim=1):  # (P, B): each probe its own rows
+                    logits = torch.baddbmm(biases, values[chosen].float(), weights)  # (P, B, C)
+                    losses = functional.cross_entropy(
+                        logits.flatten(0, 1), of_slice[chosen].flatten(), reduction="none"
+                    ).view(chosen.shape)
+                    means = losses.mean(dim=1)
+                    optimizer.zero_grad()
+                    means.sum().backward()  # a sum: the gradient of one probe does not see the others
+                    optimizer.step()
+                    steps += 1
+                    total += means.detach().double() * chosen.shape[1]
+                    if on_step is not None:
+                        on_step(steps, means.detach())
+                    bar.update(chosen.shape[1])
+            found = _state(weights, biases, seeds, val_part, number + 1, device)
+            yield Epoch(number + 1, lr, found, (total / len(labels)).tolist())
+
+
+def _state(
+    weights: Tensor, biases: Tensor, seeds: Sequence[int], val_part: Labelled, epoch: int, device: torch.device
+) -> list[Probe]:
+    """The probes as they are now, with their scores on the validation part."""
+    weights, biases = weights.detach(), biases.detach()
+    correct = torch.zeros(len(seeds), dtype=torch.int64, device=device)
+    loss = torch.zeros(len(seeds), dtype=torch.float64, device=device)
+    for logits, rows in _logits(weights, biases, val_part.reps, device):
+        labels = val_part.labels[rows].to(device).expand(len(seeds), -1)
+        correct += (logits.argmax(dim=2) == labels).sum(dim=1)
+        each = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        loss += each.view(labels.shape).double().sum(dim=1)
+    n = len(val_part)
+    scores = zip(correct.tolist(), loss.tolist())
+    linear = zip(weights.transpose(1, 2).cpu(), biases.squeeze(1).cpu())
+    return [
+        Probe(weight.contiguous().clone(), bias.clone(), seed, epoch, right / n, nats / n)
+        for seed, (weight, bias), (right, nats) in zip(seeds, linear, scores)
+    ]
+
+
+@torch.no_grad()
+def _logits(weights: Tensor, biases: Tensor, reps: Tensor, device: torch.device) -> Iterator[tuple[Tensor, slice]]:
+    """Logits (P, n, C) of consecutive rows."""
+    for start in range(0, len(reps), PREDICT_ROWS):
+        rows = slice(start, start + PREDICT_ROWS)
+        yield torch.matmul(reps[rows].to(device).float(), weights) + biases, rows
+
+
+@dataclass
+class Best:
+    """The best probes of a training, one per seed: by accuracy and by loss; the earliest where several are equal."""
+
+    by_accuracy: list[Probe]
+    by_loss: list[Probe]
+
+    @classmethod
+    def of(cls, epochs: Iterator[Epoch], on_epoch: Callable[[Epoch, "Best"], None] | None = None) -> "Best":
+        """Run a training to its end; `on_epoch` sees each epoch and the best ones so far.
+
+        Raises:
+            ValueError: no epoch was trained.
+        """
+        best: Best | None = None
+        for epoch in epochs:
+            if best is None:
+                best = cls(list(epoch.probes), list(epoch.probes))
+            for i, probe in enumerate(epoch.probes):
+                if probe.accuracy > best.by_accuracy[i].accuracy:
+                    best.by_accuracy[i] = probe
+                if probe.loss < best.by_loss[i].loss:
+                    best.by_loss[i] = probe
+            if on_epoch is not None:
+                on_epoch(epoch, best)
+        if best is None:
+            raise ValueError("no epoch was trained")
+        return best
+
+
+def predictions(probes: Sequence[Probe], reps: Tensor, *, device: torch.device) -> Tensor:
+    """The class each probe gives to each image: (P, N) int32 on the CPU, in one pass over the representations.
+
+    Raises:
+        InputError: the representations' width is not the probes'.
+    """
+    dim = probes[0].weight.shape[1]
+    if reps.shape[1] != dim:
+        raise InputError(f"the probes read {dim} columns, the representations have {reps.shape[1]}")
+    weights = torch.stack([probe.weight.T for probe in probes]).to(device)
+    biases = torch.stack([probe.bias[None] for probe in probes]).to(device)
+    found = torch.empty((len(probes), len(reps)), dtype=torch.int32)
+    for logits, rows in _logits(weights, biases, reps, device):
+        found[:, rows] = logits.argmax(dim=2).int().cpu()
+    return found
+
+
+def agreement(a: Tensor, b: Tensor) -> float:
+    """Share of images with the same class in two (N,) predictions of the same images."""
+    if a.shape != b.shape:
+        raise ValueError(f"agreement is about the same images: got {tuple(a.shape)} and {tuple(b.shape)}")
+    return (a == b).double().mean().item()
+
+
+def save(path: Path | str, probe: Probe, about: Mapping[str, Any]) -> None:
+    """Write a checkpoint that loads weights-only: the probe's fields, and `about` it (arch, train_set, node ...)."""
+    fields = ("weight", "bias", "seed", "epoch", "accuracy", "loss")
+    files.save_torch(path, {**about, **{name: getattr(probe, name) for name in fields}})
+
+
+def load(path: Path | str) -> tuple[Probe, dict[str, Any]]:
+    """A probe and what its checkpoint says about it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: damaged, or not a probe's checkpoint.
+    """
+    checkpoint = safeload.load(path, what="probe checkpoint")
+    weight, bias = (checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in ("weight", "bias"))
+    if not (isinstance(weight, Tensor) and isinstance(bias, Tensor) and weight.shape[:1] == bias.shape):
+        raise InputError(f"{path} is not a probe's checkpoint: it has no weight (C, D) and bias (C,)")
+    about = {key: value for key, value in checkpoint.items() if key not in ("weight", "bias")}
+    scores = float(about.get("accuracy", math.nan)), float(about.get("loss", math.nan))
+    return Probe(weight.float(), bias.float(), int(about.get("seed", 0)), int(about.get("epoch", 0)), *scores), about

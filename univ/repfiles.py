@@ -1,0 +1,155 @@
+"""One model's representations of a whole data set: streamed to `reps.pt` in one pass, memory-mapped on reading.
+
+For matrices larger than memory (ImageNet: 1.28 million x 2048). A killed run continues where it stopped. Beside the
+tensor, `reps.json` says which images, weights and node it came from. (`univ.cache` is for the study's comparisons.)
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from loguru import logger
+from torch import Tensor
+
+from univ import activations, cli, files, safeload
+from univ.data import Images
+from univ.data.loaders import batches
+from univ.errors import InputError
+from univ.models import Classifier
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+FILE_NAMES = {"train": "reps.pt", "val": "val_reps.pt"}
+CHUNK = 32_768  # images between two points from which a killed run can continue
+
+
+def identity_path(path: Path | str) -> Path:
+    """The JSON beside a file of representations."""
+    return Path(path).with_suffix(".json")
+
+
+def read_identity(path: Path | str) -> dict[str, Any]:
+    """Where a file of representations comes from; empty where nothing is written down, as for files from elsewhere."""
+    beside = identity_path(path)
+    if not beside.is_file():
+        return {}
+    try:
+        identity = json.loads(beside.read_text())
+    except ValueError as error:
+        raise InputError(f"{beside} is damaged: {error}") from error
+    return identity if isinstance(identity, dict) else {}
+
+
+def open_reps(path: Path | str) -> Tensor:
+    """Representations (N, D), float32 or float16, memory-mapped where the format allows it; activations are flattened.
+
+    Args:
+        path: a tensor that torch saved (.pt), or a NumPy array (.npy).
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: damaged, or not a floating point tensor of at least two dimensions.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no representations at {path}")
+    if path.suffix == ".npy":
+        try:
+            # copy-on-write: torch wants a writable array, and the file stays as it is
+            reps = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            raise InputError(f"{path} is not a readable array: {error}") from error
+    else:
+        reps = safeload.load(path, what="file of representations", mmap=True)
+    if not isinstance(reps, Tensor) or reps.dim() < 2 or not reps.dtype.is_floating_point or len(reps) == 0:
+        found = f"{reps.dtype} {tuple(reps.shape)}" if isinstance(reps, Tensor) else type(reps).__name__
+        raise InputError(f"{path} holds {found}, expected a floating point tensor of representations (N, D)")
+    return reps.flatten(1)
+
+
+def extract(
+    path: Path,
+    model: Classifier,
+    images: Images,
+    identity: Mapping[str, Any],
+    *,
+    dtype: str = "float32",
+    batch_size: int = 256,
+    device: torch.device,
+    workers: int = 0,
+    precision: str = "fp32",
+    chunk: int = CHUNK,
+    quiet: bool = False,
+) -> Tensor:
+    """Representations of every image, from `path` if they are there, else extracted into it.
+
+    Args:
+        path: the file; while the extraction runs, `<path>.partial` and `<path>.partial.json` beside it.
+        model: in evaluation mode, on `device`.
+        identity: what the numbers depend on besides dtype and precision (data, weights, node), in JSON's types. A file,
+            or the beginning of one, of another identity is replaced.
+        dtype: float32 or float16 (half the disk; about three decimals).
+        chunk: images between two points from which a killed run can continue.
+
+    Returns:
+        (N, D), memory-mapped.
+
+    Raises:
+        InputError: a representation is not finite, or too large for float16.
+    """
+    wanted = json.loads(json.dumps({**identity, "dtype": dtype, "precision": precision, "n": len(images)}))
+    if path.is_file():
+        there = read_identity(path)
+        if {key: there.get(key) for key in wanted} == wanted:
+            logger.info("representations are there: {}", path)
+            return open_reps(path)
+        logger.info("{} was made otherwise: extracting anew", path)
+    partial, progress_path = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
+    progress = _read_progress(progress_path, wanted) if partial.is_file() else None
+    if progress is not None:
+        logger.info("{}: continuing after {:,} of {:,} images", path.name, progress["rows"], len(images))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = progress["rows"] if progress else 0
+    correct = progress["correct"] if progress else 0
+    stored: np.memmap | None = None
+    parts = math.ceil(len(images) / chunk)
+    for start in range(rows, len(images), chunk):
+        positions = torch.arange(start, min(start + chunk, len(images)))
+        loader = batches(images, batch_size, device=device, workers=workers, indices=positions)
+        name = f"{path.stem} {start // chunk + 1}/{parts}" if parts > 1 else path.stem
+        with cli.precision(precision, device):
+            part = activations.extract(model, loader, len(positions), name=name, quiet=quiet)
+        values = part.reps.to(DTYPES[dtype])
+        if not torch.isfinite(values).all():
+            raise InputError(f"{model.arch}: representations do not fit {dtype}: use --reps-dtype float32")
+        if stored is None:
+            mode, shape = "r+" if partial.is_file() and rows else "w+", (len(images), values.shape[1])
+            stored = np.memmap(partial, dtype, mode, shape=shape)
+        stored[start : start + len(positions)] = values.numpy()
+        correct += int((part.preds == images.labels[positions]).sum())
+        stored.flush()  # rows first, then the note that they are there
+        rows = start + len(positions)
+        files.write_json(progress_path, {"identity": wanted, "rows": rows, "correct": correct, "dim": values.shape[1]})
+    if stored is None:  # every row was there, only the end was missing
+        stored = np.memmap(partial, dtype, "r+", shape=(len(images), progress["dim"]))
+    identity_path(path).unlink(missing_ok=True)  # never an old description beside new numbers
+    files.save_torch(path, torch.from_numpy(stored))
+    files.write_json(identity_path(path), {**wanted, "classifier_accuracy": correct / len(images)})
+    partial.unlink()
+    progress_path.unlink()
+    logger.info("wrote {}: {:,} x {:,} {}", path, *stored.shape, dtype)
+    return open_reps(path)
+
+
+def _read_progress(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The note beside the beginning of a file, if it is of the same identity."""
+    if not path.is_file():
+        return None
+    try:
+        progress = json.loads(path.read_text())
+    except ValueError:
+        return None
+    return progress if isinstance(progress, dict) and progress.get("identity") == wanted else None

@@ -1,0 +1,47 @@
+"""Train or evaluate a CIFAR-10 classifier, normally or adversarially; also on scikit-learn's digits.
+
+    python cifar10_training.py -m resnet18 -s ./data/cnns/cifar10/eps0/                      # standard training
+    python cifar10_training.py -m resnet18 -s ./data/cnns/cifar10/eps1/ -a 1                 # adversarial, L2, eps 1
+    python cifar10_training.py -m resnet18 -s ./data/cnns/cifar10/eps1/ -a 1 --resume        # go on after a stop
+    python cifar10_training.py -t 0 -m resnet18 -v ./data/cnns/cifar10/eps1/resnet18.pt      # clean and robust accuracy
+    torchrun --nproc-per-node 4 cifar10_training.py -m resnet50 -s ./data/cnns/cifar10/eps1/ -a 1
+    python cifar10_training.py --dataset digits -m vgg11 -s runs/digits/eps1 -a 1 -b 64 -e 6 --schedule onecycle -l 2/3
+
+Writes checkpoint.pt.latest, checkpoint.pt.best, <epoch>_checkpoint.pt, log.jsonl, TensorBoard curves and args.json to
+--save and, when training is complete, the best epoch as <save>/<arch>.pt.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from univ import cli, cli_training
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of `argv`, or of the process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    text = "what to train and evaluate on"
+    parser.add_argument("--dataset", choices=("cifar10", "digits"), default="cifar10", help=text)
+    cli_training.add_arguments(
+        parser,
+        model="resnet18",
+        data="./data/cifar10/",
+        batch=512,
+        ckpt=15,
+        lr="0.5",
+        eps="1",
+        save="./data/cnns/cifar10/",
+    )
+    args = parser.parse_args(argv)
+    cli_training.check_arguments(parser, args)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the script."""
+    args = parse_args(argv)
+    cli_training.run(args, args.dataset)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from loguru import logger
 from torch import Tensor
@@ -251,7 +252,7 @@ class Setting:
         """Labels of the targets: from the report beside the images, else --labels-path, else unknown."""
         report = path.with_suffix(".csv")
         if report.exists():
-            return inverted.read_report_labels(report)
+            return read_target_labels(report)
         return indices.read_labels(self.labels_path) if self.labels_path is not None else None
 
     def labels(self, source: str | None = None) -> Tensor:
@@ -324,6 +325,19 @@ class Setting:
         """Extract what the cache lacks."""
         for source, found in self.all_extractions():
             logger.info("cache {}: {} models on {}", self.cache_dir, len(found), source or self.dataset)
+
+
+def read_target_labels(report: Path) -> Tensor:
+    """(n,) int64 labels of the targets, from the report that inversion.py writes beside the images.
+
+    Raises:
+        InputError: the file is no such report.
+    """
+    try:
+        labels = pd.read_csv(report)["target_label"].to_numpy(dtype="int64")
+    except (KeyError, ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"{report} has no column target_label of whole numbers: {error}") from error
+    return torch.from_numpy(labels)
 
 
 def find_checkpoints(names: list[str], train_set: str, eps: str, model_dir: Path | None) -> dict[str, Path]:

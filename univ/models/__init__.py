@@ -40,6 +40,7 @@ __all__ = [
     "find_arch",
     "find_checkpoint",
     "load_model",
+    "read_hugging_face_name",
 ]
 
 
@@ -121,7 +122,7 @@ def load_model(
 
 # --- names of files -------------------------------------------------------------------------------------------------
 
-_HUGGING_FACE = re.compile(r"(?P<arch>\w+?)_(?:l2|linf)_eps(?P<eps>\d+(\.\d+)?)")  # e.g. resnet18_l2_eps0.25.ckpt
+_HUGGING_FACE = re.compile(r"(?P<arch>\w+?)_l2_eps(?P<eps>\d+(\.\d+)?)")  # e.g. resnet18_l2_eps0.25.ckpt
 _HUGGING_FACE_ARCHS = {"densenet": "densenet161"}
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 
@@ -149,7 +150,13 @@ def find_checkpoint(folder: Path | str, arch: str, train_set: str) -> Path:
         for stem in filter(None, stems):
             if stem + suffix in held:
                 return folder / (stem + suffix)
-    matches = [name for name in held if _hugging_face_name(name, eps_of_path(folder)) == arch]
+    eps = eps_of_path(folder)
+    published = {name: read_hugging_face_name(name) for name in held}
+    matches = [
+        name
+        for name, found in published.items()
+        if found is not None and found[0] == arch and (eps is None or found[1] == eps_value(eps))
+    ]
     if len(matches) == 1:
         return folder / matches[0]
     if matches:
@@ -172,9 +179,9 @@ def arch_from_filename(path: Path | str) -> str:
     known = {arch for archs in ARCHS.values() for arch in archs}
     if stem in known:
         return stem
-    published = _hugging_face_name(Path(path).name, None)
-    if published in known:
-        return published
+    published = read_hugging_face_name(Path(path).name)
+    if published is not None and published[0] in known:
+        return published[0]
     library, _, model = stem.partition("_")
     if library in ("timm", "torchvision") and model:
         return f"{library}:{model}"
@@ -183,9 +190,9 @@ def arch_from_filename(path: Path | str) -> str:
     )
 
 
-def _hugging_face_name(name: str, eps: str | None) -> str | None:
-    """Our name of the architecture of a file named as on Hugging Face; None for other names or another radius."""
+def read_hugging_face_name(name: str) -> tuple[str, float] | None:
+    """Architecture, as we call it, and radius of a file named as on Hugging Face; None for other names."""
     match = _HUGGING_FACE.fullmatch(Path(name).stem)
-    if match is None or (eps is not None and float(match["eps"]) != eps_value(eps)):
+    if match is None:
         return None
-    return _HUGGING_FACE_ARCHS.get(match["arch"], match["arch"])
+    return _HUGGING_FACE_ARCHS.get(match["arch"], match["arch"]), float(match["eps"])

@@ -1,0 +1,595 @@
+"""Fetch the published checkpoints and inverted images into the folders the scripts read.
+
+    python scripts/download_data.py --dry-run
+    python scripts/download_data.py --what models --dataset imagenet --eps eps0 eps3 --model-names resnet18 resnet50
+    python scripts/download_data.py --what inverted --dataset cifar10
+
+Sources: four Zenodo records, and the l2 ImageNet networks on Hugging Face. Free disk is checked first, an interrupted
+file continues where it stopped (also in a later run), each file is compared with its published checksum, then placed
+as data/cnns/<dataset>/<eps>/<model>.ckpt (.pt for CIFAR-10) or data/<dataset>/inverted/<model>_<eps>.pt. Archives are
+unpacked the same way. What is there already is not fetched again.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # univ, when it is not installed
+
+from loguru import logger
+from tqdm import tqdm
+
+from univ import cli, files, runs
+from univ.data import DATASETS
+from univ.eps import eps_name, eps_value
+from univ.errors import InputError
+from univ.models import ARCHS, read_hugging_face_name
+
+ZENODO_RECORDS = ("13936007", "14802537", "13936033", "14802491")
+HUGGING_FACE_REPO = "madrylab/robust-imagenet-models"
+STUDY_EPS = ("eps0", "eps025", "eps05", "eps1", "eps3")
+TRAIN_SETS = ("imagenet", "imagenet100", "imagenet50", "cifar10")
+ATTEMPTS = 10  # per file, each continuing where the one before was cut
+
+
+# --- what a file is, and where it belongs ---------------------------------------------------------------------------
+
+_DATASET_WORDS = {  # tried in this order, the most specific first
+    "imagenet100": r"imagenet[-_ ]?100(?!\d)|\bin100\b",
+    "imagenet50": r"imagenet[-_ ]?50(?!\d)|\bin50\b",
+    "cifar10": r"cifar[-_ ]?10(?!\d)",
+    "imagenet": r"imagenet|\bin1k\b|ilsvrc",
+}
+_KIND_WORDS = {"inverted": r"invert", "models": r"\bcnns?\b|checkpoint|weights|\bmodels?\b|\bnetworks?\b"}
+_ARCH_NAMES = {arch: arch for dataset in TRAIN_SETS for arch in ARCHS[dataset]} | {
+    "densenet": "densenet161",
+    "tiny_vit": "tiny_vit_5m",
+    "tinyvit": "tiny_vit_5m",
+}
+_OTHER_NAME = {("cifar10", "vgg16_bn"): "vgg16"} | {
+    (dataset, "vgg16"): "vgg16_bn" for dataset in ("imagenet", "imagenet100", "imagenet50")
+}
+_DATA_SUFFIXES = (".ckpt", ".pt", ".pth", ".npy")
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the name of a file says it is; None where the name does not say."""
+
+    what: str | None = None  # models or inverted
+    dataset: str | None = None
+    eps: str | None = None
+    model: str | None = None
+
+    def is_complete(self) -> bool:
+        return None not in (self.what, self.dataset, self.eps, self.model)
+
+    def path(self, root: Path, suffix: str) -> Path:
+        """Where it belongs below the data folder."""
+        if self.what == "inverted":
+            name = f"{self.model}_{self.eps}{'.npy' if suffix == '.npy' else '.pt'}"
+            return root / DATASETS[self.dataset].inverted_path.relative_to("data") / name
+        name = f"{self.model}{'.pt' if self.dataset == 'cifar10' else '.ckpt'}"
+        return root / "cnns" / self.dataset / self.eps / name
+
+
+def recognise(path: str, context: str = "") -> Place:
+    """Read the place of a file off its path, innermost part first, then off its context (the record's title).
+
+    >>> recognise("imagenet_eps3/wide_resnet50_2.ckpt")
+    Place(what='models', dataset='imagenet', eps='eps3', model='wide_resnet50_2')
+    """
+    parts = [part.lower() for part in reversed(PurePosixPath(path).parts)]
+    stem, suffix = PurePosixPath(parts[0]).stem, PurePosixPath(parts[0]).suffix
+    around = [*parts, context.lower()]
+    dataset = _first(_word(_DATASET_WORDS, text) for text in around)
+    eps = _first(map(_eps, around))
+    names = [name for name in _ARCH_NAMES if re.search(rf"(?<![a-z0-9]){name}(?![a-z0-9])", stem)]
+    model = _ARCH_NAMES[max(names, key=len)] if names else None  # wide_resnet50_2 is no resnet50
+    model = _OTHER_NAME.get((dataset, model), model)
+    what = _first(
+        (
+            *(_word(_KIND_WORDS, part) for part in parts),
+            "models" if suffix in (".ckpt", ".pth") or "_l2" in stem else None,
+            "inverted" if suffix == ".npy" else None,
+            _word(_KIND_WORDS, context.lower()),
+            # our own names: <model>_<eps>.pt are inverted images, <model>.pt is a checkpoint
+            ("inverted" if _eps(stem) else "models") if suffix == ".pt" else None,
+        )
+    )
+    return Place(what, dataset, eps, model if dataset is None or model in ARCHS[dataset] else None)
+
+
+def _first(values: Iterable[str | None]) -> str | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _word(words: dict[str, str], text: str) -> str | None:
+    text = text.replace("_", " ").replace("-", " ")  # so that \b sees the ends of words
+    found = [name for name, pattern in words.items() if re.search(pattern, text)]
+    if found == ["inverted", "models"]:  # "models and inverted images" tells nothing
+        return None
+    return found[0] if found else None
+
+
+def _eps(text: str) -> str | None:
+    match = re.search(r"eps[-_ ]?(\d+(?:\.\d+)?)", text)
+    if match is None:
+        return None
+    try:
+        return eps_name(float(match[1]) if "." in match[1] else eps_value(f"eps{match[1]}"))
+    except InputError:  # a radius such as 1.5, for which there is no folder name
+        return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user asked for."""
+
+    what: tuple[str, ...]
+    datasets: tuple[str, ...]
+    eps: tuple[str, ...]
+    models: tuple[str, ...] | None
+
+    def admits(self, place: Place) -> bool:
+        """Whether nothing that is known about a file contradicts the choice."""
+        wanted = ((place.what, self.what), (place.dataset, self.datasets), (place.eps, self.eps))
+        if any(value is not None and value not in values for value, values in wanted):
+            return False
+        return self.models is None or place.model is None or place.model in self.models
+
+
+# --- the two services -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A published file."""
+
+    source: str
+    name: str
+    url: str
+    size: int  # bytes
+    checksum: str  # "md5:<hex>" or "sha256:<hex>"
+    place: Place
+    context: str = ""  # what its record is called
+    fetch: Callable[["Remote", Path], None] = field(compare=False, repr=False, default=None)
+
+    @property
+    def is_archive(self) -> bool:
+        return self.name.lower().endswith(_ARCHIVE_SUFFIXES)
+
+    def staged(self, root: Path) -> Path:
+        """Where it lies, or grows, until it is placed."""
+        return root / ".downloads" / self.source.replace(" ", "_") / self.name
+
+    def missing(self, root: Path) -> int:
+        """Bytes still to be fetched."""
+        staged = self.staged(root)
+        part = _part(staged)
+        return self.size - (part.stat().st_size if part.exists() else staged.stat().st_size if staged.exists() else 0)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+class Zenodo:
+    """Records of Zenodo, read and fetched with the parts of zenodo_get.
+
+    zenodo_get itself starts a cut file from its first byte, so it is given a transfer that continues.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        before = signal.getsignal(signal.SIGINT)
+        from zenodo_get.downloader import create_configured_client
+        from zenodo_get.file_download import handle_single_file_download
+
+        signal.signal(signal.SIGINT, before)  # importing zenodo_get takes Ctrl-C over
+        self._endpoint = endpoint.rstrip("/")
+        self._client = create_configured_client(retry_total=3, verbosity=0)
+        self._handle = handle_single_file_download
+
+    def close(self) -> None:
+        self._client.close()
+
+    def list(self, record: str) -> list[Remote]:
+        import httpx2
+
+        url = f"{self._endpoint}/api/records/{record}"
+        try:
+            metadata = self._client.get(url, timeout=30).raise_for_status().json()
+        except httpx2.HTTPError as error:
+            raise InputError(f"cannot read the Zenodo record {record} ({url}): {error}") from error
+        title = str(metadata.get("metadata", {}).get("title", ""))
+        remotes = []
+        for entry in metadata.get("files", []):
+            name = entry.get("key") or entry["filename"]
+            remotes.append(
+                Remote(
+                    source=f"zenodo {record}",
+                    name=name,
+                    url=entry.get("links", {}).get("self") or f"{self._endpoint}/records/{record}/files/{name}",
+                    size=entry.get("size") or entry["filesize"],
+                    checksum=entry["checksum"] if ":" in entry["checksum"] else f"md5:{entry['checksum']}",
+                    place=recognise(name, title),
+                    context=title,
+                    fetch=self.fetch,
+                )
+            )
+        return remotes
+
+    def fetch(self, remote: Remote, path: Path) -> None:
+        entry = {"key": str(path), "size": remote.size, "checksum": remote.checksum, "links": {"self": remote.url}}
+        self._handle(
+            entry,
+            record_id="",
+            download_url_base="",
+            access_token=None,
+            cont_download=True,
+            retry_limit=ATTEMPTS,
+            pause_duration=1,
+            timeout_val=30,
+            keep_invalid=False,
+            error_continues=False,
+            verbosity=0,
+            exceptions_on_failure=True,
+            existing_file_mode="overwrite",
+            abort_requested=lambda: False,
+            download_file_func=self._transfer,
+            check_hash_func=lambda name, _: (remote.checksum, _digest(Path(name), remote.checksum)),
+            sleep_func=time.sleep,
+        )
+
+    def _transfer(self, url: str, out: str, timeout: float, **_: Any) -> str:
+        """Append what is missing to `<out>.part` and rename it when it is whole."""
+        part = _part(Path(out))
+        start = part.stat().st_size if part.exists() else 0
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+        with self._client.stream("GET", url, headers=headers, timeout=timeout) as response:
+            if response.status_code != 416:  # else all of it is there, or more: the checksum will tell
+                response.raise_for_status()
+                start = start if response.status_code == 206 else 0
+                length = int(response.headers.get("content-length", 0))
+                with part.open("ab" if start else "wb") as file, _bar(Path(out).name, start, length) as bar:
+                    for chunk in response.iter_raw():  # as received: what has come is kept when the line is cut
+                        file.write(chunk)
+                        bar.update(len(chunk))
+        part.replace(out)
+        return out
+
+
+def _bar(name: str, start: int, length: int) -> tqdm:
+    quiet = not sys.stderr.isatty()
+    return tqdm(desc=name, initial=start, total=start + length, unit="B", unit_scale=True, leave=False, disable=quiet)
+
+
+class HuggingFace:
+    """The l2 ImageNet networks on Hugging Face, listed and fetched with huggingface_hub.
+
+    Its hf_hub_download starts anew in every run, so its transfer function is used on a file of ours that stays.
+    """
+
+    def __init__(self, endpoint: str | None) -> None:
+        self._endpoint = endpoint
+
+    def close(self) -> None:
+        from huggingface_hub import close_session
+
+        close_session()
+
+    def list(self) -> list[Remote]:
+        import httpx2
+        from huggingface_hub import HfApi, hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            info = HfApi(endpoint=self._endpoint).model_info(HUGGING_FACE_REPO, files_metadata=True)
+        except (HfHubHTTPError, httpx2.HTTPError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"cannot list {HUGGING_FACE_REPO} on Hugging Face: {reason}") from error
+        remotes = []
+        for sibling in info.siblings:
+            found = read_hugging_face_name(sibling.rfilename)
+            if found is None or sibling.lfs is None or found[0] not in ARCHS["imagenet"]:
+                continue  # networks for linf, and files that are not networks
+            remotes.append(
+                Remote(
+                    source="huggingface",
+                    name=sibling.rfilename,
+                    url=hf_hub_url(HUGGING_FACE_REPO, sibling.rfilename, revision=info.sha, endpoint=self._endpoint),
+                    size=sibling.lfs.size,
+                    checksum=f"sha256:{sibling.lfs.sha256}",
+                    place=Place("models", "imagenet", eps_name(found[1]), found[0]),
+                    fetch=self.fetch,
+                )
+            )
+        return remotes
+
+    def fetch(self, remote: Remote, path: Path) -> None:
+        import httpx2
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
+
+        part = _part(path)
+        for attempt in range(ATTEMPTS):
+            with part.open("ab") as file:
+                if file.tell() > remote.size:  # left by something else
+                    file.truncate(0)
+                try:
+                    http_get(
+                        remote.url,
+                        file,
+                        resume_size=file.tell(),
+                        headers=build_hf_headers(),
+                        expected_size=remote.size,
+                        displayed_filename=remote.name,
+                    )
+                    break
+                except (httpx2.HTTPError, OSError) as error:
+                    if attempt == ATTEMPTS - 1:
+                        raise
+                    logger.warning("{}: {} (continuing)", remote.name, str(error).partition("\n")[0])
+                    time.sleep(1)
+        part.replace(path)
+
+
+def _digest(path: Path, checksum: str) -> str:
+    """The checksum of a file by the method of another, in the same form; "invalid" without a file."""
+    if not path.exists():
+        return "invalid"  # what zenodo_get takes for "to be fetched"
+    method = checksum.partition(":")[0]
+    with path.open("rb") as file:
+        return f"{method}:{hashlib.file_digest(file, method).hexdigest()}"
+
+
+# --- planning and fetching ------------------------------------------------------------------------------------------
+
+
+def plan(remotes: Sequence[Remote], choice: Choice) -> tuple[list[Remote], list[Remote]]:
+    """Files to fetch, one per place, and files that were not chosen because their names do not tell their place."""
+    chosen: dict[Any, Remote] = {}
+    unclear = []
+    for remote in remotes:
+        suffix = PurePosixPath(remote.name).suffix.lower()
+        if not choice.admits(remote.place) or not (remote.is_archive or suffix in _DATA_SUFFIXES):
+            continue
+        if remote.is_archive:
+            chosen[remote.source, remote.name] = remote
+        elif remote.place.is_complete():
+            chosen.setdefault(remote.place, remote)  # published twice: the first source is taken
+        else:
+            unclear.append(remote)
+    return list(chosen.values()), unclear
+
+
+def is_placed(remote: Remote, root: Path, choice: Choice, *, overwrite: bool) -> bool:
+    """Whether nothing is left to do for a file."""
+    if remote.is_archive:
+        record = _contents_record(remote, root)
+        if not record.exists():
+            return False
+        known = json.loads(record.read_text())
+        wanted = [(Place(*place), suffix) for *place, suffix in known["members"] if choice.admits(Place(*place))]
+        return known["checksum"] == remote.checksum and all(
+            place.path(root, suffix).exists() for place, suffix in wanted
+        )
+    target = remote.place.path(root, PurePosixPath(remote.name).suffix)
+    if not target.exists():
+        return False
+    if target.stat().st_size == remote.size and _digest(target, remote.checksum) == remote.checksum:
+        return True
+    if not overwrite:
+        logger.warning("{} differs from the published file and is kept (--overwrite replaces it)", target)
+    return not overwrite
+
+
+def _contents_record(remote: Remote, root: Path) -> Path:
+    """Where it is noted what an archive held, so that it need not be kept or fetched again to know."""
+    staged = remote.staged(root)
+    return staged.with_name(f"{staged.name}.json")
+
+
+def fetch(remote: Remote, root: Path, choice: Choice, *, overwrite: bool) -> list[Path]:
+    """Fetch, verify and place one file; the paths that it became.
+
+    Raises:
+        RuntimeError, OSError, httpx2.HTTPError: the service gave it up, or its checksum is another one.
+    """
+    staged = remote.staged(root)
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    if not staged.exists() or staged.stat().st_size != remote.size:
+        remote.fetch(remote, staged)
+    if _digest(staged, remote.checksum) != remote.checksum:
+        staged.unlink()
+        raise RuntimeError("its checksum is not the published one, it was removed")
+    if not remote.is_archive:
+        target = remote.place.path(root, staged.suffix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(target)
+        return [target]
+    placed, held = unpack(staged, remote.context, root, choice, overwrite=overwrite)
+    if held:
+        members = [[place.what, place.dataset, place.eps, place.model, suffix] for place, suffix in held]
+        files.write_json(_contents_record(remote, root), {"checksum": remote.checksum, "members": members})
+        staged.unlink()
+    else:
+        logger.warning("{} holds nothing whose name tells its place: it stays at {}", remote.name, staged)
+    return placed
+
+
+def unpack(
+    archive: Path, context: str, root: Path, choice: Choice, *, overwrite: bool
+) -> tuple[list[Path], list[tuple[Place, str]]]:
+    """Place the members of an archive that the choice admits. Only their contents are used: no member names a path.
+
+    Returns:
+        The paths placed or already there, and the place and suffix of every member that has one, chosen or not.
+    """
+    placed, held = [], []
+    stem = re.sub("|".join(map(re.escape, _ARCHIVE_SUFFIXES)) + "$", "", archive.name.lower())
+    for name, size, stream in _members(archive):
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in _DATA_SUFFIXES:
+            continue
+        place = recognise(f"{stem}/{name}", context)
+        if not place.is_complete():
+            logger.warning("{}: the name of {} does not tell its place, not unpacked", archive.name, name)
+            continue
+        held.append((place, suffix))
+        if not choice.admits(place):
+            continue
+        target = place.path(root, suffix)
+        if overwrite or not target.exists():
+            with files.atomic_path(target) as temporary, temporary.open("wb") as file:
+                shutil.copyfileobj(stream, file, 1 << 20)
+        elif target.stat().st_size != size:
+            logger.warning("{} differs from the published file and is kept (--overwrite replaces it)", target)
+        placed.append(target)
+    return placed, held
+
+
+def _members(archive: Path) -> Iterator[tuple[str, int, BinaryIO]]:
+    if archive.suffix.lower() == ".zip":
+        with zipfile.ZipFile(archive) as opened:
+            for info in opened.infolist():
+                if not info.is_dir():
+                    with opened.open(info) as stream:
+                        yield info.filename, info.file_size, stream
+        return
+    with tarfile.open(archive) as opened:
+        for info in opened:
+            if info.isfile():
+                yield info.name, info.size, opened.extractfile(info)
+
+
+def check_disk(remotes: Sequence[Remote], root: Path) -> tuple[int, int]:
+    """Bytes needed and bytes free where the data go.
+
+    Raises:
+        InputError: not enough.
+    """
+    needed = sum(remote.missing(root) + (remote.size if remote.is_archive else 0) for remote in remotes)
+    existing = next(path for path in (root.resolve(), *root.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise InputError(
+            f"{_size(needed)} are needed in {root} (archives: twice their size), {_size(free)} are free: choose less "
+            "with --what, --dataset, --eps, --model-names, or another folder with --root"
+        )
+    return needed, free
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+# --- the script -----------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--what", nargs="+", choices=("models", "inverted"), default=["models", "inverted"])
+    parser.add_argument(
+        "-d", "--dataset", nargs="+", choices=TRAIN_SETS, default=list(TRAIN_SETS), help="training set of the models"
+    )
+    parser.add_argument(
+        "-o", "--eps", nargs="+", default=list(STUDY_EPS), metavar="EPS", help="radii, for example eps0 eps025 eps3"
+    )
+    parser.add_argument("--model-names", nargs="+", metavar="MODEL", help="only these architectures")
+    parser.add_argument("--source", nargs="+", choices=("huggingface", "zenodo"), default=["huggingface", "zenodo"])
+    parser.add_argument("--records", nargs="+", default=list(ZENODO_RECORDS), help="Zenodo records")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="where the data go")
+    parser.add_argument("--dry-run", action="store_true", help="list files and sizes, fetch nothing")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that differ from the published ones")
+    args = parser.parse_args(argv)
+    for name in args.eps:
+        try:
+            eps_value(name)
+        except InputError as error:
+            parser.error(f"--eps: {error}")
+    known = {arch for dataset in args.dataset for arch in ARCHS[dataset]}
+    for name in args.model_names or ():
+        if name not in known:
+            parser.error(f"--model-names: unknown {name!r}, choose from {', '.join(sorted(known))}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    runs.start()
+    choice = Choice(tuple(args.what), tuple(args.dataset), tuple(args.eps), tuple(args.model_names or ()) or None)
+
+    with contextlib.ExitStack() as services:
+        remotes: list[Remote] = []
+        if "huggingface" in args.source and "models" in args.what and "imagenet" in args.dataset:
+            hugging_face = HuggingFace(os.environ.get("HF_ENDPOINT"))
+            services.callback(hugging_face.close)
+            remotes += hugging_face.list()
+        if "zenodo" in args.source:
+            zenodo = Zenodo(os.environ.get("ZENODO_ENDPOINT", "https://zenodo.org"))
+            services.callback(zenodo.close)
+            remotes += [remote for record in args.records for remote in zenodo.list(record)]
+        todo = list_plan(remotes, choice, args)
+        if args.dry_run or not todo:
+            return
+        failed = [remote for remote in todo if not fetch_or_say(remote, choice, args)]
+    if failed:
+        names = ", ".join(remote.name for remote in failed)
+        logger.error("{} of {} files failed: {}; run again to continue", len(failed), len(todo), names)
+        sys.exit(1)
+
+
+def list_plan(remotes: Sequence[Remote], choice: Choice, args: argparse.Namespace) -> list[Remote]:
+    """Print what was chosen; the files still to be fetched, for which there is room.
+
+    Raises:
+        InputError: nothing fits the choice, or the disk is too small.
+    """
+    chosen, unclear = plan(remotes, choice)
+    for remote in unclear:
+        logger.warning("{}: the name of {} does not tell its place, not fetched", remote.source, remote.name)
+    if not chosen:
+        raise InputError("nothing is published that fits --what, --dataset, --eps and --model-names")
+    todo = [remote for remote in chosen if not is_placed(remote, args.root, choice, overwrite=args.overwrite)]
+    for remote in chosen:
+        where = "unpacked by name" if remote.is_archive else remote.place.path(args.root, Path(remote.name).suffix)
+        there = "" if remote in todo else "  (there)"
+        print(f"{_size(remote.size):>11}  {remote.source:<16}  {remote.name} -> {where}{there}")
+    print(
+        f"{_size(sum(remote.size for remote in chosen)):>11}  in {len(chosen)} files, {len(chosen) - len(todo)} there"
+    )
+    needed, free = check_disk(todo, args.root)
+    print(f"{_size(needed):>11}  needed, {_size(free)} free in {args.root}")
+    return todo
+
+
+def fetch_or_say(remote: Remote, choice: Choice, args: argparse.Namespace) -> bool:
+    """Fetch and place one file; False, with the reason in the log, if that fails: the others go on."""
+    started = time.perf_counter()
+    try:
+        placed = fetch(remote, args.root, choice, overwrite=args.overwrite)
+    except Exception as error:  # whatever a network or an archive can do
+        logger.error("{}: {}", remote.name, str(error).partition("\n")[0])
+        return False
+    seconds = time.perf_counter() - started
+    logger.info("{} ({} in {:.0f} s) -> {}", remote.name, _size(remote.size), seconds, ", ".join(map(str, placed)))
+    return True
+
+
+if __name__ == "__main__":
+    cli.run(main)

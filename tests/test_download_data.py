@@ -1,0 +1,418 @@
+"""Fetching the published data, from a server on this machine that mimics both services and cuts connections."""
+
+import hashlib
+import importlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+
+from univ.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+download_data = importlib.import_module("download_data")
+Place, recognise = download_data.Place, download_data.recognise
+
+COMMIT = "0" * 40
+
+
+def content(name: str, size: int) -> bytes:
+    """Reproducible bytes that stand for a published file."""
+    return np.random.default_rng(sum(name.encode())).bytes(size)
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("cifar10/eps1/resnet50.pt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    return buffer.getvalue()
+
+
+HUGGING_FACE = {
+    name: content(name, 300_000)
+    for name in (
+        "resnet18_l2_eps3.ckpt",
+        "resnet18_l2_eps0.25.ckpt",
+        "resnet18_linf_eps4.0.ckpt",
+        "densenet_l2_eps3.ckpt",
+        "shufflenet_l2_eps3.ckpt",
+    )
+} | {"README.md": b"# Robust models"}
+ZENODO = {
+    "1": (
+        "Checkpoints of robust networks",
+        {
+            "cifar10_eps1.zip": zip_of(
+                {
+                    "eps1/resnet18.pt": content("a", 50_000),
+                    "eps1/vgg16_bn.pth": content("b", 50_000),
+                    "../../evil/eps1/densenet161.pt": content("c", 1000),
+                    "eps1/notes.txt": b"notes",
+                    "eps1/mystery.pt": b"?",
+                }
+            ),
+            "cifar10_more.tar.gz": tar_of({"eps3/wide_resnet50_2.pt": content("d", 50_000)}),
+            "imagenet100_eps025_vgg16_bn.ckpt": content("e", 40_000),
+            "imagenet50_resnet50_eps3.ckpt": content("f", 40_000),
+            "something.pt": content("g", 10),
+        },
+    ),
+    "2": (
+        "Inverted images",
+        {"imagenet_resnet18_eps3.pt": content("h", 200_000), "cifar10-vgg16-eps1.npy": content("i", 20_000)},
+    ),
+}
+
+
+class Service(ThreadingHTTPServer):
+    """Both services in one: what they publish, how often each file is cut, and what was asked for."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.cuts: Counter = Counter()  # file -> how many more answers are cut in the middle
+        self.ranges: list[tuple[str, str | None]] = []  # file, Range header of each transfer
+        self.sent: Counter = Counter()  # file -> bytes
+        self.corrupt: set[str] = set()
+        self.no_ranges = False
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Service
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        """Quiet."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        repo = download_data.HUGGING_FACE_REPO
+        if path == f"/api/models/{repo}":
+            siblings = [
+                {"rfilename": name, "size": len(data), "blobId": "x"}
+                | (
+                    {}
+                    if name == "README.md"
+                    else {"lfs": {"sha256": sha256(data), "size": len(data), "pointerSize": 1}}
+                )
+                for name, data in HUGGING_FACE.items()
+            ]
+            self.answer_json({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings, "tags": []})
+        elif match := re.fullmatch(r"/api/records/(\w+)", path):
+            if match[1] not in ZENODO:
+                self.send_error(404)
+                return
+            title, files = ZENODO[match[1]]
+            entries = [
+                {
+                    "key": name,
+                    "size": len(data),
+                    "checksum": f"md5:{hashlib.md5(data).hexdigest()}",
+                    "links": {"self": f"{self.server.url}/api/records/{match[1]}/files/{name}/content"},
+                }
+                for name, data in files.items()
+            ]
+            self.answer_json({"id": match[1], "metadata": {"title": title}, "files": entries})
+        elif match := re.fullmatch(r"/api/records/(\w+)/files/(.+)/content", path):
+            self.answer_file(match[2], ZENODO[match[1]][1][match[2]])
+        elif match := re.fullmatch(rf"/{repo}/resolve/{COMMIT}/(.+)", path):
+            self.answer_file(match[1], HUGGING_FACE[match[1]])
+        else:
+            self.send_error(404)
+
+    def answer_json(self, value: object) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def answer_file(self, name: str, data: bytes) -> None:
+        asked = self.headers.get("Range")
+        self.server.ranges.append((name, asked))
+        if name in self.server.corrupt:
+            data = bytes(len(data))
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and not self.server.no_ranges else 0
+        if start >= len(data):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        rest = data[start:]
+        if self.server.cuts[name] > 0:
+            self.server.cuts[name] -= 1
+            rest = rest[: len(rest) // 2]
+            self.close_connection = True
+        self.wfile.write(rest)
+        self.server.sent[name] += len(rest)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def service(monkeypatch):
+    server = Service()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("ZENODO_ENDPOINT", server.url)
+    monkeypatch.setattr(download_data.time, "sleep", lambda seconds: None)
+    # huggingface_hub writes by the 10 MB, and what is cut within one is fetched again: small files, small pieces
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def run(root: Path, *words: str) -> None:
+    download_data.main(["--records", "1", "2", "--root", str(root), *words])
+
+
+def held(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and ".downloads" not in path.parts
+    }
+
+
+def members(name: str) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(ZENODO["1"][1][name])) as archive:
+        return {member: archive.read(member) for member in archive.namelist()}
+
+
+def test_everything_lands_in_the_tree_under_our_names(service, tmp_path):
+    run(tmp_path)
+    zipped, one, two = members("cifar10_eps1.zip"), ZENODO["1"][1], ZENODO["2"][1]
+    assert held(tmp_path) == {
+        "cnns/imagenet/eps3/resnet18.ckpt": HUGGING_FACE["resnet18_l2_eps3.ckpt"],
+        "cnns/imagenet/eps025/resnet18.ckpt": HUGGING_FACE["resnet18_l2_eps0.25.ckpt"],
+        "cnns/imagenet/eps3/densenet161.ckpt": HUGGING_FACE["densenet_l2_eps3.ckpt"],
+        "cnns/cifar10/eps1/resnet18.pt": zipped["eps1/resnet18.pt"],
+        "cnns/cifar10/eps1/vgg16.pt": zipped["eps1/vgg16_bn.pth"],
+        "cnns/cifar10/eps1/densenet161.pt": zipped["../../evil/eps1/densenet161.pt"],
+        "cnns/cifar10/eps3/wide_resnet50_2.pt": content("d", 50_000),
+        "cnns/imagenet100/eps025/vgg16_bn.ckpt": one["imagenet100_eps025_vgg16_bn.ckpt"],
+        "cnns/imagenet50/eps3/resnet50.ckpt": one["imagenet50_resnet50_eps3.ckpt"],
+        "imagenet/inverted/resnet18_eps3.pt": two["imagenet_resnet18_eps3.pt"],
+        "cifar10/inverted/vgg16_eps1.npy": two["cifar10-vgg16-eps1.npy"],
+    }
+    assert not (tmp_path.parent / "evil").exists()
+
+
+def test_a_second_run_fetches_nothing(service, tmp_path, capsys):
+    run(tmp_path)
+    service.ranges.clear()
+    run(tmp_path)
+    assert service.ranges == []
+    assert "in 9 files, 9 there" in capsys.readouterr().out
+
+
+def test_a_dry_run_lists_files_and_sizes_and_writes_nothing(service, tmp_path, capsys):
+    run(tmp_path, "--dry-run", "--dataset", "imagenet", "--what", "models")
+    printed = capsys.readouterr().out
+    assert re.search(
+        rf"0\.30 MB  huggingface +densenet_l2_eps3\.ckpt -> {tmp_path}/cnns/imagenet/eps3/densenet161", printed
+    )
+    assert "in 3 files, 0 there" in printed and re.search(r"needed, [\d.]+ GB free", printed)
+    assert list(tmp_path.iterdir()) == [] and service.ranges == []
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (
+            ["--what", "models", "--eps", "eps025"],
+            {"imagenet/eps025/resnet18.ckpt", "imagenet100/eps025/vgg16_bn.ckpt"},
+        ),
+        (["--what", "models", "--dataset", "cifar10", "--eps", "eps3"], {"cifar10/eps3/wide_resnet50_2.pt"}),
+        (
+            ["--what", "models", "--model-names", "densenet161", "--source", "huggingface"],
+            {"imagenet/eps3/densenet161.ckpt"},
+        ),
+        (["--what", "inverted", "--dataset", "imagenet"], {"imagenet/inverted/resnet18_eps3.pt"}),
+    ],
+)
+def test_only_what_was_chosen_is_fetched(service, tmp_path, words, expected):
+    run(tmp_path, *words)
+    assert {name.removeprefix("cnns/") for name in held(tmp_path)} == expected
+
+
+def test_more_of_an_archive_can_be_chosen_later(service, tmp_path):
+    run(tmp_path, "--dataset", "cifar10", "--what", "models", "--model-names", "resnet18")
+    assert list(held(tmp_path)) == ["cnns/cifar10/eps1/resnet18.pt"]
+    service.ranges.clear()
+    run(tmp_path, "--dataset", "cifar10", "--what", "models", "--model-names", "resnet18")
+    assert service.ranges == []
+    run(tmp_path, "--dataset", "cifar10", "--what", "models")
+    assert len(held(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("name", ["resnet18_l2_eps3.ckpt", "imagenet_resnet18_eps3.pt", "cifar10_eps1.zip"])
+def test_a_cut_connection_is_continued(service, tmp_path, name):
+    service.cuts[name] = 3
+    run(tmp_path)
+    asked = [header for file, header in service.ranges if file == name]
+    assert len(asked) == 4 and asked[0] is None and all(header.startswith("bytes=") for header in asked[1:])
+    size = len(HUGGING_FACE.get(name) or ZENODO["1"][1].get(name) or ZENODO["2"][1].get(name))
+    assert size <= service.sent[name] < size + 3 * 10_000, "what had come was not sent again"
+    assert len(held(tmp_path)) == 11
+
+
+@pytest.mark.parametrize("name", ["resnet18_l2_eps3.ckpt", "imagenet_resnet18_eps3.pt"])
+def test_a_later_run_continues_what_an_earlier_one_left(service, tmp_path, name, monkeypatch, capsys):
+    monkeypatch.setattr(download_data, "ATTEMPTS", 1)
+    service.cuts[name] = 10
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path)
+    assert stop.value.code == 1
+    assert len(held(tmp_path)) == 10, "the other files came all the same"
+    parts = list((tmp_path / ".downloads").rglob("*.part"))
+    assert [part.name for part in parts] == [f"{name}.part"] and parts[0].stat().st_size > 0
+    service.cuts.clear()
+    service.ranges.clear()
+    already = parts[0].stat().st_size
+    run(tmp_path)
+    assert service.ranges == [(name, f"bytes={already}-")]
+    assert len(held(tmp_path)) == 11
+
+
+@pytest.mark.parametrize("name", ["resnet18_l2_eps3.ckpt", "imagenet_resnet18_eps3.pt"])
+def test_a_server_that_ignores_ranges_sends_all_again(service, tmp_path, name):
+    service.no_ranges = True
+    service.cuts[name] = 1
+    run(tmp_path)
+    assert len(held(tmp_path)) == 11
+
+
+@pytest.mark.parametrize("name", ["resnet18_l2_eps3.ckpt", "imagenet_resnet18_eps3.pt", "cifar10_eps1.zip"])
+def test_a_wrong_checksum_places_nothing(service, tmp_path, name):
+    service.corrupt.add(name)
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path)
+    assert stop.value.code == 1
+    assert len(held(tmp_path)) == (8 if name.endswith("zip") else 10)
+    service.corrupt.clear()
+    run(tmp_path)
+    assert len(held(tmp_path)) == 11
+
+
+def test_a_users_own_file_is_kept_unless_told_otherwise(service, tmp_path):
+    published = {
+        tmp_path / "cnns/imagenet/eps3/resnet18.ckpt": HUGGING_FACE["resnet18_l2_eps3.ckpt"],
+        tmp_path / "cnns/cifar10/eps1/resnet18.pt": members("cifar10_eps1.zip")["eps1/resnet18.pt"],
+    }
+    for own in published:
+        own.parent.mkdir(parents=True)
+        own.write_bytes(b"mine")
+    run(tmp_path)
+    assert all(own.read_bytes() == b"mine" for own in published)
+    (tmp_path / ".downloads/zenodo_1/cifar10_eps1.zip.json").unlink()
+    run(tmp_path, "--overwrite")
+    assert all(own.read_bytes() == data for own, data in published.items())
+
+
+def test_a_full_disk_is_noticed_before_anything_is_fetched(service, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1_000_000})()
+    monkeypatch.setattr(download_data.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=r"1\.\d\d MB are needed in .*1\.00 MB are free: choose less with --what"):
+        run(tmp_path)
+    assert service.ranges == []
+
+
+def test_a_choice_that_nothing_fits_is_said(service, tmp_path):
+    with pytest.raises(InputError, match="nothing is published that fits"):
+        run(tmp_path, "--dataset", "imagenet50", "--eps", "eps05")
+
+
+def test_a_service_that_cannot_be_reached_or_a_missing_record_is_named(service, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="cannot read the Zenodo record 99"):
+        download_data.main(["--records", "99", "--source", "zenodo", "--root", str(tmp_path)])
+    monkeypatch.setenv("HF_ENDPOINT", f"{service.url}/nowhere")
+    with pytest.raises(InputError, match="cannot list madrylab/robust-imagenet-models"):
+        run(tmp_path)
+
+
+def test_wrong_words_end_with_code_2(tmp_path):
+    for words in (["--eps", "three"], ["--model-names", "resnet19"], ["--dataset", "mnist"]):
+        with pytest.raises(SystemExit) as stop:
+            run(tmp_path, *words)
+        assert stop.value.code == 2
+
+
+def test_ctrl_c_still_stops_the_script():
+    """Importing zenodo_get installs a handler that ignores the first Ctrl-C."""
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    download_data.Zenodo("http://127.0.0.1:9")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_script_runs_from_the_shell(service, tmp_path):
+    command = [sys.executable, "scripts/download_data.py", "--records", "1", "--root", str(tmp_path), "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "cifar10_eps1.zip -> unpacked by name" in done.stdout
+    assert "something.pt does not tell its place" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "path, context, place",
+    [
+        ("wide_resnet50_2_l2_eps0.25.ckpt", "ImageNet", Place("models", "imagenet", "eps025", "wide_resnet50_2")),
+        ("cnns/imagenet/eps0/densenet161.ckpt", "", Place("models", "imagenet", "eps0", "densenet161")),
+        ("imagenet_eps3/wide_resnet50_4.ckpt", "", Place("models", "imagenet", "eps3", "wide_resnet50_4")),
+        ("imagenet100/eps3/tiny_vit_5m.pt", "models", Place("models", "imagenet100", "eps3", "tiny_vit_5m")),
+        ("cifar10/inverted/resnext50_32x4d_eps1.pt", "", Place("inverted", "cifar10", "eps1", "resnext50_32x4d")),
+        ("imagenet50/resnet50_eps3.pt", "", Place("inverted", "imagenet50", "eps3", "resnet50")),
+        ("CIFAR-10/eps025/vgg16_bn.pt", "", Place("models", "cifar10", "eps025", "vgg16")),
+        ("imagenet/eps1/vgg16.pt", "", Place("models", "imagenet", "eps1", "vgg16_bn")),
+        ("README.md", "ImageNet checkpoints", Place("models", "imagenet", None, None)),
+        ("eps3.zip", "Inverted images for CIFAR-10", Place("inverted", "cifar10", "eps3", None)),
+    ],
+)
+def test_a_name_tells_the_place(path, context, place):
+    assert recognise(path, context) == place

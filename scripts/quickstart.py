@@ -335,7 +335,7 @@ def write_summary(plan: Plan) -> Path:
     radii = ", ".join(str(RADIUS[eps]) for eps in scale.eps)
     text = (
         f"{len(ARCHS)} architectures, eps {radii}, {scale.epochs} epochs; "
-        f"{scale.inverted} images inverted in {scale.iterations} iterations; L2 PGD attack of {scale.attack_steps} steps."
+        f"{scale.inverted} images inverted in {scale.iterations} iterations; attack: {scale.attack_steps} L2 PGD steps."
     )
     path = plan.results / "digits/summary.md"
     files.write_text(path, summary.summarize(plan.results, "digits", plan.accuracy, scale=text))

@@ -128,12 +128,15 @@ def _conclusion(scores: pd.DataFrame) -> str:
         if len(cka) < 2 or len(disagreement) < 2:
             continue
         low, high = cka.index.min(), cka.index.max()
-        alike = _compare(cka[low], cka[high], "represent", "CKA")
-        agree = _compare(1 - disagreement[low], 1 - disagreement[high], "predict", "agreement")
-        sentences.append(f"On {word} images, models trained at eps {high:g} {alike} and {agree} than standard ones.")
+        alike = _compare(cka[low], cka[high], "CKA")
+        agree = _compare(1 - disagreement[low], 1 - disagreement[high], "agreement")
+        sentences.append(
+            f"On {word} images the models trained at eps {high:g} are {alike} in their representations and {agree} in "
+            f"their predictions than the standard ones."
+        )
     return " ".join(sentences)
 
 
-def _compare(standard: float, robust: float, verb: str, name: str) -> str:
+def _compare(standard: float, robust: float, name: str) -> str:
     word = "more" if robust > standard else "less" if robust < standard else "no more"
-    return f"{verb} them {word} alike ({name} {robust:.3f} against {standard:.3f})"
+    return f"{word} alike ({name} {robust:.3f} against {standard:.3f})"

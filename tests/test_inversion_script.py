@@ -1,0 +1,308 @@
+"""inversion.py on digits: files, index files, continuing after a kill, a full disk, several processes, wrong input."""
+
+import contextlib
+import csv
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from image_files import encoded_image
+from PIL import Image
+
+import inversion as script
+from scripts.benchmarks.inversion import trained_statistics
+from univ.data import open_images
+from univ.data.indices import read_indices, write_indices
+from univ.data.inverted import load_inverted
+from univ.errors import InputError
+from univ.models import build_model, checkpoints
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCH = "resnext14_4x32d"
+
+
+@pytest.fixture(scope="module")
+def cnns(tmp_path_factory):
+    """Checkpoints of networks with random weights, <folder>/<eps>/<arch>.pt."""
+    folder = tmp_path_factory.mktemp("cnns")
+    for eps in ("eps0", "eps1"):
+        for arch in (ARCH, "vgg11"):
+            model = trained_statistics("digits", arch, torch.device("cpu"))
+            checkpoints.save_checkpoint(folder / eps / f"{arch}.pt", model, epoch=1)
+    return folder
+
+
+@pytest.fixture
+def words(cnns, tmp_path):
+    """Words of a short run that writes into a folder of the test's own."""
+
+    def words(*more, model=ARCH, eps="eps0", out=tmp_path / "inverted", n=6, iterations=2):
+        # the drawing flags can be left out: n=0 reads the index files
+        return [
+            *("-d", "digits", "-m", model, "-e", eps, "--model-dir", cnns / eps, "-i", out),
+            *(
+                "-n",
+                n,
+                "-u",
+                360 if n else 0,
+                "--iterations",
+                iterations,
+                "--step-size",
+                1,
+                "--device",
+                "cpu",
+                "--quiet",
+            ),
+            *more,
+        ]
+
+    return lambda *more, **kwargs: [str(word) for word in words(*more, **kwargs)]
+
+
+def command(words):
+    return [sys.executable, str(ROOT / "inversion.py"), *words]
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def test_writes_images_report_sheet_and_settings(words, tmp_path):
+    script.main(words("-b", 4))
+    out = tmp_path / "inverted"
+    names = {f"{ARCH}_eps0.{suffix}" for suffix in ("pt", "csv", "png", "json")}
+    assert {path.name for path in out.iterdir()} == names | {"target_indices.csv", "seed_indices.csv"}
+
+    images, labels = load_inverted(out / f"{ARCH}_eps0.pt"), open_images("digits").labels
+    assert images.shape == (6, 3, 32, 32)
+    targets, seeds = read_indices(out / "target_indices.csv"), read_indices(out / "seed_indices.csv")
+    assert (labels[targets] != labels[seeds]).all()
+    rows = rows_of(out / f"{ARCH}_eps0.csv")
+    assert [int(row["target_index"]) for row in rows] == targets.tolist()
+    assert [int(row["seed_label"]) for row in rows] == labels[seeds].tolist()
+    assert all(float(row["final_distance"]) < float(row["start_distance"]) for row in rows)
+    record = json.loads((out / f"{ARCH}_eps0.json").read_text())
+    assert record["settings"]["iterations"] == 2 and record["commit"]
+    assert record["distance"]["max"] == pytest.approx(max(float(row["final_distance"]) for row in rows), rel=1e-4)
+    with Image.open(out / f"{ARCH}_eps0.png") as sheet:
+        assert sheet.height < sheet.width  # 6 columns of 3
+
+
+def test_several_models_and_radii_share_the_index_files(cnns, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/cnns").mkdir()
+    (tmp_path / "data/cnns/digits").symlink_to(cnns)
+    monkeypatch.chdir(tmp_path)
+    drawn = ["-n", "3", "-u", "50", "--iterations", "1", "--quiet", "--device", "cpu"]
+    script.main(["-d", "digits", "-m", ARCH, "vgg11", "-e", "eps0", "eps1", *drawn])
+    out = tmp_path / "data/digits/inverted"  # the defaults of spec and data/README.md
+    assert sorted(path.name for path in out.glob("*.pt")) == sorted(
+        f"{arch}_{eps}.pt" for arch in (ARCH, "vgg11") for eps in ("eps0", "eps1")
+    )
+    indices = {tuple(row["target_index"] for row in rows_of(path)) for path in out.glob("*_eps?.csv")}
+    assert len(indices) == 1
+
+
+def test_index_files_are_read(words, tmp_path):
+    targets, seeds = torch.tensor([5, 300, 17]), torch.tensor([8, 8, 9])
+    write_indices(tmp_path / "t.csv", targets)
+    write_indices(tmp_path / "s.csv", seeds)
+    script.main(words("-t", tmp_path / "t.csv", "-s", tmp_path / "s.csv", n=0))
+    rows = rows_of(tmp_path / f"inverted/{ARCH}_eps0.csv")
+    assert [int(row["target_index"]) for row in rows] == targets.tolist()
+    assert [int(row["seed_index"]) for row in rows] == seeds.tolist()
+
+
+def test_without_index_files_every_test_image_is_a_target(words, tmp_path):
+    script.main(words(n=0, iterations=1))
+    rows = rows_of(tmp_path / f"inverted/{ARCH}_eps0.csv")
+    assert [int(row["target_index"]) for row in rows] == list(range(360))
+    assert all(row["target_label"] != row["seed_label"] for row in rows)
+
+
+def test_eight_bit_images_are_the_rounded_ones(words, tmp_path):
+    script.main(words(out=tmp_path / "float"))
+    script.main(words("--uint8", out=tmp_path / "uint8"))
+    exact, stored = (torch.load(tmp_path / kind / f"{ARCH}_eps0.pt", weights_only=True) for kind in ("float", "uint8"))
+    assert stored.dtype == torch.uint8
+    assert torch.equal(stored, (exact * 255).round().to(torch.uint8))
+
+
+def test_noise_starts_are_the_same_in_any_batch(words, tmp_path):
+    script.main(words("--init", "noise", "-b", 6, out=tmp_path / "a"))
+    script.main(words("--init", "noise", "-b", 4, out=tmp_path / "b"))
+    script.main(words(out=tmp_path / "seeds"))
+    a, b, seeds = (load_inverted(tmp_path / folder / f"{ARCH}_eps0.pt") for folder in ("a", "b", "seeds"))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert (a - seeds).abs().mean() > 0.2
+
+
+def test_an_existing_file_is_kept_unless_told_otherwise(words, tmp_path, capfd):
+    output = tmp_path / f"inverted/{ARCH}_eps0.pt"
+    script.main(words())
+    before = output.read_bytes()
+    script.main([word for word in words(iterations=5) if word != "--quiet"])
+    assert output.read_bytes() == before
+    message = capfd.readouterr().err
+    assert "exists" in message and "iterations 2 instead of 5" in message and "--overwrite" in message
+    script.main(words("--overwrite", iterations=5))
+    assert len(load_inverted(output)) == 6 and output.read_bytes() != before  # the original appended
+
+
+def test_images_of_another_data_set_are_brought_to_the_models_size(cnns, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(4):
+        (pictures / f"{number}.jpg").write_bytes(encoded_image("rgb", number, (300, 280)))
+    model = build_model("torchvision:shufflenet_v2_x0_5", "imagenet", seed=0)
+    checkpoints.save_checkpoint(tmp_path / "torchvision_shufflenet_v2_x0_5.ckpt", model, epoch=1)
+    for name, values in (("t", [0, 3]), ("s", [1, 2])):
+        write_indices(tmp_path / f"{name}.csv", torch.tensor(values))
+    common = ["--data-path", pictures, "-t", tmp_path / "t.csv", "-s", tmp_path / "s.csv", "--iterations", 1, "--quiet"]
+    common += ["-i", tmp_path, "--workers", 0, "--device", "cpu"]
+    on_imagenet = ["-m", "torchvision:shufflenet_v2_x0_5", "--model-dir", tmp_path, *common]
+    script.main([str(word) for word in on_imagenet])
+    assert load_inverted(tmp_path / "torchvision_shufflenet_v2_x0_5_eps0.pt").shape == (2, 3, 224, 224)
+    assert {row["target_label"] for row in rows_of(tmp_path / "torchvision_shufflenet_v2_x0_5_eps0.csv")} == {"-1"}
+    on_digits = ["-m", ARCH, "-p", "digits", "--model-dir", cnns / "eps0", *common]
+    script.main([str(word) for word in on_digits])
+    assert load_inverted(tmp_path / f"{ARCH}_eps0.pt").shape == (2, 3, 32, 32)
+
+
+# --- killed, out of space, in several processes ---------------------------------------------------------------------
+
+
+def assert_same_output(folder, other):
+    """The same images bit for bit, and the same report."""
+    ours, theirs = (torch.load(place / f"{ARCH}_eps0.pt", weights_only=True) for place in (folder, other))
+    assert torch.equal(ours, theirs)
+    assert (folder / f"{ARCH}_eps0.csv").read_bytes() == (other / f"{ARCH}_eps0.csv").read_bytes()
+
+
+def test_a_killed_run_continues_to_the_same_file(words, tmp_path):
+    long = {"n": 8, "iterations": 12}
+    script.main(words("-b", 2, out=tmp_path / "whole", **long))
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(words("-b", 2, out=out, **long)))
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*.parts/*.pt")):
+        assert process.poll() is None and time.monotonic() < deadline, "no part was saved"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = len(list(out.glob("*.parts/*.pt")))
+    assert 0 < finished < 4 and not (out / f"{ARCH}_eps0.pt").exists()
+
+    with pytest.raises(InputError, match="iterations 12 instead of 13"):
+        script.main(words("-b", 2, out=out, n=8, iterations=13))
+    script.main(words("-b", 2, out=out, **long))
+    assert_same_output(out, tmp_path / "whole")
+    assert not list(out.glob("*.parts"))
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+    """Writing beyond `size` bytes of a file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [20_000, 50_000], ids=["at a part", "at the end"])
+def test_a_full_disk_damages_nothing(words, tmp_path, limit):
+    # an image takes 12 kB, a part of two 26 kB, the whole 74 kB
+    script.main(words("-b", 2, iterations=1))
+    output = tmp_path / f"inverted/{ARCH}_eps0.pt"
+    before = output.read_bytes()
+    with file_size_limit(limit), pytest.raises(InputError, match="cannot write"):
+        script.main(words("-b", 2, "--overwrite"))
+    assert output.read_bytes() == before
+    script.main(words("-b", 2, "--overwrite"))  # with room again
+    script.main(words("-b", 2, out=tmp_path / "undisturbed"))
+    assert_same_output(output.parent, tmp_path / "undisturbed")
+    assert not list(output.parent.glob("*.parts")) and not list(output.parent.glob("*.tmp"))
+
+
+def test_two_processes_make_the_file_of_one(words, tmp_path):
+    script.main(words("-b", 2, out=tmp_path / "one", n=10))
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*run, *command(words("-b", 2, out=tmp_path / "two", n=10))[1:]], check=True, timeout=120)
+    one, two = (load_inverted(tmp_path / folder / f"{ARCH}_eps0.pt") for folder in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
+    assert not list((tmp_path / "two").glob("*.parts"))
+
+
+# --- wrong input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (["-m", "vgg19"], InputError, "vgg19"),
+        (["--model-dir", "nowhere"], FileNotFoundError, "nowhere.*--model-dir"),
+        (["-n", "400", "-u", "360"], InputError, "-n"),
+        (["-n", "5", "-u", "1000"], InputError, "-u"),
+        (["-t", "absent.csv", "-s", "absent.csv", "-n", "0"], FileNotFoundError, "absent.csv"),
+        (["-d", "imagenet100", "-p", "digits", "--data-path", "nowhere"], FileNotFoundError, "nowhere"),
+    ],
+)
+def test_wrong_input_is_named(words, more, error, message):
+    with pytest.raises(error, match=message):
+        script.main(words(*more))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["-e", "eps0", "eps1"], "--model-dir is the folder of one radius"),
+        (["-e", "eps7"], "eps7"),
+        (["--iterations", "0"], "--iterations"),
+        (["--step-size", "-1"], "--step-size"),
+        (["-d", "mnist"], "mnist"),
+    ],
+)
+def test_flags_out_of_range_are_refused(words, more, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(words(*more))
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_other_indices_are_not_overwritten_unasked(words, tmp_path):
+    script.main(words())
+    with pytest.raises(InputError, match="holds other indices"):
+        script.main(words(eps="eps1", n=7))
+    assert len(read_indices(tmp_path / "inverted/target_indices.csv")) == 6
+
+
+def test_index_files_must_pair_up(words, tmp_path):
+    write_indices(tmp_path / "t.csv", torch.tensor([1, 2]))
+    write_indices(tmp_path / "s.csv", torch.tensor([3]))
+    with pytest.raises(InputError, match=r"2 targets.*1 seeds"):
+        script.main(words("-t", tmp_path / "t.csv", "-s", tmp_path / "s.csv", n=0))
+
+
+def test_where_nothing_says_which_images_the_flags_are_named(cnns, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(encoded_image("png", 0))
+    with pytest.raises(InputError, match=r"-s, -t.*-n and -u"):
+        models = ("-m", ARCH, "-p", "digits", "--model-dir", str(cnns / "eps0"))
+        script.main(["-d", "imagenet", "--data-path", str(pictures), "-i", str(tmp_path), "-n", "3", *models])
+
+
+def test_the_shell_sees_one_line_and_exit_code_2(words):
+    run = subprocess.run(command(words("--model-dir", "nowhere")), capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "nowhere" in run.stderr

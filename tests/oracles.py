@@ -7,6 +7,7 @@ import itertools
 import math
 
 import numpy as np
+import scipy.linalg
 
 
 def _center(x, center=True):
@@ -95,6 +96,51 @@ def rank_similarity(x, y, k, **settings):
 def joint_similarity(x, y, k, **settings):
     lists = zip(neighbors(x, k, **settings), neighbors(y, k, **settings))
     return np.mean([len(set(a) & set(b)) / len(set(a) | set(b)) * _rank(a, b) for a, b in lists])
+
+
+def second_order_cosine(x, y, center=True):
+    similarities = []
+    for rep in (x, y):
+        rep = _center(rep, center)
+        norms = np.linalg.norm(rep, axis=1, keepdims=True)
+        rep = np.divide(rep, norms, out=np.zeros_like(rep), where=norms > 0)
+        similarity = rep @ rep.T
+        np.fill_diagonal(similarity, 0)
+        similarities.append(similarity)
+    return np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(*similarities)])
+
+
+def gulp(x, y, gulp_lambda=0.0):
+    n = len(x)
+    x, y = (_center(rep) for rep in (x, y))
+    x, y = (math.sqrt(n) * rep / np.linalg.norm(rep) for rep in (x, y))
+    inverses = []
+    for rep in (x, y):
+        s = rep.T @ rep / n
+        ridge = gulp_lambda * np.eye(len(s))
+        inverses.append(np.linalg.inv(s + ridge) if gulp_lambda else np.linalg.pinv(s, rcond=1e-11, hermitian=True))
+    mx, my = inverses
+    sx, sy, sxy = x.T @ x / n, y.T @ y / n, x.T @ y / n
+    return np.trace(sx @ mx @ sx @ mx) + np.trace(sy @ my @ sy @ my) - 2 * np.trace(mx @ sxy @ my @ sxy.T)
+
+
+def shape(x, y, alpha=1.0, center=True):
+    """Of activations (N, C, H, W) of equal size, or (N, D); narrower ones padded with zero channels."""
+    whitened = []
+    for rep in (x, y):
+        rows = (
+            np.array([image[:, i, j] for image in rep for i, j in np.ndindex(image.shape[1:])])
+            if rep.ndim == 4
+            else rep
+        )
+        rows = _center(rows, center)
+        inverse_root = np.linalg.inv(scipy.linalg.sqrtm(rows.T @ rows).real) if alpha < 1 else 0
+        whitened.append(alpha * rows + (1 - alpha) * rows @ inverse_root if alpha < 1 else rows)
+    width = max(rows.shape[1] for rows in whitened)
+    a, b = (np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in whitened)
+    rotation, _ = scipy.linalg.orthogonal_procrustes(a, b)
+    cosine = np.sum((a @ rotation) * b) / np.linalg.norm(a) / np.linalg.norm(b)
+    return math.acos(min(1, cosine))
 
 
 def rtd_barcode(r1, r2):

@@ -101,7 +101,8 @@ INVARIANCES = {  # transformation of a (N, D) float64 representation -> measures
     "scaling": (lambda x: 3.7 * x, set(KEYS)),
     "translation": (lambda x: x + torch.arange(x.shape[1]), set(KEYS)),
     "zero column": (lambda x: torch.cat([x, torch.zeros(len(x), 1)], dim=1), set(KEYS)),
-    "column scaling": (lambda x: x * torch.linspace(0.2, 5, x.shape[1]), set()),
+    "column scaling": (lambda x: x * torch.linspace(0.2, 5, x.shape[1]), {"gulp"}),
+    "invertible map": (lambda x: x @ (torch.eye(x.shape[1]).double() + 0.1 * rotation(x.shape[1], 2)).tril(), {"gulp"}),
     "image scaling": (lambda x: (x - x.mean(0)) * torch.linspace(0.2, 5, len(x))[:, None], set()),
 }
 
@@ -137,6 +138,8 @@ ORACLES = {
     "rank": (oracles.rank_similarity, {"k": 7}),
     "rank_jacc": (oracles.joint_similarity, {"k": 7}),
     "rtd": (oracles.rtd, {"batch": 60}),
+    "cos": (oracles.second_order_cosine, {}),
+    "shape": (oracles.shape, {}),
 }
 SHAPES = {
     "tall": {"n": 60, "p": 12, "q": 9},
@@ -153,6 +156,28 @@ def test_agrees_with_the_definition(key, shape):
     oracle, settings = ORACLES[key]
     known = {name: value for name, value in settings.items() if name == "k"}
     assert make(key, **settings)(x, y) == pytest.approx(oracle(x.numpy(), y.numpy(), **known), abs=1e-6)
+
+
+@pytest.mark.parametrize("gulp_lambda", [0, 1e-3, 1])
+@pytest.mark.parametrize("shape", ["tall", "low rank"])
+def test_gulp_agrees_with_the_definition(shape, gulp_lambda):
+    x, y = related(**SHAPES[shape])
+    expected = oracles.gulp(x.numpy(), y.numpy(), gulp_lambda)
+    assert measures.gulp(x, y, gulp_lambda=gulp_lambda) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.3, 1])
+@pytest.mark.parametrize("center", [True, False])
+def test_shape_settings_agree_with_the_definition(alpha, center, pair):
+    x, y = pair
+    expected = oracles.shape(x.numpy(), y.numpy(), alpha, center)
+    assert measures.shape_distance(x, y, alpha=alpha, center=center) == pytest.approx(expected, abs=1e-6)
+
+
+def test_cosine_without_centring_agrees_with_the_definition(pair):
+    x, y = pair
+    expected = oracles.second_order_cosine(x.numpy(), y.numpy(), center=False)
+    assert measures.second_order_cosine(x, y, center=False) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"center": False}, {"normalize": False}, {"center": False, "normalize": False}])
@@ -201,6 +226,42 @@ def test_mean_of_permuted_cka_is_zero_and_biased_cka_is_not():
         scores = [measure.compare(a, b.permute(torch.randperm(40, generator=generator))) for _ in range(300)]
         error = np.std(scores) / math.sqrt(len(scores))
         assert (abs(np.mean(scores)) < 4 * error) == unbiased
+
+
+def test_gulp_of_uncorrelated_models_is_the_sum_of_their_ranks():
+    basis = rotation(40)
+    basis = torch.linalg.qr(basis - basis.mean(dim=0)).Q[:, :20]  # centred, uncorrelated columns
+    x, y = basis[:, :8] @ rotation(8) * torch.arange(1, 9), basis[:, 8:20]
+    assert measures.gulp(x, y) == pytest.approx(8 + 12)
+    assert measures.gulp(torch.cat([x, x], dim=1), y) == pytest.approx(8 + 12), "repeated columns add no rank"
+
+
+def test_shape_metric_of_maps_turns_channels_and_pads_space():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(10, 4, 3, 3, generator=generator).double()
+    turned = torch.einsum("nchw,cd->ndhw", maps, rotation(4))
+    assert measures.shape_distance(maps, turned) == pytest.approx(0, abs=1e-9)
+    assert measures.shape_distance(maps.flip(3), turned) > 1, "positions are not turned"
+    other = torch.randn(10, 6, 3, 3, generator=generator).double()
+    for alpha in (0.5, 1):
+        expected = oracles.shape(maps.numpy(), other.numpy(), alpha)
+        assert measures.shape_distance(maps, other, alpha=alpha) == pytest.approx(expected, abs=1e-9)
+    padded = torch.nn.functional.pad(maps, (1, 1, 1, 1))
+    assert measures.shape_distance(maps, padded, center=False) == pytest.approx(0, abs=1e-7)  # sqrt of rounding
+    alone = torch.zeros(10, 4, 5, 5).double()
+    alone[:, :, 0, 0] = maps[:, :, 0, 0]  # nothing where the smaller maps are
+    assert measures.shape_distance(maps, alone, center=False) == pytest.approx(math.pi / 2)
+
+
+def test_small_angles_are_exact():
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.linalg.qr(x - x.mean(0)).Q
+    y = torch.cat([x[:, :5], x[:, 5:] * math.cos(0.01)], dim=1)
+    # the cosine is (5 + cos) / sqrt(6 (5 + cos^2))
+    c = math.cos(0.01)
+    expected = math.asin(math.sqrt(5 * (1 - c) ** 2 / 6 / (5 + c * c)))
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-7)):
+        assert measures.shape_distance(x.to(dtype), y.to(dtype)) == pytest.approx(expected, abs=tolerance)
 
 
 def test_jaccard_of_all_other_images_is_one(pair):
@@ -287,7 +348,8 @@ def test_input_is_not_changed_and_kinds_of_input_agree(key, pair):
     for array in frozen:
         array.flags.writeable = False
     assert measure(*frozen) == expected
-    assert measure(x.clone().requires_grad_(), y.reshape(len(y), 3, 3)) == expected
+    folded = y if key == "shape" else y.reshape(len(y), 3, 3)  # (N, ...) is flattened
+    assert measure(x.clone().requires_grad_(), folded) == expected
     assert torch.equal(x, before[0])
     assert torch.equal(y, before[1])
     half = x.half()
@@ -323,6 +385,11 @@ def test_constant_representation(pair):
             assert math.isnan(measure(x, constant))
     with pytest.raises(ValueError, match="nine tenths"):
         measures.rtd(x, constant)
+    with pytest.raises(ValueError, match="constant"):
+        measures.gulp(x, constant)
+    with pytest.warns(UndefinedScore, match="norm 0"):
+        assert math.isnan(measures.shape_distance(x, constant))
+    assert measures.second_order_cosine(x, constant) == 0
     # all similarities tie at 0: each image's neighbours are the lowest indices
     assert FindNeighbors(2)(constant).indices.tolist() == [[1, 2], [0, 2]] + [[0, 1]] * 58
     with pytest.warns(UndefinedScore, match="mean representation is zero"):
@@ -351,6 +418,18 @@ def test_cka_needs_four_images(pair):
     x, y = pair
     with pytest.raises(ValueError, match="at least 4 images"):
         measures.cka(x[:3], y[:3])
+
+
+def test_settings_out_of_range_are_errors(pair):
+    x, y = pair
+    with pytest.raises(ValueError, match="at least as many images as columns, got 60 images and 61"):
+        measures.gulp(x, torch.randn(60, 61))
+    with pytest.raises(ValueError, match="at least 0"):
+        measures.gulp(x, y, gulp_lambda=-1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        measures.shape_distance(x, y, alpha=2)
+    with pytest.raises(ValueError, match=r"\(N, C, H, W\) or \(N, D\)"):
+        measures.shape_distance(x, y.reshape(60, 3, 3))
 
 
 def test_unknown_names_are_errors():

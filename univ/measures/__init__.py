@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from univ.measures.base import Measure, Pair, Preparation, Prepared, UndefinedScore
 from univ.measures.cka import cka, cka_measure
+from univ.measures.cosine import second_order_cosine, second_order_cosine_measure
 from univ.measures.functional import (
     Outputs,
     SetStatistic,
@@ -36,6 +37,7 @@ from univ.measures.functional import (
     normalized_disagreement,
     normalized_disagreement_measure,
 )
+from univ.measures.gulp import gulp, gulp_measure
 from univ.measures.neighbors import (
     jaccard,
     jaccard_measure,
@@ -46,6 +48,7 @@ from univ.measures.neighbors import (
 )
 from univ.measures.procrustes import procrustes, procrustes_measure
 from univ.measures.rtd import rtd, rtd_measure
+from univ.measures.shape import shape_distance, shape_measure
 from univ.measures.statistics import (
     Statistic,
     concentricity,
@@ -60,11 +63,14 @@ REP_STATISTICS: dict[str, Callable[..., Statistic]] = {
     "con": concentricity_statistic,
 }
 REP_MEASURES: dict[str, Callable[..., Measure]] = {
+    "cos": second_order_cosine_measure,
     "jacc": jaccard_measure,
     "rank": rank_measure,
     "rank_jacc": joint_measure,
     "proc": procrustes_measure,
+    "shape": shape_measure,
     "cka": cka_measure,
+    "gulp": gulp_measure,
     "rtd": rtd_measure,
 }
 FUNC_MEASURES: dict[str, Callable[..., Measure]] = {
@@ -120,6 +126,7 @@ __all__ = [
     "concentricity",
     "disagreement",
     "discrepancy",
+    "gulp",
     "jaccard",
     "joint_similarity",
     "jsd",
@@ -129,4 +136,6 @@ __all__ = [
     "procrustes",
     "rank_similarity",
     "rtd",
+    "second_order_cosine",
+    "shape_distance",
 ]

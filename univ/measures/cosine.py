@@ -1,0 +1,83 @@
+"""Second-order cosine similarity: (N, D_a), (N, D_b) -> similarity in [-1, 1], 1 = alike."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from univ.measures.base import BLOCK_ROWS, Center, Centered, Measure, Pair, Preparation, Rep, cross_product
+
+
+def second_order_cosine(x: Rep, y: Rep, *, center: bool = True) -> float:
+    """Mean over images of the cosine between their rows of the two cosine-similarity matrices (diagonals zero).
+
+    With unit rows a_i, b_i and C = A'B, the inner product of image i's rows is a_i' C b_i - 1, and their squared norms
+    are the same with A'A and B'B: O(N p q), and no N x N matrix. Where N < p or q the matrices are used block by block.
+
+    Args:
+        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
+        center: subtract the column means first.
+
+    Returns:
+        Similarity in [-1, 1], 1 = every image has the same similarities to all others. An image whose similarities
+        are all zero in one of the two counts as 0.
+
+    Raises:
+        ValueError: different numbers of images, NaN input.
+
+    Source: Hamilton, Leskovec and Jurafsky, EMNLP 2016.
+    """
+    return second_order_cosine_measure(center=center)(x, y)
+
+
+def second_order_cosine_measure(*, center: bool = True) -> Measure:
+    """Measure `cos`; see `second_order_cosine`."""
+    return Measure("cos", UnitRows(center), second_order_score, self_score=1.0, larger_is_closer=True)
+
+
+@dataclass(frozen=True)
+class Directions(Centered):
+    """`Centered` rows scaled to norm 1 (rows of zeros stay; `square_norms` tells them apart)."""
+
+
+@dataclass(frozen=True)
+class UnitRows(Preparation):
+    """Centre the columns of a representation, if asked, and scale its rows to norm 1."""
+
+    center: bool = True
+
+    def prepare(self, rep: Rep) -> Directions:
+        centered = Center(self.center).prepare(rep)
+        norms = centered.square_norms.sqrt()[:, None]
+        rows = torch.empty_like(centered.rows)
+        for start in range(0, len(rows), BLOCK_ROWS):
+            span = slice(start, start + BLOCK_ROWS)
+            rows[span] = torch.where(norms[span] > 0, centered.rows[span].double() / norms[span], 0.0)
+        return Directions(rows, None, (norms[:, 0] > 0).double())
+
+
+def second_order_score(pair: Pair) -> float:
+    """Second-order cosine similarity of two `Directions`."""
+    norms = pair.a.once(square_row_norms) * pair.b.once(square_row_norms)
+    return torch.where(norms > 0, inner_products(pair) / norms.sqrt(), 0.0).mean().item()
+
+
+def square_row_norms(a: Directions) -> Tensor:
+    """(N,) float64 squared norms of the rows of the cosine-similarity matrix, without its diagonal."""
+    return inner_products(Pair(a, a)).clamp(min=0)
+
+
+def inner_products(pair: Pair) -> Tensor:
+    """(N,) float64 inner products of row i of both cosine-similarity matrices, without their diagonals."""
+    a, b = pair.a, pair.b
+    wide = len(a) < max(a.width, b.width)
+    cross = None if wide else pair.once(cross_product).to(torch.promote_types(a.rows.dtype, b.rows.dtype))
+    found = []
+    for start in range(0, len(a), BLOCK_ROWS):
+        rows_a, rows_b = a.block(start, start + BLOCK_ROWS), b.block(start, start + BLOCK_ROWS)
+        if wide:
+            product = (rows_a @ a.rows.T).double() * (rows_b @ b.rows.T).double()
+        else:
+            product = (rows_a.to(cross.dtype) @ cross).double() * rows_b.double()
+        found.append(product.sum(dim=1))
+    return torch.cat(found) - a.square_norms * b.square_norms  # the diagonals: 1 each, 0 for a row of zeros

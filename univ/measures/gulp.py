@@ -1,0 +1,113 @@
+"""GULP distance: (N, D_a), (N, D_b) -> distance >= 0, 0 = alike for every ridge regression on top."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from univ.measures.base import (
+    BLOCK_ROWS,
+    Center,
+    Centered,
+    Measure,
+    Pair,
+    Preparation,
+    Prepared,
+    Rep,
+    cross_product,
+)
+
+_SAFE = 1e-9  # smallest squared pivot, relative to the trace, for which Cholesky replaces the eigendecomposition
+
+
+def gulp(x: Rep, y: Rep, *, gulp_lambda: float = 0.0) -> float:
+    """Squared GULP distance: how much ridge regressions on x and on y can differ, uniformly over the targets.
+
+    Centred, scaled to X <- sqrt(n) X / |X|_F, with covariances S_x, S_y, S_xy and M = (S + lambda I)^-1 (at lambda = 0
+    the pseudo-inverse on the positive eigenvalues):
+    tr((S_x M_x)^2) + tr((S_y M_y)^2) - 2 tr(M_x S_xy M_y S_xy').
+
+    Args:
+        x, y: (N, D_x) and (N, D_y), row i of both from the same image; N at least as large as both widths.
+        gulp_lambda: ridge, >= 0, in units of the total variance (1).
+
+    Returns:
+        Distance >= 0; 0 is "equal up to rotation and scale", at lambda = 0 "up to any invertible linear map", where
+        unrelated models have D_x + D_y (their ranks).
+
+    Raises:
+        ValueError: fewer images than columns, a constant representation, a negative lambda, NaN input.
+
+    Source: Boix-Adserà, Lawrence, Stepaniants and Rigollet, NeurIPS 2022. Squared, as in the study.
+    """
+    return gulp_measure(gulp_lambda=gulp_lambda)(x, y)
+
+
+def gulp_measure(*, gulp_lambda: float = 0.0) -> Measure:
+    """Measure `gulp`; see `gulp`."""
+    return Measure("gulp", Whiten(gulp_lambda), gulp_score, self_score=0.0, larger_is_closer=False)
+
+
+@dataclass(frozen=True)
+class Whitened(Prepared):
+    """A representation times a root of M: `rows` X M^(1/2), and `own` = tr((S M)^2)."""
+
+    rows: Centered
+    own: float
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def permute(self, order: Tensor) -> "Whitened":
+        return self._permuted(rows=self.rows.permute(order))
+
+
+@dataclass(frozen=True)
+class Whiten(Preparation):
+    """Multiply a centred representation by a root of (S + lambda I)^-1, in float64; rounded to its dtype at the end."""
+
+    ridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.ridge >= 0:
+            raise ValueError(f"the lambda of GULP is at least 0, got {self.ridge}")
+
+    def prepare(self, rep: Rep) -> Whitened:
+        centered = Center().prepare(rep)
+        n, width = centered.rows.shape
+        if n < width:
+            raise ValueError(f"GULP needs at least as many images as columns, got {n} images and {width} columns")
+        if centered.square_norm == 0:
+            raise ValueError("GULP is not defined: the representation is constant")
+        blocks = centered.rows.split(BLOCK_ROWS)
+        covariance = sum(block.double().T @ block.double() for block in blocks) / centered.square_norm
+        root, own = inverse_root(covariance, self.ridge, torch.finfo(centered.rows.dtype).eps)
+        root *= math.sqrt(n / centered.square_norm)
+        rows = torch.cat([(block.double() @ root).to(block.dtype) for block in blocks])
+        return Whitened(Centered(rows, None, rows.double().square().sum(dim=1)), own)
+
+
+def inverse_root(covariance: Tensor, ridge: float, eps: float) -> tuple[Tensor, float]:
+    """(D, r) W with W W' = (S + ridge I)^-1 on the r positive eigenvalues of S, and tr((S W W')^2).
+
+    Eigenvalues that rounding of the representation to a precision of `eps` could have made count as zero. By Cholesky
+    where nothing is near zero: 2048 columns in 0.2 s instead of 2 s.
+    """
+    width = len(covariance)
+    total = covariance.trace().item()
+    identity = torch.eye(width, dtype=covariance.dtype, device=covariance.device)
+    factor, failed = torch.linalg.cholesky_ex(covariance + ridge * identity)
+    if not failed and factor.diagonal().square().min().item() > _SAFE * total:
+        root = torch.linalg.solve_triangular(factor, identity, upper=False).T
+        return root, (root.T @ covariance @ root).square().sum().item()
+    values, vectors = torch.linalg.eigh(covariance)
+    positive = values > max(width * torch.finfo(torch.float64).eps, (4 * eps) ** 2) * values[-1]
+    values, vectors = values[positive], vectors[:, positive]
+    return vectors / (values + ridge).sqrt(), (values / (values + ridge)).square().sum().item()
+
+
+def gulp_score(pair: Pair) -> float:
+    """Squared GULP distance of two `Whitened` models."""
+    cross = cross_product(Pair(pair.a.rows, pair.b.rows)).square().sum().item() / len(pair.a) ** 2
+    return max(0.0, pair.a.own + pair.b.own - 2 * cross)  # rounding can dip below 0

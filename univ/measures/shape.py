@@ -1,0 +1,138 @@
+"""Shape metric of activations: (N, C, H, W) or (N, D) of two models -> angle in [0, pi / 2], 0 = alike."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from univ.measures.base import (
+    Measure,
+    Pair,
+    Preparation,
+    Prepared,
+    Rep,
+    as_rep,
+    as_tensor,
+    column_mean,
+    product,
+    undefined,
+)
+from univ.measures.procrustes import nuclear_norm
+
+_ROWS = 2**14  # rows (image positions) per block
+_NEAR = 0.99  # cosine above which its rounding would show in the angle
+
+
+def shape_distance(x: Rep, y: Rep, *, alpha: float = 1.0, center: bool = True) -> float:
+    """Angle between two representations after the best rotation of channels, with partial whitening.
+
+    Every position of every image is a row: (N, C, H, W) -> (N H W, C), so that one rotation of the channels serves all
+    positions. X <- X (alpha I + (1 - alpha) (X'X)^(-1/2)), the same for Y, then the smallest angle over orthogonal Q,
+    arccos(|X'Y|_* / (|X|_F |Y|_F)). Different numbers of channels or sizes of maps: the smaller one is padded with
+    zeros (maps on all sides alike) after centring and whitening, so that the padding adds nothing of its own.
+
+    Args:
+        x, y: (N, C, H, W) or (N, D), row i of both from the same image.
+        alpha: 1 = invariant to rotations only, 0 = to every invertible linear map of the channels.
+        center: subtract the mean of each channel first.
+
+    Returns:
+        Angle in radians, a metric in [0, pi / 2]: 0 = equal up to rotation and scale. Nan, with an `UndefinedScore`
+        warning, if a representation is zero.
+
+    Raises:
+        ValueError: alpha outside [0, 1], different numbers of images, activations of other shapes, NaN input.
+
+    Source: Williams, Kunz, Kornblith and Linderman, NeurIPS 2021; same conventions as their `netrep` (LinearMetric).
+    """
+    return shape_measure(alpha=alpha, center=center)(x, y)
+
+
+def shape_measure(*, alpha: float = 1.0, center: bool = True) -> Measure:
+    """Measure `shape`; see `shape_distance`."""
+    return Measure("shape", PartlyWhiten(alpha, center), angle, self_score=0.0, larger_is_closer=False)
+
+
+@dataclass(frozen=True)
+class Maps(Prepared):
+    """Activations after centring and partial whitening, channels last: (N, H, W, C), and their Frobenius norm."""
+
+    values: Tensor
+    norm: float
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def permute(self, order: Tensor) -> "Maps":
+        return self._permuted(values=self.values[order])
+
+
+@dataclass(frozen=True)
+class PartlyWhiten(Preparation):
+    """Centre the channels of activations and multiply them by alpha I + (1 - alpha) (X'X)^(-1/2)."""
+
+    alpha: float = 1.0
+    center: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"the alpha of the shape metric lies between 0 and 1, got {self.alpha}")
+
+    def prepare(self, rep: Rep) -> Maps:
+        rep = as_tensor(rep)
+        if rep.ndim not in (2, 4):
+            raise ValueError(f"the shape metric takes (N, C, H, W) or (N, D), got shape {tuple(rep.shape)}")
+        maps = as_rep(rep).reshape(rep.shape if rep.ndim == 4 else (*rep.shape, 1, 1)).permute(0, 2, 3, 1)
+        rows = maps.reshape(-1, maps.shape[-1])
+        mean = column_mean(rows) if self.center else torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+        blocks = [(block.double() - mean).to(rows.dtype) for block in rows.split(_ROWS)]
+        if self.alpha < 1:
+            root = partial_whitening(sum(block.double().T @ block.double() for block in blocks), self.alpha)
+            blocks = [(block.double() @ root).to(block.dtype) for block in blocks]
+        norm = math.sqrt(sum(block.double().square().sum().item() for block in blocks))
+        return Maps(torch.cat(blocks).reshape(maps.shape), norm)
+
+
+def partial_whitening(scatter: Tensor, alpha: float) -> Tensor:
+    """(C, C) alpha I + (1 - alpha) (X'X)^(-1/2), from X'X; directions without data are left as they are."""
+    values, vectors = torch.linalg.eigh(scatter)
+    present = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+    scales = alpha + (1 - alpha) * torch.where(present, values, 1.0).rsqrt()
+    return (vectors * scales) @ vectors.T
+
+
+def angle(pair: Pair) -> float:
+    """Shape distance of two `Maps`."""
+    a, b = pair.a, pair.b
+    if a.norm == 0 or b.norm == 0:
+        return undefined("the shape metric is not defined: a representation has norm 0")
+    cross = sum(product(x.T, y).double() for x, y in _common_rows(a.values, b.values))
+    cosine = nuclear_norm(cross) / a.norm / b.norm
+    if cosine < _NEAR:
+        return math.acos(max(-1.0, cosine))
+    # Close to 1 the cosine carries the angle in its last digits only; the length of the difference does not.
+    left, _, right = torch.linalg.svd(cross, full_matrices=False)
+    rotation = left @ right
+    square = 0.0  # of that length: what the rotation leaves in the common rows and channels ...
+    own = {"a": 1.0, "b": 1.0}  # ... and what either model has elsewhere, opposite to padding
+    for x, y in _common_rows(a.values, b.values):
+        x, y = x.double() / a.norm, y.double() / b.norm
+        rotated = x @ rotation
+        square += (rotated - y).square().sum().item()
+        own["a"] -= rotated.square().sum().item()
+        own["b"] -= y.square().sum().item()
+    square += max(0.0, own["a"]) + max(0.0, own["b"])
+    return 2 * math.asin(min(1.0, math.sqrt(square) / 2))
+
+
+def _common_rows(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of rows (positions) that both activations have when the smaller maps lie in the middle of the larger."""
+    for axis in (1, 2):
+        size = min(a.shape[axis], b.shape[axis])
+        a = a.narrow(axis, (a.shape[axis] - size) // 2, size)
+        b = b.narrow(axis, (b.shape[axis] - size) // 2, size)
+    images = max(1, _ROWS // (a.shape[1] * a.shape[2]))
+    for x, y in zip(a.split(images), b.split(images)):
+        yield x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])

@@ -1,0 +1,9 @@
+"""Set before anything loads torch: OpenMP's threads then sleep between parallel regions instead of spinning.
+
+Tests run beside their own child processes, where spinning threads cost more than half of the time.
+"""
+
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -18,7 +18,7 @@ def test_the_model_folder_may_be_the_folder_itself_or_hold_it(tmp_path, below):
 def test_a_missing_checkpoint_and_a_missing_folder_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="vgg11"):
         find_checkpoints(["vgg11"], "digits", "eps1", tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere.*--model-dir"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere .*--model-dir"):
         find_checkpoints(["vgg11"], "digits", "eps1", tmp_path / "nowhere")
 
 

@@ -334,10 +334,10 @@ def read_target_labels(report: Path) -> Tensor:
         InputError: the file is no such report.
     """
     try:
-        labels = pd.read_csv(report)["target_label"].to_numpy(dtype="int64")
+        labels = pd.read_csv(report)["target_label"].astype("int64").to_list()
     except (KeyError, ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
         raise InputError(f"{report} has no column target_label of whole numbers: {error}") from error
-    return torch.from_numpy(labels)
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 def find_checkpoints(names: list[str], train_set: str, eps: str, model_dir: Path | None) -> dict[str, Path]:

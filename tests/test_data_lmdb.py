@@ -16,6 +16,7 @@ from image_files import KINDS, encoded_image, write_legacy_lmdb
 from PIL import Image
 from torchvision import transforms as T
 
+from univ.data.images import decode_fast, decode_pillow
 from univ.data.lmdb import ImageFolderLMDB
 from univ.data.loaders import TrainingBatches, batches
 from univ.data.transforms import ImageNetAugmentation, ResizeAndCrop
@@ -86,6 +87,23 @@ def test_older_records_of_numpy_1(tmp_path):
         transaction.put(b"__len__", pickle.dumps(1))
     environment.close()
     assert ImageFolderLMDB(tmp_path / "x.lmdb").record(0) == (IMAGES[0], 7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fast_decoding_gives_the_same_pixels(kind):
+    encoded = encoded_image(kind, seed=3)
+    assert torch.equal(decode_fast(encoded), T.functional.pil_to_tensor(decode_pillow(encoded)))
+
+
+def test_fast_images_are_within_one_and_marked(folder):
+    fast = ours(folder, fast=True)
+    for index in range(N):
+        assert (fast[index][0] - ours(folder)[index][0]).abs().max() <= 1.01 / 255
+    assert fast.transform_name == "resize36-crop32-fast" and fast.fingerprint != ours(folder).fingerprint
+    images = ours(folder, fast=True, augment=ImageNetAugmentation(16))
+    pixels, labels = next(iter(TrainingBatches(images, 8, device="cpu", seed=5)))
+    reference, reference_labels = training_epoch(folder, 0)[0]
+    assert torch.equal(labels, reference_labels) and (pixels - reference).abs().max() < 6 / 255
 
 
 def test_both_formats_have_one_fingerprint(folder):
@@ -382,8 +400,12 @@ SMALL_JPEG = encoded_image("rgb", 0, size=(16, 12))
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(legacy=st.booleans(), flips=st.dictionaries(st.integers(0, 10**6), st.integers(1, 255), min_size=1, max_size=4))
-def test_flipped_bytes_give_an_error_or_an_image(tmp_path_factory, legacy, flips):
+@given(
+    legacy=st.booleans(),
+    fast=st.booleans(),
+    flips=st.dictionaries(st.integers(0, 10**6), st.integers(1, 255), min_size=1, max_size=4),
+)
+def test_flipped_bytes_give_an_error_or_an_image(tmp_path_factory, legacy, fast, flips):
     """Our checksum finds every flip. An older record has none: an error, or the image whose bytes are flipped."""
     record = pickle.dumps(([SMALL_JPEG], np.array([3]))) if legacy else folder2lmdb.encode(SMALL_JPEG, 3)
     damaged = bytearray(record)
@@ -399,7 +421,7 @@ def test_flipped_bytes_give_an_error_or_an_image(tmp_path_factory, legacy, flips
         else {b"__meta__": folder2lmdb.encode_meta(1, ["a"]), b"__labels__": folder2lmdb.encode_labels([3])}
     )
     write_raw(path, {**head, b"0": bytes(damaged)})
-    images = ImageFolderLMDB(path, TRANSFORM)
+    images = ImageFolderLMDB(path, TRANSFORM, fast=fast)
     try:
         pixels, label = images[0]
     except InputError as error:

@@ -209,3 +209,22 @@ def test_batched_augmentation_on_the_device(pixels, draws):
     ours = SmallImageAugmentation()(pixels.cuda(), {name: draw.cuda() for name, draw in draws.items()})
     on_cpu = SmallImageAugmentation()(pixels, draws)
     assert ((ours.cpu() - on_cpu).abs() > 1e-5).float().mean() < 0.01  # a rotation may round to a neighbouring pixel
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_tensors_are_resized_within_one_of_pillow(size):
+    image = photo(*size)
+    ours = ResizeAndCrop(255, 224)(F.pil_to_tensor(image))
+    difference = (ours.int() - ResizeAndCrop(255, 224)(image).int()).abs()
+    assert ours.shape == (3, 224, 224) and difference.max() <= 1 and difference.float().mean() < 0.3
+
+
+def test_tensors_are_augmented_as_pillow_images():
+    image, augmentation = photo(320, 240), ImageNetAugmentation()
+    for seed in range(8):
+        (ours, offset), (pillow, same_offset) = (
+            augmentation(kind, stream(seed)) for kind in (F.pil_to_tensor(image), image)
+        )
+        difference = (ours.int() - pillow.int()).abs()
+        assert torch.equal(offset, same_offset)
+        assert difference.max() <= 5 and difference.float().mean() < 2  # Pillow truncates after each adjustment

@@ -23,16 +23,22 @@ class ImageFiles(EncodedImages):
         folder: holds the files; sub-folders are not searched.
         labels_path: one label per image, in the order of the sorted names. Where there is no such file, images are
             given out with label -1, and asking for `labels` is an error: similarity needs none.
-        transform, name: see `EncodedImages`.
+        transform, name, fast: see `EncodedImages`.
 
     Raises:
         InputError: no images, or not as many labels as images.
     """
 
     def __init__(
-        self, folder: Path | str, labels_path: Path | str | None, transform: Callable | None = None, *, name: str
+        self,
+        folder: Path | str,
+        labels_path: Path | str | None,
+        transform: Callable | None = None,
+        *,
+        name: str,
+        fast: bool = False,
     ) -> None:
-        super().__init__(name, transform)
+        super().__init__(name, transform, fast=fast)
         self.folder = Path(folder)
         self._labels_path = labels_path
         self._names = sorted(path.name for path in self.folder.iterdir() if path.suffix.lower() in EXTENSIONS)
@@ -76,6 +82,7 @@ def _open_lmdb(
     *,
     augment: Callable | None = None,
     labels_path: Path | None = None,
+    fast: bool,
 ) -> ImageFolderLMDB:
     """An LMDB file with no more classes than the data set has.
 
@@ -83,10 +90,10 @@ def _open_lmdb(
         InputError: it holds more.
     """
     name = f"{dataset.name}/{split}"
-    images = ImageFolderLMDB(path, transform, augment=augment, name=name)
+    images = ImageFolderLMDB(path, transform, augment=augment, name=name, fast=fast)
     if labels_path is not None:
         labels = read_labels(labels_path, len(images))
-        images = ImageFolderLMDB(path, transform, augment=augment, name=name, labels=labels)
+        images = ImageFolderLMDB(path, transform, augment=augment, name=name, labels=labels, fast=fast)
     # an older file tells its classes only when it is read from end to end, which is not worth it here
     known = images.classes is not None or labels_path is not None
     if known and (largest := int(images.labels.max())) >= dataset.num_classes:
@@ -102,6 +109,7 @@ def open_imagenet(
     labels_path: Path | None,
     image_size: int,
     purpose: Purpose,
+    fast: bool = False,
 ) -> EncodedImages:
     """Images to compare, invert or evaluate models on, from wherever `path` leads.
 
@@ -125,13 +133,15 @@ def open_imagenet(
         )
     for candidate in (path, path / f"{split}.lmdb", path / "data.mdb"):
         if candidate.is_file():
-            return _open_lmdb(dataset, candidate, split, transform, labels_path=labels_path)
+            return _open_lmdb(dataset, candidate, split, transform, labels_path=labels_path, fast=fast)
     if split == "train":
         raise FileNotFoundError(f"{path} holds no train.lmdb (univ/utils/folder2lmdb.py makes one)")
-    return ImageFiles(path, labels_path or dataset.labels_path, transform, name=f"{dataset.name}/{split}")
+    return ImageFiles(path, labels_path or dataset.labels_path, transform, name=f"{dataset.name}/{split}", fast=fast)
 
 
-def open_imagenet_training(dataset: Dataset, folder: Path, *, augment: bool) -> tuple[ImageFolderLMDB, ImageFolderLMDB]:
+def open_imagenet_training(
+    dataset: Dataset, folder: Path, *, augment: bool, fast: bool = False
+) -> tuple[ImageFolderLMDB, ImageFolderLMDB]:
     """Training and validation part from `train.lmdb` and `val.lmdb` in one folder.
 
     Raises:
@@ -145,5 +155,5 @@ def open_imagenet_training(dataset: Dataset, folder: Path, *, augment: bool) -> 
         )
     transform = imagenet_transform(dataset.image_size, "evaluation")
     augmentation = ImageNetAugmentation(dataset.image_size) if augment else None
-    train = _open_lmdb(dataset, folder / "train.lmdb", "train", transform, augment=augmentation)
-    return train, _open_lmdb(dataset, folder / "val.lmdb", "val", transform)
+    train = _open_lmdb(dataset, folder / "train.lmdb", "train", transform, augment=augmentation, fast=fast)
+    return train, _open_lmdb(dataset, folder / "val.lmdb", "val", transform, fast=fast)

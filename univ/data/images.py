@@ -10,6 +10,7 @@ import io
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -140,18 +141,38 @@ class TensorImages:
         return self._resident[device]
 
 
+def decode_pillow(encoded: bytes) -> Image.Image:
+    """An image file's bytes as an RGB Pillow image; grey, CMYK and palette images are converted as torchvision does."""
+    return Image.open(io.BytesIO(encoded)).convert("RGB")
+
+
+def decode_fast(encoded: bytes) -> Tensor:
+    """An image file's bytes as uint8 (3, H, W). JPEG files of colours or grey skip Pillow, with the same pixels."""
+    from torchvision.io import ImageReadMode, decode_jpeg  # a second to import, and needed here only
+    from torchvision.transforms.functional import pil_to_tensor
+
+    image = Image.open(io.BytesIO(encoded))  # reads the header only
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        return decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
+    return pil_to_tensor(image.convert("RGB"))
+
+
 class EncodedImages(ABC):
     """Images stored as the bytes of image files. Subclasses say where the bytes and the labels come from.
 
     Args:
         name: identifies data set and part in the fingerprint, e.g. "imagenet/val".
-        transform: RGB Pillow image -> uint8 (3, H, W); its `name` enters the fingerprint. None gives out Pillow
-            images, and is for those who bring their own pipeline.
-        augment: (RGB Pillow image, generator) -> (uint8 (3, H, W), (3,) colour offset); what training sees instead.
+        transform: RGB image -> uint8 (3, H, W); its `name` enters the fingerprint. None gives out Pillow images, and
+            is for those who bring their own pipeline.
+        augment: (RGB image, generator) -> (uint8 (3, H, W), (3,) colour offset); what training sees instead.
+        fast: decode and resize with torch in place of Pillow, nearly twice as fast (`scripts/benchmark.py loading`).
+            Some pixels (usually 1 in 100) then differ by 1/255, a few by 2/255, and the fingerprint is another one.
     """
 
-    def __init__(self, name: str, transform: Callable | None, augment: Callable | None = None) -> None:
-        self.name, self.transform, self.augment = name, transform, augment
+    def __init__(
+        self, name: str, transform: Callable | None, augment: Callable | None = None, *, fast: bool = False
+    ) -> None:
+        self.name, self.transform, self.augment, self.fast = name, transform, augment, fast
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -172,7 +193,7 @@ class EncodedImages(ABC):
     @property
     def transform_name(self) -> str:
         """What happens between the decoded image and the tensor given out."""
-        return "none" if self.transform is None else self.transform.name
+        return "none" if self.transform is None else self.transform.name + self.fast * "-fast"
 
     @property
     def fingerprint(self) -> str:
@@ -190,18 +211,22 @@ class EncodedImages(ABC):
             IndexError: out of range.
             InputError: the stored bytes are no image, or a damaged one; names file and record.
         """
+        return self._decode(index, decode_pillow)
+
+    def _decode(self, index: int, decoder: Callable[[bytes], Any]) -> tuple[Any, int]:
         position = range(len(self))[operator.index(index)]
         encoded, label = self.record(position)
         try:
-            return Image.open(io.BytesIO(encoded)).convert("RGB"), label
+            return decoder(encoded), label
         except UnidentifiedImageError as error:
             raise InputError(f"{self.location(position)}: not an image of a known format") from error
-        except Exception as error:  # Pillow's decoders raise a dozen types on damaged data, all meaning the same
-            raise InputError(f"{self.location(position)}: damaged image ({error})") from error
+        except Exception as error:  # decoders raise a dozen types on damaged data, all meaning the same
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise InputError(f"{self.location(position)}: damaged image ({reason})") from error
 
     def uint8(self, index: int) -> tuple[Tensor, int]:
         """Image `index` after the transform, uint8 (3, H, W), and its label."""
-        image, label = self.decode(index)
+        image, label = self._decode(index, decode_fast if self.fast else decode_pillow)
         return self.transform(image), label
 
     def augmented(self, index: int, generator: Callable[[], torch.Generator]) -> tuple[Tensor, ...]:
@@ -210,7 +235,7 @@ class EncodedImages(ABC):
         Args:
             generator: makes the generator of this image's random numbers.
         """
-        image, label = self.decode(index)
+        image, label = self._decode(index, decode_fast if self.fast else decode_pillow)
         if self.augment is None:
             return self.transform(image), label
         pixels, offset = self.augment(image, generator())

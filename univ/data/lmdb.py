@@ -112,8 +112,8 @@ class ImageFolderLMDB(EncodedImages):
 
     Args:
         path: the file, or a folder that holds `data.mdb`.
-        transform: RGB Pillow image -> uint8 (3, H, W); None gives out Pillow images.
-        augment: see `EncodedImages`.
+        transform: RGB image -> uint8 (3, H, W); None gives out Pillow images.
+        augment, fast: see `EncodedImages`.
         labels: (N,) to give out instead of the stored ones; for older files also much faster than those.
         name: data set and part, for the fingerprint; by default the file's name without suffix.
 
@@ -130,10 +130,11 @@ class ImageFolderLMDB(EncodedImages):
         augment: Callable | None = None,
         labels: Tensor | None = None,
         name: str | None = None,
+        fast: bool = False,
     ) -> None:
         path = Path(path)
         self.path = path / "data.mdb" if path.is_dir() else path
-        super().__init__(name or path.stem, transform, augment)
+        super().__init__(name or path.stem, transform, augment, fast=fast)
         self._environment = _Environment.of(self.path)
         self._labels = labels
         self._labels_are_given = labels is not None

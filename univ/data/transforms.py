@@ -37,7 +37,7 @@ def to_uint8_tensor(image: Image.Image) -> Tensor:
 class ResizeAndCrop:
     """Resize the short side to `resize` (bilinear, anti-aliased), cut the central `crop` x `crop` pixels.
 
-    Equal to torchvision's Resize and CenterCrop on Pillow images.
+    Equal to torchvision's Resize and CenterCrop on Pillow images; on tensors, within 2/255 of that.
     """
 
     resize: int
@@ -47,16 +47,23 @@ class ResizeAndCrop:
     def name(self) -> str:
         return f"resize{self.resize}-crop{self.crop}"
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """RGB Pillow image -> uint8 (3, crop, crop)."""
-        width, height = image.size
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """RGB image (Pillow, or uint8 (3, H, W)) -> uint8 (3, crop, crop)."""
+        width, height = image.size if isinstance(image, Image.Image) else image.shape[:0:-1]
         short = min(width, height)
         # the long side is truncated, the corner rounded half to even: as torchvision does
         width, height = int(self.resize * width / short), int(self.resize * height / short)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+        if isinstance(image, Tensor):
+            return _resize_tensor(image, height, width)[:, top : top + self.crop, left : left + self.crop].contiguous()
         # Pillow's resize with a `box` would compute the crop alone, but takes it in float32: 1 % of pixels off by one
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         return to_uint8_tensor(image.crop((left, top, left + self.crop, top + self.crop)))
+
+
+def _resize_tensor(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (3, H, W) -> uint8 (3, height, width), bilinear and anti-aliased."""
+    return functional.interpolate(image[None], size=(height, width), mode="bilinear", antialias=True)[0]
 
 
 def imagenet_transform(image_size: int = 224, purpose: Purpose = "similarity") -> ResizeAndCrop:
@@ -119,8 +126,10 @@ class ImageNetAugmentation:
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
 
-    def apply(self, image: Image.Image, draw: ImageNetDraw) -> tuple[Tensor, Tensor]:
-        """RGB Pillow image -> uint8 (3, size, size) and the (3,) colour offset."""
+    def apply(self, image: Image.Image | Tensor, draw: ImageNetDraw) -> tuple[Tensor, Tensor]:
+        """RGB image (Pillow, or uint8 (3, H, W)) -> uint8 (3, size, size) and the (3,) colour offset."""
+        if isinstance(image, Tensor):
+            return self._apply_to_tensor(image, draw), draw.offset
         image = image.crop(draw.box).resize((self.size, self.size), Image.Resampling.BILINEAR)
         if draw.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -129,9 +138,19 @@ class ImageNetAugmentation:
             image = enhance(image).enhance(factor)
         return to_uint8_tensor(image), draw.offset
 
-    def __call__(self, image: Image.Image, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _apply_to_tensor(self, image: Tensor, draw: ImageNetDraw) -> Tensor:
+        left, top, right, bottom = draw.box
+        image = _resize_tensor(image[:, top:bottom, left:right], self.size, self.size)
+        if draw.flip:
+            image = image.flip(2)
+        order = torch.tensor([[kind for kind, _ in draw.jitter]])
+        factor = torch.tensor([[factor for _, factor in sorted(draw.jitter)]])
+        return (color_jitter(to_float(image[None]), order, factor)[0] * 255).round().to(torch.uint8)
+
+    def __call__(self, image: Image.Image | Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw and apply."""
-        return self.apply(image, self.draw(*image.size, generator))
+        width, height = image.size if isinstance(image, Image.Image) else image.shape[:0:-1]
+        return self.apply(image, self.draw(width, height, generator))
 
 
 @dataclass(frozen=True)

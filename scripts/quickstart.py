@@ -174,19 +174,13 @@ class Plan:
             Stage("draw figures", [self.notebook(name) for name in NOTEBOOKS], self.figs),
         ]
 
-    def made(self) -> list[Path]:
-        """What `--fresh` removes: the digits' files only."""
-        everywhere = [path for path in self.results.glob("*/*/**/digits") if path.is_dir()]
-        figures = [path for name in NOTEBOOKS for path in self.figs.glob(f"{name}*")]
-        own = [
-            self.results / "digits",
-            self.results / "indices/digits",
-            self.cnns,
-            self.inverted,
-            self.figs / "notebooks",
-        ]
-        trained = [self.runs / "training/digits", self.runs / "probes/digits", self.results / "probing/digits"]
-        return [*everywhere, *figures, *own, self.results / "subgroups/digits", *trained]
+    def remove_made(self) -> None:
+        """Remove what earlier runs made of the digits, and nothing of other data sets."""
+        results = [self.results / "digits", self.results / "indices/digits", self.results / "subgroups/digits"]
+        results += [self.results / "probing/digits", *self.results.glob("*/*/**/digits")]
+        trained = [self.cnns, self.inverted, self.runs / "training/digits", self.runs / "probes/digits"]
+        for folder in (*results, *trained, self.figs / "notebooks"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Commands:
@@ -303,8 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     plan = Plan(args.out, SMOKE if args.smoke else FULL, args.seed)
     if args.fresh:
-        for path in plan.made():
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        plan.remove_made()
     commands = Commands(plan.results / "digits/commands.json")
     cores = len(os.sched_getaffinity(0))
     pool = concurrent.futures.ProcessPoolExecutor(

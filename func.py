@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from univ import cli, files, runs, scoring, setting
+from univ import cli, scoring, setting
 from univ.activations import Extraction
 from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, Outputs
 
@@ -56,11 +56,7 @@ def as_outputs(extraction: Extraction, labels: Tensor) -> Outputs:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    runs.start(quiet=args.quiet)
-    runs.seed_everything(args.seed)
-    if args.config_file_path is not None and not args.config_file_path.exists():
-        files.write_json(args.config_file_path, vars(args))
-    here = setting.Setting.from_args(args)
+    here = setting.start(args)
     if args.no_comparisons:
         here.fill_cache()
         return

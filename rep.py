@@ -12,7 +12,7 @@ same settings is kept. On inverted images the column names the model whose image
 import argparse
 from collections.abc import Mapping, Sequence
 
-from univ import cli, files, runs, scoring, setting
+from univ import cli, scoring, setting
 from univ.activations import Extraction
 from univ.errors import InputError
 from univ.measures import REP_MEASURES, REP_STATISTICS
@@ -59,11 +59,7 @@ def select(names: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    runs.start(quiet=args.quiet)
-    runs.seed_everything(args.seed)
-    if args.config_file_path is not None and not args.config_file_path.exists():
-        files.write_json(args.config_file_path, vars(args))
-    here = setting.Setting.from_args(args)
+    here = setting.start(args)
     if args.no_comparisons:
         here.fill_cache()
         return

@@ -15,7 +15,7 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from univ import activations, cli, files, models
+from univ import activations, cli, files, models, runs
 from univ.activations import Extraction
 from univ.cache import Identity, Inputs, RepCache, hash_indices
 from univ.data import DATASETS, Images, find_dataset, indices, inverted, open_images
@@ -325,6 +325,15 @@ class Setting:
         """Extract what the cache lacks."""
         for source, found in self.all_extractions():
             logger.info("cache {}: {} models on {}", self.cache_dir, len(found), source or self.dataset)
+
+
+def start(args: argparse.Namespace) -> Setting:
+    """Begin a run of rep.py or func.py: log, seeds, the arguments' file; the setting the arguments describe."""
+    runs.start(quiet=args.quiet)
+    runs.seed_everything(args.seed)
+    if args.config_file_path is not None and not args.config_file_path.exists():
+        files.write_json(args.config_file_path, vars(args))
+    return Setting.from_args(args)
 
 
 def read_target_labels(report: Path) -> Tensor:

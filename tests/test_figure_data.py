@@ -198,7 +198,7 @@ def test_classifiers_beside_probes(scores):
 def test_inversions_of_different_classes(tmp_path):
     write_inversions(tmp_path, eps=("eps0", "eps1", "eps2"))
     (tmp_path / "vgg11_eps2.pt").unlink()
-    shown = figure_data.load_inversions("digits", tmp_path, rows=4)
+    shown = figure_data.load_inversions("digits", folder=tmp_path, rows=4)
     assert shown.targets.shape == (4, 3, 32, 32)
     assert set(shown.inverted) == {(m, e) for m in DIGITS_MODELS for e in (0.0, 2.0)} - {("vgg11", 2.0)}
     assert shown.missing == ["vgg11 at eps 2"]
@@ -213,11 +213,11 @@ def test_inversions_by_index_files(tmp_path):
 
     write_inversions(tmp_path, models=["vgg11"], eps=["eps0"])
     (tmp_path / "vgg11_eps0.csv").unlink()
-    assert "seeds unknown" in figure_data.load_inversions("digits", tmp_path).missing[0]
+    assert "seeds unknown" in figure_data.load_inversions("digits", folder=tmp_path).missing[0]
     write_indices(tmp_path / "t.csv", torch.arange(12))
     write_indices(tmp_path / "s.csv", torch.arange(12).flip(0) + 100)
     shown = figure_data.load_inversions(
-        "digits", tmp_path, rows=20, target_indices=tmp_path / "t.csv", seed_indices=tmp_path / "s.csv"
+        "digits", folder=tmp_path, rows=20, target_indices=tmp_path / "t.csv", seed_indices=tmp_path / "s.csv"
     )
     assert len(shown.targets) == 12 and not shown.missing
 
@@ -226,7 +226,7 @@ def test_an_inversion_of_other_targets_is_left_out(tmp_path):
     write_inversions(tmp_path, models=["resnet10", "vgg11"], eps=["eps0"])
     table = pd.read_csv(tmp_path / "vgg11_eps0.csv")
     table.assign(target_index=table["target_index"] + 1).to_csv(tmp_path / "vgg11_eps0.csv", index=False)
-    shown = figure_data.load_inversions("digits", tmp_path)
+    shown = figure_data.load_inversions("digits", folder=tmp_path)
     assert set(shown.inverted) == {("resnet10", 0.0)}
     assert shown.missing == ["vgg11_eps0.pt: other targets or seeds than resnet10_eps0.pt"]
 
@@ -235,5 +235,5 @@ def test_nothing_to_show(tmp_path):
     shown = figure_data.load_inversions("digits", tmp_path / "missing")
     assert not shown.inverted and "no inverted images" in shown.missing[0]
     write_inversions(tmp_path, models=["vgg11"], eps=["eps0"])
-    shown = figure_data.load_inversions("cifar10", tmp_path, data_path=tmp_path / "nowhere")
+    shown = figure_data.load_inversions("cifar10", folder=tmp_path, data_path=tmp_path / "nowhere")
     assert not shown.inverted and shown.missing

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from univ import results
-from univ.data import open_images
+from univ.data import DATASETS, open_images
 from univ.data.indices import read_indices
 from univ.data.inverted import SUFFIXES, open_inverted
 from univ.eps import eps_value
@@ -322,8 +322,9 @@ _INVERTED_NAME = re.compile(r"(?P<model>.+)_(?P<eps>eps\d+)")
 
 def load_inversions(
     dataset: str,
-    folder: Path | str,
+    data_dir: Path | str = Path("data"),
     *,
+    folder: Path | str | None = None,
     rows: int = 6,
     eps: Collection[float] | None = None,
     target_indices: Path | None = None,
@@ -333,16 +334,25 @@ def load_inversions(
     """Seed, target and inverted images of all models in a folder, for a few targets of different classes.
 
     Args:
+        data_dir: the folder of the data, where images and inverted images have their usual places.
         folder: holds `<model>_<eps>.pt` (or .npy) and the `.csv` inversion.py writes beside each, which names the
-            images; where there is none, as in the published folders, the index files do.
+            images; where there is none, as in the published folders, two index files do. Default: the usual place.
         rows: number of targets.
         eps: radii to show; default: 0 and the largest in the folder.
-        target_indices, seed_indices: the index files the inversions were made with.
-        data_path: the images, where they are not at the data set's usual place.
+        target_indices, seed_indices: the index files the inversions were made with; default: those that inversion.py
+            puts into the folder.
+        data_path: the images, where they are not at their usual place.
     """
+    known = DATASETS[dataset]
+    folder = Path(data_dir) / dataset / "inverted" if folder is None else Path(folder)
+    images_path = Path(data_dir) / known.default_path.relative_to("data") if known.default_path else None
+    places = {"data_path": data_path or images_path}
+    if known.labels_path is not None:
+        places["labels_path"] = Path(data_dir) / known.labels_path.relative_to("data")
     nothing, missing = torch.empty(0, 3, 1, 1), []
+    index_files = target_indices or folder / "target_indices.csv", seed_indices or folder / "seed_indices.csv"
     paths = {}
-    for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         name = _INVERTED_NAME.fullmatch(path.stem)
         if path.suffix in SUFFIXES and name is not None:
             paths[name["model"], eps_value(name["eps"])] = path
@@ -352,7 +362,7 @@ def load_inversions(
     for key, path in paths.items():
         if key[1] in shown:
             try:
-                pairs[key] = _seeds_and_targets(path, target_indices, seed_indices)
+                pairs[key] = _seeds_and_targets(path, *index_files)
             except FileNotFoundError as error:
                 missing.append(str(error))
     for model in dict.fromkeys(name for name, _ in paths):
@@ -363,13 +373,13 @@ def load_inversions(
     same = [key for key, pair in pairs.items() if torch.equal(pair[0], targets) and torch.equal(pair[1], seeds)]
     missing += [f"{paths[key].name}: other targets or seeds than {paths[first].name}" for key in pairs.keys() - same]
     try:
-        images = open_images(dataset, data_path=data_path)
+        images = open_images(dataset, **places)
     except (FileNotFoundError, InputError) as error:
         return Inversions(nothing, nothing, {}, [*missing, str(error)])
     chosen = _of_different_classes(images.labels[targets], rows)
     size = open_inverted(paths[first]).pixels.shape[-1]
     if size != images[0][0].shape[-1]:
-        images = open_images(dataset, data_path=data_path, image_size=size)
+        images = open_images(dataset, **places, image_size=size)
     inverted = {key: open_inverted(paths[key]).floats(chosen).clone() for key in same}
     return Inversions(
         torch.stack([images[int(i)][0] for i in seeds[chosen]]),
@@ -379,14 +389,14 @@ def load_inversions(
     )
 
 
-def _seeds_and_targets(path: Path, target_indices: Path | None, seed_indices: Path | None) -> tuple[Tensor, Tensor]:
+def _seeds_and_targets(path: Path, target_indices: Path, seed_indices: Path) -> tuple[Tensor, Tensor]:
     """Target and seed indices of a file of inverted images, (n,) each: from the CSV beside it, else the index files."""
     beside = path.with_suffix(".csv")
     if beside.is_file():
         table = pd.read_csv(beside)
         return torch.tensor(table["target_index"].to_numpy()), torch.tensor(table["seed_index"].to_numpy())
-    if target_indices is None or seed_indices is None:
-        raise FileNotFoundError(f"{path.name}: no {beside.name} beside it and no index files named: seeds unknown")
+    if not (target_indices.is_file() and seed_indices.is_file()):
+        raise FileNotFoundError(f"{path.name}: seeds unknown, there is no {beside.name} and no {seed_indices.name}")
     return read_indices(target_indices), read_indices(seed_indices)
 
 

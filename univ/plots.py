@@ -453,7 +453,7 @@ def inv_img_example(sources: Sources) -> Drawn:
         if not folder.is_dir():
             logger.info("inv_img_example: no {}", folder)
             continue
-        inversions = figure_data.load_inversions(dataset, folder)
+        inversions = figure_data.load_inversions(dataset, sources.data)
         for line in inversions.missing:
             logger.info("inv_img_example: {}: {}", dataset, line)
         yield f"inverted_{dataset}", inversion_grid(inversions)

@@ -253,8 +253,6 @@ def write_csv(
     files.write_text(path, text)
 
 
-
-
 def write(
     root: Path | str,
     file: ResultFile,
@@ -645,7 +643,7 @@ def load_subgroups(path: Path | str) -> pd.DataFrame:
         in_layout = csv.parent.name in ("standard", "inverted")
         found = {
             "dataset": settings.get("dataset", csv.parent.parent.name if in_layout else ""),
-            "input": csv.parent.name if in_layout else ("inverted" if settings.get("inverted") else "standard"),
+            "input": settings.get("input", csv.parent.name if in_layout else "standard"),
         }
         table = table.assign(**{name: value for name, value in found.items() if name not in table})
         table["metric"] = table["metric"].replace(_KEY_OF_METRIC)

@@ -1,0 +1,103 @@
+"""The notebooks run from top to bottom on results, on too few results and on none, and draw what `univ.plots` draws."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from synthetic_results import write_inversions, write_probe_agreement, write_scores, write_subgroups
+
+from univ import plots
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder with results/, data/ and figs/, where its notebooks were started, and what each printed ([figure]: a
+    picture)."""
+
+    root: Path
+    start: Path
+    said: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory) -> dict[str, Study]:
+    """All notebooks on full, incomplete and no results. One kernel runs them all, as starting one takes longest; names
+    are wiped before every notebook."""
+    full, incomplete, empty = (
+        Study(tmp_path_factory.mktemp(name), start, dict.fromkeys(NOTEBOOKS, ""))
+        for name, start in (("full", ROOT / "notebooks"), ("incomplete", ROOT), ("empty", ROOT))
+    )
+    write_scores(full.root / "results")
+    write_subgroups(full.root / "results")
+    write_probe_agreement(full.root / "results")
+    write_inversions(full.root / "data" / "digits" / "inverted", n=6)
+    models = ("resnet50", "vgg16_bn")
+    write_scores(incomplete.root / "results", "imagenet100", models, inputs=("standard",), ks=(10,))
+
+    cells, owners = [], []
+    for study in (full, incomplete, empty):
+        folders = {f"UNIV_{name.upper()}": str(study.root / name) for name in ("results", "data", "figs", "runs")}
+        begin = f"%reset -f\nimport os\nos.environ.update({folders})\nos.chdir({str(study.start)!r})"
+        for name, path in NOTEBOOKS.items():
+            code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+            of_notebook = [nbformat.v4.new_code_cell(source) for source in (begin, *code)]
+            cells += of_notebook
+            owners += [(study, name)] * len(of_notebook)
+    together = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(together, timeout=120, kernel_name="python3").execute()
+    for (study, name), cell in zip(owners, together.cells):
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            study.said[name] += output.get("text", "") + data.get("text/plain", "") + "[figure]" * ("image/png" in data)
+    return {"full": full, "incomplete": incomplete, "empty": empty}
+
+
+def test_the_five_notebooks():
+    assert set(NOTEBOOKS) == set(plots.FIGURES)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_committed_without_outputs(name):
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert "UNIV_FIGS" in code[0].source  # the paths are in the first cell of code
+    assert str(ROOT) not in NOTEBOOKS[name].read_text()
+
+
+def test_full_results(studies):
+    said = studies["full"].said
+    figures = {name: text.count("[figure]") for name, text in said.items()}
+    expected = {"data_effect": 6, "rep_vs_pred_sim": 1, "probe_agreement": 1, "jaccard_apx": 2, "inv_img_example": 1}
+    assert figures == expected
+    assert "imagenet: no results" in said["data_effect"] and "digits, " not in said["data_effect"]
+    study = studies["full"].root
+    sources = plots.Sources(study / "results", study / "data")
+    stems = {stem for draw in plots.FIGURES.values() for stem, figure in draw(sources) if figure is not None}
+    drawn = {path.name for path in (study / "figs").iterdir()}
+    assert drawn == {stem + suffix for stem in stems for suffix in (".pdf", ".png")}  # as without Jupyter
+
+
+def test_incomplete_results(studies):
+    study, said = studies["incomplete"].root, studies["incomplete"].said
+    assert "imagenet100, standard: cka, proc, rtd, jacc, dis, jsd at eps 0.25, 0.5, 3" in said["data_effect"]
+    assert "imagenet100, inverted" in said["data_effect"] and "cifar10: no results" in said["data_effect"]
+    assert "subgroup_sim.py makes it" in said["rep_vs_pred_sim"]
+    assert "compare_probes.py makes it" in said["probe_agreement"]
+    assert "k = 500, missing:\n  imagenet: no results" in said["jaccard_apx"]
+    assert f"missing: no {study / 'data' / 'digits' / 'inverted'}" in said["inv_img_example"]
+    drawn = {path.stem for path in (study / "figs").iterdir()}
+    assert drawn == {"similarity_standard", "agreement_standard", "jsd_standard", "jaccard_by_k_standard"}
+
+
+def test_no_results(studies):
+    said = studies["empty"].said
+    assert "imagenet: no results" in said["data_effect"] and "imagenet: no results" in said["jaccard_apx"]
+    assert not any("[figure]" in text for text in said.values())
+    assert not (studies["empty"].root / "figs").exists()

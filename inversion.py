@@ -67,7 +67,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument(
         "-n", "--num-imgs-to-invert", type=cli.non_negative_int, default=0,
-        help="with -u: draw this many targets, and seeds of other classes, and write both index files; 0 reads them",
+        help="draw this many targets, and seeds of other classes, and write both index files; only with -u, or where "
+        "there are no index files (drawn from all images then); otherwise they are read",
     )  # fmt: skip
     group.add_argument(
         "-u", "--upper-bound-idx", type=cli.non_negative_int, default=0, help="with -n: draw indices below this one"
@@ -209,14 +210,16 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
     """
     target_path = args.target_indices_path or args.inverted_imgs_path / "target_indices.csv"
     seed_path = args.seed_indices_path or args.inverted_imgs_path / "seed_indices.csv"
-    if args.num_imgs_to_invert > 0 and args.upper_bound_idx > 0:
+    there = [path.exists() for path in (target_path, seed_path)]
+    named = args.target_indices_path is not None or args.seed_indices_path is not None
+    if args.num_imgs_to_invert > 0 and (args.upper_bound_idx > 0 or not all(there)):
+        bound = args.upper_bound_idx or len(images)
         targets, seeds = indices.draw_targets_and_seeds(
-            args.num_imgs_to_invert, args.upper_bound_idx, images.labels, args.random_state
+            args.num_imgs_to_invert, bound, images.labels, args.random_state
         )
         write_pairs({target_path: targets, seed_path: seeds}, overwrite=args.overwrite)
         return targets, seeds
-    named = args.target_indices_path is not None or args.seed_indices_path is not None
-    if named or target_path.exists() or seed_path.exists():
+    if named or any(there):
         targets = indices.read_indices(target_path, len(images))
         seeds = indices.read_indices(seed_path, len(images))
         if len(targets) != len(seeds):
@@ -226,9 +229,7 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
             )
         return targets, seeds
     if args.dataset not in EVERY_IMAGE:
-        raise InputError(
-            f"which images of {args.dataset}? Name index files (-s, -t), or draw them with both -n and -u above 0"
-        )
+        raise InputError(f"which images of {args.dataset}? Name index files (-s, -t), or draw them with -n (and -u)")
     targets, seeds = indices.draw_targets_and_seeds(len(images), len(images), images.labels, args.random_state)
     order = targets.argsort()
     targets, seeds = targets[order], seeds[order]

@@ -79,8 +79,8 @@ def test_final_distances_are_those_of_the_published_procedure(arch, seeds, targe
     assert (ours.final_distance < 0.9 * ours.start_distance).all()  # there was something to compare
 
 
-def train(arch, epochs=2):
-    """A classifier of the digits at some 95 %: an untrained one is inverted to a distance of nearly nothing."""
+def train(arch, epochs=1):
+    """A classifier of the digits after one epoch: an untrained one is inverted to a distance of nearly nothing."""
     training, _ = open_training("digits")
     pixels, labels = training.floats(slice(None)), training.labels
     model, generator = build_model(arch, "digits", seed=0), stream("order")
@@ -98,10 +98,11 @@ def train(arch, epochs=2):
 )
 def test_a_hundred_iterations_end_near_the_published_distances(arch, seeds, targets):
     model, settings = train(arch), Inversion(iterations=100)
+    seeds, targets = seeds[:3], targets[:3]
     ours = Inverter(model, settings)(seeds, targets)
     expected = relative_distances(model, published_inversion(model, seeds, targets, settings), targets)
     torch.testing.assert_close(ours.final_distance, expected, rtol=0.05, atol=0)
-    assert expected.median() > 0.02
+    assert expected.min() > 1e-3  # below that, rounding is what is compared
 
 
 def test_the_distance_is_the_unfolded_models(model, seeds, targets):
@@ -138,7 +139,7 @@ def test_the_best_iterate_of_all_is_kept(model, seeds, targets):
     # steps this long overshoot, so that the best iterate is the last for some images and an earlier one for others
     inverted = Inverter(model, Inversion(iterations=12, step_size=4.0))(seeds, targets)
     best = []
-    for position in range(len(seeds)):
+    for position in range(3):
         iterates, distances = literal_inversion(model, seeds[position], targets[position], 12, 4.0)
         best.append(min(range(13), key=distances.__getitem__))
         assert inverted.best_iteration[position] == best[-1]
@@ -243,12 +244,14 @@ def test_low_precision_keeps_images_and_distances_in_float32(model, seeds, targe
     settings = Inversion(iterations=15, step_size=0.5)
     exact = Inverter(model, settings)(seeds, targets)
     with cli.precision(precision, CPU):
-        inverter = Inverter(model, settings)
-        inverted = inverter(seeds, targets)
+        inverted = Inverter(model, settings)(seeds, targets)
     assert inverted.images.dtype == inverted.final_distance.dtype == torch.float32
-    # judged by the exact network: about as near, although the steps' directions are a little off
-    distances = Inverter(model, settings).distances(inverted.images, targets)
-    assert distances.median().item() == pytest.approx(exact.final_distance.median().item(), rel=0.05)
+    expected = relative_distances(model, inverted.images, targets)  # of the exact network
+    torch.testing.assert_close(inverted.final_distance, expected, rtol=1e-5, atol=0)
+    # about as near, although the directions of the steps are a little off
+    assert expected.median().item() == pytest.approx(exact.final_distance.median().item(), rel=0.05)
+    fine = inverted.images[inverted.images > 0.5]
+    assert (fine.to(torch.bfloat16 if precision == "bf16" else torch.float16) != fine).float().mean() > 0.5
 
 
 def test_a_broken_network_is_an_error(seeds, targets):

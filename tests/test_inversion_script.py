@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import json
+import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -121,6 +123,14 @@ def test_index_files_are_read(words, tmp_path):
     rows = rows_of(tmp_path / f"inverted/{ARCH}_eps0.csv")
     assert [int(row["target_index"]) for row in rows] == targets.tolist()
     assert [int(row["seed_index"]) for row in rows] == seeds.tolist()
+
+
+def test_a_number_alone_draws_once_and_then_reads(words, tmp_path):
+    script.main(words("-n", 5, n=0))  # the last -n counts; no -u: from all images
+    drawn = (tmp_path / "inverted/target_indices.csv").read_text()
+    script.main(words("-n", 4, eps="eps1", n=0))
+    assert (tmp_path / "inverted/target_indices.csv").read_text() == drawn
+    assert len(rows_of(tmp_path / f"inverted/{ARCH}_eps1.csv")) == 5
 
 
 def test_without_index_files_every_test_image_is_a_target(words, tmp_path):
@@ -298,9 +308,30 @@ def test_where_nothing_says_which_images_the_flags_are_named(cnns, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "a.png").write_bytes(encoded_image("png", 0))
-    with pytest.raises(InputError, match=r"-s, -t.*-n and -u"):
+    with pytest.raises(InputError, match=r"-s, -t.*-n"):
         models = ("-m", ARCH, "-p", "digits", "--model-dir", str(cnns / "eps0"))
-        script.main(["-d", "imagenet", "--data-path", str(pictures), "-i", str(tmp_path), "-n", "3", *models])
+        script.main(["-d", "imagenet", "--data-path", str(pictures), "-i", str(tmp_path), *models])
+
+
+def test_the_pipeline_has_one_command_per_model_and_radius():
+    environment = {
+        **os.environ,
+        "DRY_RUN": "1",
+        "MODELS": "resnet50 vgg16_bn",
+        "EPS": "eps0 eps3",
+        "FLAGS": "--uint8 -b 8",
+    }
+    lines = subprocess.run(
+        ["bash", ROOT / "scripts/invert_in100.sh"], env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    jobs = [script.parse_args(shlex.split(line)[2:]) for line in lines]
+    made = [(job.model, job.eps, str(job.model_dir)) for job in jobs]
+    assert made == [
+        ([model], [eps], f"data/cnns/imagenet100/{eps}")
+        for eps in ("eps0", "eps3")
+        for model in ("resnet50", "vgg16_bn")
+    ]
+    assert all(job.uint8 and job.batch == 8 and job.num_imgs_to_invert == 10_000 for job in jobs)
 
 
 def test_the_shell_sees_one_line_and_exit_code_2(words):

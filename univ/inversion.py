@@ -138,15 +138,16 @@ class _Captured:
     def __init__(self, advance: Callable[[_State], None], state: _State) -> None:
         everything = torch.ones(len(state.x), dtype=torch.bool, device=state.x.device)
         self.state = state.rows(everything)
-        stream = torch.cuda.Stream(state.x.device)
-        stream.wait_stream(torch.cuda.current_stream(state.x.device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                advance(self.state)
-        torch.cuda.current_stream(state.x.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            advance(self.state)
+        with torch.cuda.device(state.x.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    advance(self.state)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph, stream=stream):
+                advance(self.state)
 
     def __call__(self) -> None:
         self._graph.replay()
@@ -159,11 +160,11 @@ class Inverter:
     so that a CUDA graph can hold an iteration. The step rule is the same. One forward and one backward pass per
     iteration, one forward pass more for the last iterate. Images do not depend on the others of their batch.
 
-    Inside `torch.autocast` the network runs in its dtype, and the inverter must be used there too; the images, their
-    gradient's direction and the distances stay in float32.
+    Made inside `torch.autocast`, it runs the network in that dtype, and must be used there too. The images and their
+    momentum are float32 all the same, and the distances it gives are those of the model in float32.
 
     Args:
-        model: in evaluation mode. It is copied, and not changed.
+        model: in evaluation mode. It is not changed, but kept: for the distances, where the copy is less precise.
         cuda_graph: capture the iteration, on CUDA devices; False for networks that cannot be captured.
 
     Raises:
@@ -174,10 +175,14 @@ class Inverter:
         if model.training:
             raise ValueError(f"{model.arch} is in training mode: representations are inverted in evaluation mode")
         self.inversion = inversion
-        self._network = fold_batchnorm(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self._model = model
+        self._network: Classifier = (
+            fold_batchnorm(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        )
         device = next(self._network.parameters()).device
+        self._autocast = torch.is_autocast_enabled(device.type)
         self._loss_scale = 1.0
-        if torch.is_autocast_enabled(device.type):
+        if self._autocast:
             dtype = torch.get_autocast_dtype(device.type)
             _cast_weights(self._network, dtype)
             self._loss_scale = FP16_LOSS_SCALE if dtype == torch.float16 else 1.0
@@ -198,7 +203,7 @@ class Inverter:
             InputError: a distance is NaN or infinite.
         """
         n, iterations, tol = len(start_images), self.inversion.iterations, self.inversion.tol
-        target, scale = self._targets(target_images)
+        target, scale = _scaled(_represent(self._network, target_images))
         state, advance = self._runner(_State.start(start_images, target, scale))
         images = torch.empty_like(state.x)
         start, final, best = torch.empty_like(scale), torch.empty_like(scale), torch.empty_like(state.best_iteration)
@@ -206,11 +211,8 @@ class Inverter:
 
         def finish(finished: _State, which: Tensor) -> None:
             self._finish(finished)
-            images[which], final[which], best[which] = (
-                finished.best_x,
-                finished.best_distance,
-                finished.best_iteration,
-            )
+            images[which], final[which] = finished.best_x, finished.best_distance
+            best[which] = finished.best_iteration
 
         for number in range(1, iterations + 1):
             advance()
@@ -230,28 +232,16 @@ class Inverter:
             before = state.best_distance.clone()
         if len(running):
             finish(state, running)
+        if self._autocast:
+            start, final = (self.distances(chosen, target_images) for chosen in (start_images, images))
         return Inverted(images.contiguous(), start, final, best)
 
+    @torch.no_grad()
     def distances(self, images: Tensor, target_images: Tensor) -> Tensor:
-        """Relative distance, (n,), of every image's representation to its target's: 0 is equal."""
-        with torch.no_grad():
-            target, scale = self._targets(target_images)
-            return self._distance(images, target, scale)
-
-    def _targets(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        target = self._represent(images).clone()
-        norm = torch.linalg.vector_norm(target, dim=1)
-        # Nothing is relative to a representation of 0; the distance itself has the same minimum.
-        return target, torch.where(norm > 0, norm, 1.0)
-
-    def _represent(self, images: Tensor) -> Tensor:
-        with head_input(self._network) as tap:
-            self._network(images.contiguous(memory_format=torch.channels_last))
-            return tap.rep.flatten(1).float()
-
-    def _distance(self, images: Tensor, target: Tensor, scale: Tensor) -> Tensor:
-        # At a distance of 0 vector_norm's gradient is 0, and a zero gradient makes a zero step.
-        return torch.linalg.vector_norm(self._represent(images) - target, dim=1) / scale
+        """Relative distance, (n,), of every image's representation to its target's in float32; 0 is equal."""
+        with torch.autocast(images.device.type, enabled=False):
+            target, scale = _scaled(_represent(self._model, target_images))
+            return _distance(_represent(self._model, images), target, scale)
 
     def _runner(self, state: _State) -> tuple[_State, Callable[[], None]]:
         """The state to look at, and a function that advances it by one iteration."""
@@ -274,7 +264,7 @@ class Inverter:
     def _advance(self, state: _State) -> None:
         with torch.enable_grad():
             x = state.x.detach().requires_grad_(True)
-            distance = self._distance(x, state.target, state.scale)
+            distance = _distance(_represent(self._network, x), state.target, state.scale)
             # the rule ascends; the sum's gradient holds every image's own gradient, whatever the batch size
             (gradient,) = torch.autograd.grad(distance.sum() * -self._loss_scale, x)
         self._record(state, distance.detach())
@@ -290,12 +280,30 @@ class Inverter:
         torch.where(better, state.iteration, state.best_iteration, out=state.best_iteration)
 
     def _finish(self, state: _State) -> None:
-        distance = self._distance(state.x, state.target, state.scale)
+        distance = _distance(_represent(self._network, state.x), state.target, state.scale)
         if not torch.isfinite(distance).all():
             raise InputError(
                 f"{self._network.arch}: distances are NaN or infinite (a broken checkpoint, or --precision too low)"
             )
         self._record(state, distance)
+
+
+def _represent(model: Classifier, images: Tensor) -> Tensor:  # (n, 3, H, W) -> (n, D)
+    with head_input(model) as tap:
+        model(images.contiguous(memory_format=torch.channels_last))
+        return tap.rep.flatten(1).float()
+
+
+def _scaled(target: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets (n, D), and what their distances are divided by, (n,)."""
+    norm = torch.linalg.vector_norm(target, dim=1)
+    # Nothing is relative to a representation of 0; the distance itself has the same minimum.
+    return target.clone(), torch.where(norm > 0, norm, 1.0)
+
+
+def _distance(rep: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    # At a distance of 0 vector_norm's gradient is 0, and a zero gradient makes a zero step.
+    return torch.linalg.vector_norm(rep - target, dim=1) / scale
 
 
 def _cast_weights(network: nn.Module, dtype: torch.dtype) -> None:

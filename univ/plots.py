@@ -115,6 +115,8 @@ def _eps_boxes(axes: Axes, data: pd.DataFrame, kind: str, bounds: pd.DataFrame |
                 axes.plot(positions, values, line, marker="_", markersize=9, color="black", linewidth=1)
         ticks.append((positions.mean() if len(radii) else left, _label(dataset)))
         left += len(radii) + 1
+    spare = max(0.0, 6 - left) / 2  # a few boxes keep their width and stand in the middle
+    axes.set_xlim(-0.8 - spare, left - 1.2 + spare)
     axes.set_xticks([position for position, _ in ticks], [text for _, text in ticks])
     axes.tick_params(axis="x", length=0)
     if len(ticks) > 3:

@@ -8,6 +8,9 @@ import math
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse.csgraph
+import scipy.spatial
+import scipy.stats
 
 
 def _center(x, center=True):
@@ -141,6 +144,108 @@ def shape(x, y, alpha=1.0, center=True):
     rotation, _ = scipy.linalg.orthogonal_procrustes(a, b)
     cosine = np.sum((a @ rotation) * b) / np.linalg.norm(a) / np.linalg.norm(b)
     return math.acos(min(1, cosine))
+
+
+def rbf_cka(x, y, bandwidth=1.0):
+    kernels = []
+    for rep in (x, y):
+        rep = np.asarray(rep, np.float64)
+        squares = np.array([[np.square(a - b).sum() for b in rep] for a in rep])
+        between = np.sort(squares[np.triu_indices(len(rep), 1)])
+        median = between[(len(between) - 1) // 2]
+        kernels.append(np.exp(-squares / (2 * bandwidth**2 * median)))
+    k, l = kernels  # noqa: E741
+    return hsic1(k, l) / math.sqrt(hsic1(k, k) * hsic1(l, l))
+
+
+def mutual_knn(x, y, k):
+    lists = zip(neighbors(x, k, center=False), neighbors(y, k, center=False))
+    return np.mean([len(set(a) & set(b)) / k for a, b in lists])
+
+
+def cknna(x, y, k):
+    masks, kernels = [], []
+    for rep in (x, y):
+        rep = np.asarray(rep, np.float64)
+        rep = rep / np.linalg.norm(rep, axis=1, keepdims=True)
+        mask = np.zeros((len(rep), len(rep)))
+        for i, found in enumerate(neighbors(rep, k, center=False)):
+            mask[i, found] = 1
+        masks.append(mask)
+        kernels.append(rep @ rep.T)
+
+    def masked(i, j):
+        mask = masks[i] * masks[j]
+        return hsic1(mask * kernels[i], mask * kernels[j])
+
+    return masked(0, 1) / math.sqrt(masked(0, 0) * masked(1, 1))
+
+
+def linear_predictivity(x, y, ridge=1e-3, folds=5):
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    left = total = 0.0
+    for fold in range(folds):
+        held = np.arange(len(x)) % folds == fold
+        mx, my = x[~held].mean(axis=0), y[~held].mean(axis=0)
+        a, b = x[~held] - mx, y[~held] - my
+        s = a.T @ a / len(a)
+        weights = np.linalg.inv(s + ridge * np.trace(s) / len(s) * np.eye(len(s))) @ (a.T @ b / len(a))
+        left += np.square(y[held] - my - (x[held] - mx) @ weights).sum()
+        total += np.square(y[held] - my).sum()
+    return 1 - left / total
+
+
+def _components(x, variance):
+    u, s, vt = np.linalg.svd(_center(x), full_matrices=False)
+    rank = int((s > 4.8e-7 * s[0]).sum())
+    if variance < 1:
+        rank = min(rank, int(np.searchsorted(np.cumsum(s**2) / np.sum(s**2), variance)) + 1)
+    return u[:, :rank], s[:rank, None] * vt[:rank]
+
+
+def svcca(x, y, variance=0.99):
+    a, b = _components(x, variance)[0], _components(y, variance)[0]
+    return np.linalg.svd(a.T @ b, compute_uv=False).sum() / min(a.shape[1], b.shape[1])
+
+
+def pwcca(x, y):
+    (a, _), (b, _) = _components(x, 1), _components(y, 1)
+    left, rho, right = np.linalg.svd(a.T @ b, full_matrices=False)
+    scores = []
+    for rep, rank, variables in ((x, a.shape[1], a @ left), (y, b.shape[1], b @ right.T)):
+        if rank == min(a.shape[1], b.shape[1]):
+            weights = [sum(abs(h @ column) for column in _center(rep).T) for h in variables.T]
+            scores.append(np.dot(weights, rho) / np.sum(weights))
+    return np.mean(scores)
+
+
+def rsa(x, y):
+    upper = np.triu_indices(len(x), 1)
+    rdms = [1 - np.corrcoef(np.asarray(rep, np.float64)) for rep in (x, y)]
+    return scipy.stats.spearmanr(rdms[0][upper], rdms[1][upper]).statistic
+
+
+def rtd_lite(x, y):
+    """All images in one trial; trees through SciPy."""
+    scaled = []
+    for rep in (x, y):
+        r = scipy.spatial.distance.squareform(scipy.spatial.distance.pdist(np.asarray(rep, np.float64)))
+        scaled.append(r / np.quantile(r, 0.9))
+    trees = [scipy.sparse.csgraph.minimum_spanning_tree(r).sum() for r in (*scaled, np.minimum(*scaled))]
+    return (trees[0] + trees[1]) / 2 - trees[2]
+
+
+def error_consistency(a, b, labels):
+    right = [[int(i == label) for i, label in zip(preds, labels)] for preds in (a, b)]
+    return kappa(*right, 2)
+
+
+def capa(a, b, labels):
+    p, q = softmax(a), softmax(b)
+    observed = sum(float(pi @ qi) for pi, qi in zip(p, q)) / len(p)
+    pa, pb = (np.mean([row[label] for row, label in zip(m, labels)]) for m in (p, q))
+    expected = pa * pb + (1 - pa) * (1 - pb) / (p.shape[1] - 1)
+    return (observed - expected) / (1 - expected)
 
 
 def rtd_barcode(r1, r2):

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Comparison:
         permuted: with permutations: table of the same shape whose cells are lists, the single scores with the second
             model's images permuted.
         spread: for measures that average over random trials: standard deviation over the trials.
+        low, high: with ci: the ends of the confidence intervals.
         notes: one sentence for each undefined score.
         failure: why the measure could not be computed, naming the model; None if it could. `scores` is then not to
             be used.
@@ -51,6 +53,8 @@ class Comparison:
     scores: pd.DataFrame
     permuted: pd.DataFrame | None = None
     spread: pd.DataFrame | None = None
+    low: pd.DataFrame | None = None
+    high: pd.DataFrame | None = None
     notes: list[str] = field(default_factory=list)
     failure: str | None = None
 
@@ -63,12 +67,58 @@ class Comparison:
         """Mean over the permutations, a table like `scores`; None without permutations."""
         return None if self.permuted is None else self.permuted.map(lambda cell: float(np.mean(cell)))
 
+    @property
+    def p_values(self) -> pd.DataFrame | None:
+        """Add-one permutation p-value of each score, one-sided: (1 + null at least as close) / (1 + permutations).
+
+        Its smallest value is 1 / (1 + permutations). None without permutations; nan on the diagonal.
+        """
+        return self._with_null(lambda score, null: (1 + np.sum(null >= score)) / (1 + len(null)))
+
+    def calibrated(self, level: float = 0.95) -> pd.DataFrame | None:
+        """(s - t) / (s_max - t): 1 for identical models, at most 0 for scores that the null reaches.
+
+        t is the `level` quantile of the null on its closer side, s_max what a model scores against itself. The bias
+        that width and N give to a measure (biased CKA, k-NN) is in the null too, so calibrated scores of models of
+        different widths can be compared. Not clamped. None without permutations; nan on the diagonal.
+
+        Source: Gröger, Wen and Brbić, ICML 2026 (arXiv 2602.14486).
+
+        Raises:
+            ValueError: the measure has no fixed score for identical models.
+        """
+        if self.permuted is not None and self.measure.self_score is None:
+            raise ValueError(f"{self.name} has no fixed score for identical models to calibrate with")
+        best = self._sign * (self.measure.self_score or 0.0)
+
+        def calibrate(score: float, null: np.ndarray) -> float:
+            threshold = np.quantile(null, level)
+            return (score - threshold) / (best - threshold)
+
+        return self._with_null(calibrate)
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.measure.larger_is_closer else -1
+
+    def _with_null(self, compute: Callable[[float, np.ndarray], float]) -> pd.DataFrame | None:
+        """`compute(score, null)` for each pair of models, both with the sign that makes larger closer."""
+        if self.permuted is None:
+            return None
+        table = self.scores.copy()
+        for row, column in itertools.product(table.index, table.columns):
+            score, null = table.at[row, column], np.array(self.permuted.at[row, column])
+            undefined = row == column or np.isnan(score) or np.isnan(null).any()
+            table.at[row, column] = math.nan if undefined else compute(self._sign * score, self._sign * null)
+        return table
+
 
 def pairwise(
     inputs: Mapping[str, Any],
     measures: Iterable[AnyMeasure],
     *,
     permutations: int = 0,
+    ci: float | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     on_result: Callable[[Comparison], None] | None = None,
@@ -82,6 +132,12 @@ def pairwise(
         measures: what to compute; several of them at once share what they can.
         permutations: how often to score each pair (and each model with itself) with the second model's images
             permuted at random: the baseline. The permutations depend on `seed` and N alone.
+        ci: level of confidence intervals over images, e.g. 0.95; None for none. Functional measures: percentiles of
+            1000 bootstrap samples of the images. Representational ones: the score -+ Student's t times the standard
+            error of a delete-group jackknife (20 random groups, each left out in turn; 20 times the time), because
+            duplicated images would break k-NN and debiased CKA. RTD: -+ Student's t times the standard error
+            over its trials. On the diagonal the ends are the self-score.
+        seed: of permutations, bootstrap samples and jackknife groups.
         device: where to compute; default: where each input is.
         on_result: called with each finished measure.
         quiet: no progress bars.
@@ -92,29 +148,27 @@ def pairwise(
         `failure`, and the others go on.
     """
     names = list(inputs)
-    scorer = _Scorer(permutations, seed, device)
+    scorer = _Scorer(permutations, ci, seed, device, quiet)
     results: dict[str, Comparison] = {}
     for group in _groups(measures):
-        if isinstance(group[0], Measure):
-            found = [_start(measure, names, names, permutations) for measure in group]
+        first = group[0]
+        if isinstance(first, Measure):
             pairs = list(itertools.combinations(names, 2))
             if not all(measure.symmetric for measure in group):
                 pairs += [(b, a) for a, b in pairs]
-            if permutations:
+            if permutations or any(measure.self_score is None for measure in group):
                 pairs += [(name, name) for name in names]
-            prepared = scorer.prepare(found, inputs, names)
-            for a, b in _bar(pairs, found, quiet):
-                scorer.score(found, prepared, a, b, cell=(a, b))
-            for comparison in found:
-                _mirror(comparison, names)
-        elif isinstance(group[0], Statistic):
-            found = [_start(measure, [0], names) for measure in group]
-            for name in names:
-                scorer.statistic(found, inputs, name, cell=(0, name))
+            rows, columns, cells = names, names, {pair: pair for pair in pairs}
+        elif isinstance(first, Statistic):
+            rows, columns, cells = [0], names, {(name,): (0, name) for name in names}
         else:
-            found = [_start(measure, [0], [measure.name]) for measure in group]
-            for comparison in found:
-                scorer.set_statistic(comparison, inputs, cell=(0, comparison.name))
+            rows, columns, cells = [0], [first.name], {tuple(names): (0, first.name)}
+        found = [_start(measure, rows, columns, scorer) for measure in group]
+        scorer.fill(found, inputs, cells)
+        for comparison in found:
+            if isinstance(first, Measure):
+                _mirror(comparison, names)
+            _set_diagonal(comparison, names)
         _finish(found, results, on_result)
     return results
 
@@ -125,6 +179,7 @@ def rowwise(
     measures: Iterable[AnyMeasure],
     *,
     permutations: int = 0,
+    ci: float | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     on_result: Callable[[Comparison], None] | None = None,
@@ -138,18 +193,18 @@ def rowwise(
         inputs_of: source model -> (model name -> its representation or `Outputs` on the source's images, same order).
             Called once per source, so that only one source's inputs need to be in memory.
         on_source: called after each source with the tables so far (nan where not reached).
-        measures, permutations, seed, device, on_result, quiet: as for `pairwise`; on_result at the end.
+        measures, permutations, ci, seed, device, on_result, quiet: as for `pairwise`; on_result at the end.
 
     Returns:
         Measure name -> `Comparison`, oriented as published: cell (row j, column i) compares models i and j on the
         images of i. The diagonal of a measure is its self-score; that of a statistic is computed.
     """
     names = list(names)
-    scorer = _Scorer(permutations, seed, device)
+    scorer = _Scorer(permutations, ci, seed, device, quiet)
     groups = []
     for group in _groups(measures):
         rows = [0] if isinstance(group[0], SetStatistic) else names
-        groups.append([_start(measure, rows, names, permutations) for measure in group])
+        groups.append([_start(measure, rows, names, scorer) for measure in group])
     everything = {comparison.name: comparison for found in groups for comparison in found}
     for done, source in enumerate(names):
         inputs = inputs_of(source)
@@ -159,24 +214,329 @@ def rowwise(
         for found in groups:
             measure = found[0].measure
             if isinstance(measure, Measure):
-                prepared = scorer.prepare(found, inputs, names, where=f"on the images of {source}")
-                others = names if permutations else [name for name in names if name != source]
-                for other in _bar(others, found, quiet, f" on {source} ({done + 1}/{len(names)})"):
-                    scorer.score(found, prepared, source, other, cell=(other, source))
-                for comparison in found:
-                    comparison.scores.at[source, source] = comparison.measure.self_score
+                diagonal = permutations or any(comparison.measure.self_score is None for comparison in found)
+                cells = {(source, other): (other, source) for other in names if diagonal or other != source}
             elif isinstance(measure, Statistic):
-                for name in names:
-                    scorer.statistic(found, inputs, name, cell=(name, source))
+                cells = {(name,): (name, source) for name in names}
             else:
-                for comparison in found:
-                    scorer.set_statistic(comparison, inputs, cell=(0, source))
+                cells = {tuple(names): (0, source)}
+            scorer.fill(found, inputs, cells, f" on the images of {source}", f" ({done + 1}/{len(names)})")
+            for comparison in found:
+                _set_diagonal(comparison, [source])
         if on_source is not None:
             on_source(source, everything)
     results: dict[str, Comparison] = {}
     for found in groups:
         _finish(found, results, on_result)
     return results
+
+
+BOOTSTRAP_DRAWS = 1000
+JACKKNIFE_GROUPS = 20
+
+Cells = Mapping[tuple[str, ...], tuple[Any, Any]]  # model, pair or set of models -> cell of the table
+
+
+class _Scorer:
+    """Prepares models and scores them; failures and undefined scores go into the comparisons, with names."""
+
+    def __init__(
+        self, permutations: int, ci: float | None, seed: int, device: torch.device | str | None, quiet: bool
+    ) -> None:
+        if ci is not None and not 0 < ci < 1:
+            raise ValueError(f"the level of confidence intervals lies between 0 and 1, got {ci}")
+        self.permutations = permutations
+        self.ci = ci
+        self.seed = seed
+        self.device = device
+        self.quiet = quiet
+
+    def fill(
+        self, found: list[Comparison], inputs: Mapping[str, Any], cells: Cells, where: str = "", progress: str = ""
+    ) -> None:
+        """Score what `cells` names, with intervals if asked; `found` are measures that share a preparation."""
+        sizes = self._score_all(found, inputs, cells, where, progress)
+        left = [comparison for comparison in found if self.ci and _method(comparison.measure) == "jackknife"]
+        if left and not _failed(left):
+            self._jackknife(left, inputs, cells, min(sizes), where + progress)
+
+    def _score_all(
+        self, found: list[Comparison], inputs: Mapping[str, Any], cells: Cells, where: str, progress: str = ""
+    ) -> set[int]:
+        """Score all cells; returns the numbers of images met."""
+        measure = found[0].measure
+        sizes: set[int] = set()
+        if isinstance(measure, Statistic):
+            for (name,), cell in cells.items():
+                rep = to_device(inputs[name], self.device)
+                sizes.add(len(rep))
+                for comparison in found:
+                    self._try(comparison, name + where, cell, comparison.measure, rep)
+            return sizes
+        prepared = {}
+        for name in dict.fromkeys(itertools.chain.from_iterable(cells)):
+            try:
+                prepared[name] = measure.prepare(to_device(inputs[name], self.device))
+            except _FAILURES as error:
+                _fail(found, name + where, error)
+                return sizes
+        sizes = {len(model) for model in prepared.values()}
+        title = ", ".join(comparison.name for comparison in found) + where + progress
+        bar = tqdm(cells.items(), desc=title, unit="pair", disable=self.quiet or isinstance(measure, SetStatistic))
+        for models, cell in bar:
+            if isinstance(measure, SetStatistic):
+                self._set_statistic(found[0], [prepared[name] for name in models], cell)
+                continue
+            if _failed(found):
+                continue
+            a, b = (prepared[name] for name in models)
+            subject = " and ".join(models) + where
+            if models[0] != models[1] or any(comparison.measure.self_score is None for comparison in found):
+                self._pair(found, a, b, subject, cell)
+            for order in () if _failed(found) else self.orders(len(b)):
+                self._permuted_pair(found, a, b.permute(order), subject, cell)
+        return sizes
+
+    def orders(self, n: int) -> Iterator[torch.Tensor]:
+        """The permutations of n images: the same for every pair of models."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return (torch.randperm(n, generator=generator).to(self.device) for _ in range(self.permutations))
+
+    def _pair(self, found: list[Comparison], a: Any, b: Any, subject: str, cell: tuple[Any, Any]) -> None:
+        pair = None
+        for comparison in found:
+            measure = comparison.measure
+            try:
+                pair = pair or Pair(a, b)
+            except ValueError as error:
+                _fail(found, subject, error)
+                return
+            self._try(comparison, subject, cell, measure.score, pair)
+            if comparison.failure is not None:
+                continue
+            if measure.per_trial is not None:
+                trials = pair.once(measure.per_trial).cpu().numpy()
+                comparison.spread.at[cell] = _spread(trials)
+            if self.ci and _method(measure) == "trials":
+                self._write_t_interval(comparison, cell, _spread(trials) / math.sqrt(len(trials)), len(trials) - 1)
+            elif self.ci and _method(measure) == "bootstrap":
+                with full_precision():
+                    self._bootstrap(comparison, cell, len(a), partial(_resample_pair, measure, pair))
+
+    def _permuted_pair(self, found: list[Comparison], a: Any, b: Any, subject: str, cell: tuple[Any, Any]) -> None:
+        pair = Pair(a, b)
+        for comparison in found:
+            if comparison.failure is None:
+                try:
+                    with full_precision():
+                        score = _listen(comparison, f"{subject}, permuted", comparison.measure.score, pair)
+                    comparison.permuted.at[cell].append(score)
+                except _FAILURES as error:
+                    _fail([comparison], subject, error)
+
+    def _set_statistic(self, comparison: Comparison, models: list[Any], cell: tuple[Any, Any]) -> None:
+        compute = comparison.measure.compute
+        self._try(comparison, "the set of models", cell, compute, models)
+        if self.ci and comparison.failure is None:
+            self._bootstrap(comparison, cell, len(models[0]), partial(_resample_set, compute, models))
+
+    def _try(
+        self, comparison: Comparison, subject: str, cell: tuple[Any, Any], compute: Callable[[Any], float], on: Any
+    ) -> None:
+        """Write `compute(on)` to a cell, or note why not."""
+        if comparison.failure is None:
+            try:
+                with full_precision():
+                    comparison.scores.at[cell] = _listen(comparison, subject, compute, on)
+            except _FAILURES as error:
+                _fail([comparison], subject, error)
+
+    def _bootstrap(
+        self,
+        comparison: Comparison,
+        cell: tuple[Any, Any],
+        n: int,
+        resample: Callable[[Iterator[torch.Tensor]], Iterator[float]],
+    ) -> None:
+        """Percentiles of the scores of images drawn with replacement; draws without a defined score are left out."""
+        generator = torch.Generator().manual_seed(self.seed)
+        draws = (torch.randint(n, (n,), generator=generator).to(self.device) for _ in range(BOOTSTRAP_DRAWS))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndefinedScore)
+            scores = np.array(list(resample(draws)))
+        scores = scores[~np.isnan(scores)]
+        tails = ((1 - self.ci) / 2, (1 + self.ci) / 2)
+        low, high = np.quantile(scores, tails) if len(scores) else (math.nan, math.nan)
+        comparison.low.at[cell], comparison.high.at[cell] = low, high
+
+    def _jackknife(self, found: list[Comparison], inputs: Mapping[str, Any], cells: Cells, n: int, where: str) -> None:
+        """Intervals from leaving out each of 20 random groups of images."""
+        groups = min(JACKKNIFE_GROUPS, n)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
+        scorer = _Scorer(0, None, self.seed, self.device, quiet=True)
+        rounds = []
+        title = ", ".join(comparison.name for comparison in found) + where + ": confidence"
+        for group in tqdm(order.chunk(groups), desc=title, unit="group", disable=self.quiet):
+            keep = torch.ones(n, dtype=torch.bool)
+            keep[group] = False
+            again = [_start(comparison.measure, *comparison.scores.axes, scorer) for comparison in found]
+            scorer._score_all(again, _Cut(inputs, keep), cells, where)
+            rounds.append(again)
+        for position, comparison in enumerate(found):
+            failure = next((again[position].failure for again in rounds if again[position].failure), None)
+            if failure is not None:
+                comparison.notes.append(f"no confidence intervals: without a group of images, {failure}")
+                continue
+            for cell in cells.values():
+                scores = np.array([again[position].scores.at[cell] for again in rounds])
+                error = math.sqrt((len(scores) - 1) / len(scores) * np.sum((scores - scores.mean()) ** 2))
+                self._write_t_interval(comparison, cell, error, len(scores) - 1)
+
+    def _write_t_interval(self, comparison: Comparison, cell: tuple[Any, Any], error: float, freedom: int) -> None:
+        from scipy.stats import t
+
+        half = error * float(t.ppf((1 + self.ci) / 2, freedom)) if freedom > 0 else math.nan
+        score = comparison.scores.at[cell]
+        comparison.low.at[cell], comparison.high.at[cell] = score - half, score + half
+
+
+_FAILURES = (ValueError, torch.linalg.LinAlgError)  # what a measure says about its input, or LAPACK about a matrix
+
+
+class _Cut(Mapping):
+    """The rows of every model's input that a mask keeps."""
+
+    def __init__(self, inputs: Mapping[str, Any], keep: torch.Tensor) -> None:
+        self.inputs = inputs
+        self.keep = keep
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.inputs[name]
+        if isinstance(value, Outputs):
+            labels = None if value.labels is None else self._rows(value.labels)
+            return Outputs(self._rows(value.logits), labels)
+        return self._rows(value)
+
+    def _rows(self, values: Any) -> torch.Tensor:
+        values = as_tensor(values)
+        return values[self.keep.to(values.device)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inputs)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def _method(measure: AnyMeasure) -> str:
+    """How the confidence interval of a measure is found."""
+    if isinstance(measure, SetStatistic):
+        return "bootstrap"
+    if isinstance(measure, Measure) and measure.per_trial is not None:
+        return "trials"
+    return "bootstrap" if isinstance(measure, Measure) and measure.bootstrap else "jackknife"
+
+
+def _resample_pair(measure: Measure, pair: Pair, draws: Iterator[torch.Tensor]) -> Iterator[float]:
+    if measure.per_image is not None:
+        values = measure.per_image(pair)
+        return (values[drawn].mean().item() for drawn in draws)
+    return (measure.score(Pair(pair.a.permute(drawn), pair.b.permute(drawn))) for drawn in draws)
+
+
+def _resample_set(
+    compute: Callable[[list[Any]], float], models: list[Any], draws: Iterator[torch.Tensor]
+) -> Iterator[float]:
+    return (compute([model.permute(drawn) for model in models]) for drawn in draws)
+
+
+def _spread(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def to_device(value: Any, device: torch.device | str | None) -> Any:
+    """A representation, or the logits and labels of `Outputs`, on `device` (None: where it is)."""
+    if isinstance(value, Outputs):
+        labels = None if value.labels is None else to_device(value.labels, device)
+        return Outputs(to_device(value.logits, device), labels)
+    return as_tensor(value) if device is None else as_tensor(value).to(device)
+
+
+def _groups(measures: Iterable[AnyMeasure]) -> list[list[AnyMeasure]]:
+    """Measures that share a preparation, in the order in which the first of each group was asked for."""
+    groups: dict[Any, list[AnyMeasure]] = {}
+    for measure in measures:
+        key = measure.prepare if isinstance(measure, Measure) else measure.name
+        groups.setdefault(key, []).append(measure)
+    names = [measure.name for group in groups.values() for measure in group]
+    if len(set(names)) < len(names):
+        raise ValueError(f"each measure can be asked for once, got {', '.join(names)}")
+    return list(groups.values())
+
+
+def _start(measure: AnyMeasure, rows: Iterable, columns: Iterable, scorer: _Scorer) -> Comparison:
+    """Empty tables for what the scorer will find."""
+    rows, columns = list(rows), list(columns)
+    comparison = Comparison(measure, pd.DataFrame(math.nan, index=rows, columns=columns))
+    if scorer.ci:
+        comparison.low, comparison.high = comparison.scores.copy(), comparison.scores.copy()
+    if isinstance(measure, Measure):
+        if scorer.permutations:
+            comparison.permuted = pd.DataFrame([[[] for _ in columns] for _ in rows], index=rows, columns=columns)
+        if measure.per_trial is not None:
+            comparison.spread = pd.DataFrame(0.0, index=rows, columns=columns)
+    return comparison
+
+
+def _mirror(comparison: Comparison, names: list[str]) -> None:
+    """Copy the upper triangle of a symmetric measure to the lower one."""
+    if comparison.measure.symmetric:
+        tables = [comparison.scores, comparison.spread, comparison.permuted, comparison.low, comparison.high]
+        for table in tables:
+            if table is not None:
+                for a, b in itertools.combinations(names, 2):
+                    table.at[b, a] = table.at[a, b]
+
+
+def _set_diagonal(comparison: Comparison, names: list[str]) -> None:
+    """What a model scores against itself by definition, where that is one number."""
+    if isinstance(comparison.measure, Measure) and comparison.measure.self_score is not None:
+        for table in (comparison.scores, comparison.low, comparison.high):
+            if table is not None:
+                for name in names:
+                    table.at[name, name] = comparison.measure.self_score
+
+
+def _finish(
+    found: list[Comparison], results: dict[str, Comparison], on_result: Callable[[Comparison], None] | None
+) -> None:
+    for comparison in found:
+        results[comparison.name] = comparison
+        if on_result is not None:
+            on_result(comparison)
+
+
+def _failed(found: list[Comparison]) -> bool:
+    return all(comparison.failure is not None for comparison in found)
+
+
+def _fail(found: list[Comparison], subject: str, error: Exception) -> None:
+    for comparison in found:
+        if comparison.failure is None:
+            comparison.failure = f"{subject}: {error}"
+
+
+def _listen(comparison: Comparison, subject: str, compute: Callable[[Any], float], argument: Any) -> float:
+    """`compute(argument)`, with the reason of an undefined score noted; other warnings pass."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UndefinedScore)
+        score = compute(argument)
+    for warning in caught:
+        if issubclass(warning.category, UndefinedScore):
+            comparison.notes.append(f"{subject}: {warning.message}")
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return score
 
 
 SUBGROUP_KS = (10, 50, 100)
@@ -369,168 +729,3 @@ SUBGROUP_MEASURES = {
     "rtd": _subgroup_rtd,
     "jacc": _subgroup_jaccard,
 }
-
-
-class _Scorer:
-    """Prepares models and scores pairs; failures and undefined scores go into the comparisons, with names."""
-
-    def __init__(self, permutations: int, seed: int, device: torch.device | str | None) -> None:
-        self.permutations = permutations
-        self.seed = seed
-        self.device = device
-
-    def prepare(
-        self, found: list[Comparison], inputs: Mapping[str, Any], names: list[str], where: str = ""
-    ) -> dict[str, Any]:
-        """Model name -> prepared model, by the preparation that the measures share; {} if it failed."""
-        prepared: dict[str, Any] = {}
-        for name in names:
-            if _failed(found):
-                return {}
-            try:
-                prepared[name] = found[0].measure.prepare(to_device(inputs[name], self.device))
-            except _FAILURES as error:
-                _fail(found, f"{name} {where}".strip(), error)
-        return prepared
-
-    def score(
-        self, found: list[Comparison], prepared: Mapping[str, Any], a: str, b: str, cell: tuple[Any, Any]
-    ) -> None:
-        """Write the scores of models a and b, and of a and permuted b, to a cell of each table."""
-        if _failed(found):
-            return
-        if a != b:
-            self._score_once(found, prepared[a], prepared[b], a, b, cell, permuted=False)
-        for order in self.orders(len(prepared[b])):
-            self._score_once(found, prepared[a], prepared[b].permute(order), a, b, cell, permuted=True)
-
-    def orders(self, n: int) -> Iterator[torch.Tensor]:
-        """The permutations of n images: the same for every pair of models."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return (torch.randperm(n, generator=generator).to(self.device) for _ in range(self.permutations))
-
-    def _score_once(
-        self, found: list[Comparison], a: Any, b: Any, name_a: str, name_b: str, cell: tuple[Any, Any], permuted: bool
-    ) -> None:
-        pair = None
-        for comparison in found:
-            if comparison.failure is not None:
-                continue
-            measure = comparison.measure
-            try:
-                with full_precision():
-                    pair = pair or Pair(a, b)
-                    score = _listen(comparison, f"{name_a} and {name_b}", measure.score, pair)
-                    spread = measure.spread(pair) if measure.spread is not None and not permuted else None
-            except _FAILURES as error:
-                _fail([comparison], f"{name_a} and {name_b}", error)
-                continue
-            if permuted:
-                comparison.permuted.at[cell].append(score)
-            else:
-                comparison.scores.at[cell] = score
-            if spread is not None:
-                comparison.spread.at[cell] = spread
-
-    def statistic(self, found: list[Comparison], inputs: Mapping[str, Any], name: str, cell: tuple[Any, Any]) -> None:
-        """Write the statistics of one model to a cell of each table."""
-        for comparison in found:
-            if comparison.failure is None:
-                rep = to_device(inputs[name], self.device)
-                try:
-                    comparison.scores.at[cell] = _listen(comparison, name, comparison.measure, rep)
-                except _FAILURES as error:
-                    _fail([comparison], name, error)
-
-    def set_statistic(self, comparison: Comparison, inputs: Mapping[str, Any], cell: tuple[Any, Any]) -> None:
-        """Write the statistic of the whole set of models to a cell of its table."""
-        prepared = self.prepare([comparison], inputs, list(inputs))
-        if comparison.failure is None:
-            try:
-                comparison.scores.at[cell] = comparison.measure.compute(list(prepared.values()))
-            except _FAILURES as error:
-                _fail([comparison], "the set of models", error)
-
-
-_FAILURES = (ValueError, torch.linalg.LinAlgError)  # what a measure says about its input, or LAPACK about a matrix
-
-
-def to_device(value: Any, device: torch.device | str | None) -> Any:
-    """A representation, or the logits and labels of `Outputs`, on `device` (None: where it is)."""
-    if device is None:
-        return value
-    if isinstance(value, Outputs):
-        return Outputs(
-            to_device(value.logits, device), None if value.labels is None else to_device(value.labels, device)
-        )
-    return as_tensor(value).to(device)
-
-
-def _groups(measures: Iterable[AnyMeasure]) -> list[list[AnyMeasure]]:
-    """Measures that share a preparation, in the order in which the first of each group was asked for."""
-    groups: dict[Any, list[AnyMeasure]] = {}
-    for measure in measures:
-        key = measure.prepare if isinstance(measure, Measure) else measure.name
-        groups.setdefault(key, []).append(measure)
-    names = [measure.name for group in groups.values() for measure in group]
-    if len(set(names)) < len(names):
-        raise ValueError(f"each measure can be asked for once, got {', '.join(names)}")
-    return list(groups.values())
-
-
-def _start(measure: AnyMeasure, rows: list, columns: list, permutations: int = 0) -> Comparison:
-    scores = pd.DataFrame(np.nan, index=rows, columns=columns, dtype=float)
-    comparison = Comparison(measure, scores)
-    if isinstance(measure, Measure):
-        if permutations:
-            comparison.permuted = pd.DataFrame([[[] for _ in columns] for _ in rows], index=rows, columns=columns)
-        if measure.spread is not None:
-            comparison.spread = pd.DataFrame(0.0, index=rows, columns=columns)
-    return comparison
-
-
-def _mirror(comparison: Comparison, names: list[str]) -> None:
-    """Copy the upper triangle of a symmetric measure to the lower one, and set the diagonal to the self-score."""
-    if comparison.measure.symmetric:
-        tables = [table for table in (comparison.scores, comparison.spread, comparison.permuted) if table is not None]
-        for (a, b), table in itertools.product(itertools.combinations(names, 2), tables):
-            table.at[b, a] = table.at[a, b]
-    for name in names:
-        comparison.scores.at[name, name] = comparison.measure.self_score
-
-
-def _finish(
-    found: list[Comparison], results: dict[str, Comparison], on_result: Callable[[Comparison], None] | None
-) -> None:
-    for comparison in found:
-        results[comparison.name] = comparison
-        if on_result is not None:
-            on_result(comparison)
-
-
-def _failed(found: list[Comparison]) -> bool:
-    return all(comparison.failure is not None for comparison in found)
-
-
-def _fail(found: list[Comparison], subject: str, error: Exception) -> None:
-    for comparison in found:
-        if comparison.failure is None:
-            comparison.failure = f"{subject}: {error}"
-
-
-def _listen(comparison: Comparison, subject: str, compute: Callable[[Any], float], argument: Any) -> float:
-    """`compute(argument)`, with the reason of an undefined score noted; other warnings pass."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UndefinedScore)
-        score = compute(argument)
-    for warning in caught:
-        if issubclass(warning.category, UndefinedScore):
-            comparison.notes.append(f"{subject}: {warning.message}")
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return score
-
-
-def _bar(steps: list, found: list[Comparison], quiet: bool, where: str = "") -> tqdm:
-    names = ", ".join(comparison.name for comparison in found)
-    return tqdm(steps, desc=names + where, unit="pair", disable=quiet or _failed(found))

@@ -17,19 +17,24 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from univ.measures.base import Measure, Pair, Preparation, Prepared, UndefinedScore
-from univ.measures.cka import cka, cka_measure
+from univ.measures.cca import pwcca, pwcca_measure, svcca, svcca_measure
+from univ.measures.cka import biased_cka_measure, cka, cka_measure, rbf_cka, rbf_cka_measure
 from univ.measures.cosine import second_order_cosine, second_order_cosine_measure
 from univ.measures.functional import (
     Outputs,
     SetStatistic,
     ambiguity,
     ambiguity_statistic,
+    capa,
+    capa_measure,
     churn,
     churn_measure,
     disagreement,
     disagreement_measure,
     discrepancy,
     discrepancy_statistic,
+    error_consistency,
+    error_consistency_measure,
     jsd,
     jsd_measure,
     kappa,
@@ -39,15 +44,21 @@ from univ.measures.functional import (
 )
 from univ.measures.gulp import gulp, gulp_measure
 from univ.measures.neighbors import (
+    cknna,
+    cknna_measure,
     jaccard,
     jaccard_measure,
     joint_measure,
     joint_similarity,
+    mutual_knn,
+    mutual_knn_measure,
     rank_measure,
     rank_similarity,
 )
+from univ.measures.predictivity import linear_predictivity, linear_predictivity_measure
 from univ.measures.procrustes import procrustes, procrustes_measure
-from univ.measures.rtd import rtd, rtd_measure
+from univ.measures.rsa import rsa, rsa_measure
+from univ.measures.rtd import rtd, rtd_lite, rtd_lite_measure, rtd_measure
 from univ.measures.shape import shape_distance, shape_measure
 from univ.measures.statistics import (
     Statistic,
@@ -73,12 +84,27 @@ REP_MEASURES: dict[str, Callable[..., Measure]] = {
     "gulp": gulp_measure,
     "rtd": rtd_measure,
 }
+MORE_REP_MEASURES: dict[str, Callable[..., Measure]] = {  # beyond the study's list
+    "mutual_knn": mutual_knn_measure,
+    "cknna": cknna_measure,
+    "cka_biased": biased_cka_measure,
+    "cka_rbf": rbf_cka_measure,
+    "linreg": linear_predictivity_measure,
+    "svcca": svcca_measure,
+    "pwcca": pwcca_measure,
+    "rsa": rsa_measure,
+    "rtd_lite": rtd_lite_measure,
+}
 FUNC_MEASURES: dict[str, Callable[..., Measure]] = {
     "dis": disagreement_measure,
     "norm": normalized_disagreement_measure,
     "kappa": kappa_measure,
     "jsd": jsd_measure,
     "churn": churn_measure,
+}
+MORE_FUNC_MEASURES: dict[str, Callable[..., Measure]] = {
+    "error_consistency": error_consistency_measure,
+    "capa": capa_measure,
 }
 FUNC_STATISTICS: dict[str, Callable[..., SetStatistic]] = {
     "amb": ambiguity_statistic,
@@ -109,6 +135,8 @@ def build(registry: Mapping[str, Callable[..., T]], keys: Iterable[str], **setti
 __all__ = [
     "FUNC_MEASURES",
     "FUNC_STATISTICS",
+    "MORE_FUNC_MEASURES",
+    "MORE_REP_MEASURES",
     "REP_MEASURES",
     "REP_STATISTICS",
     "Measure",
@@ -121,21 +149,31 @@ __all__ = [
     "UndefinedScore",
     "ambiguity",
     "build",
+    "capa",
     "churn",
     "cka",
+    "cknna",
     "concentricity",
     "disagreement",
     "discrepancy",
+    "error_consistency",
     "gulp",
     "jaccard",
     "joint_similarity",
     "jsd",
     "kappa",
+    "linear_predictivity",
     "magnitude",
+    "mutual_knn",
     "normalized_disagreement",
     "procrustes",
+    "pwcca",
     "rank_similarity",
+    "rbf_cka",
+    "rsa",
     "rtd",
+    "rtd_lite",
     "second_order_cosine",
     "shape_distance",
+    "svcca",
 ]

@@ -64,13 +64,14 @@ def as_tensor(values: Rep) -> Tensor:
     return values.detach()
 
 
-def as_rep(rep: Rep, min_images: int = 2) -> Tensor:
+def as_rep(rep: Rep, min_images: int = 2, convert: bool = True) -> Tensor:
     """A representation as an (N, D) tensor: flattened, float32 (float64 stays), finite.
 
     Args:
         rep: (N, ...), row i from image i; half precision and integers become float32. Not changed, and not copied
             if it is an (N, D) float32 or float64 array.
         min_images: the fewest rows for which the measure is defined.
+        convert: False leaves the dtype, for memory-mapped files that are read and converted block by block.
 
     Raises:
         ValueError: too few rows, no columns, or values that are NaN or infinite.
@@ -83,13 +84,18 @@ def as_rep(rep: Rep, min_images: int = 2) -> Tensor:
     if len(rep) < min_images:
         raise ValueError(f"needs at least {min_images} images, got {len(rep)}")
     rep = rep.flatten(1)
-    rep = rep if rep.dtype == torch.float64 else rep.float()
+    rep = as_float(rep) if convert else rep
     for start in range(0, len(rep), BLOCK_ROWS):
-        finite = rep[start : start + BLOCK_ROWS].isfinite().all(dim=1)
+        finite = as_float(rep[start : start + BLOCK_ROWS]).isfinite().all(dim=1)
         if not finite.all():
             row = start + int((~finite).nonzero()[0])
             raise ValueError(f"the representation holds NaN or infinite values, first in row {row}")
     return rep
+
+
+def as_float(values: Tensor) -> Tensor:
+    """Values as float32, or float64 if they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 @dataclass(frozen=True)
@@ -173,19 +179,24 @@ class Measure:
         prepare: representation (or outputs) of one model -> what `score` wants. Compares equal to that of another
             measure with the same settings, so that both can use one result.
         score: Pair of prepared models -> score.
-        self_score: what a model scores against itself.
+        self_score: what a model scores against itself; None where that depends on the model.
         larger_is_closer: True for similarities, False for distances.
         symmetric: False if swapping the models changes the score.
-        spread: for measures that average over random trials, the standard deviation over the trials of a pair.
+        per_trial: for measures that average over random subsamples of the images: Pair -> the score of each of them.
+        bootstrap: True if resampled images, with their duplicates, give a valid score (not so for k-NN, RTD and
+            debiased CKA); then the rows of what `prepare` returns can be drawn with replacement by `permute`.
+        per_image: for bootstrap measures that are means over images: Pair -> (N,) float64, whose mean is the score.
     """
 
     name: str
     prepare: Callable[[Any], Any]
     score: Callable[[Pair], float]
-    self_score: float
+    self_score: float | None
     larger_is_closer: bool
     symmetric: bool = True
-    spread: Callable[[Pair], float] | None = None
+    per_trial: Callable[[Pair], Tensor] | None = None
+    bootstrap: bool = False
+    per_image: Callable[[Pair], Tensor] | None = None
 
     def compare(self, a: Any, b: Any) -> float:
         """Score of two prepared models.
@@ -205,9 +216,9 @@ class Centered(Prepared):
     """Rows of one representation after centring, read in blocks.
 
     Attributes:
-        rows: (N, D) float32 or float64; already centred unless `mean` is given.
-        mean: (D,) float64 still to be subtracted from each block: `rows` is then the caller's own array, which may
-            be memory-mapped and larger than memory.
+        rows: (N, D) float32 or float64, centred; the caller's own values, in whatever dtype, if `mean` is given.
+        mean: (D,) float64 still to be subtracted from each block: `rows` may then be memory-mapped and larger than
+            memory.
         square_norms: (N,) float64, squared norms of the centred rows.
     """
 
@@ -229,7 +240,7 @@ class Centered(Prepared):
 
     def block(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) centred rows."""
-        rows = self.rows[start:stop]
+        rows = as_float(self.rows[start:stop])
         return rows if self.mean is None else _subtract(rows, self.mean)
 
     def permute(self, order: Tensor) -> "Centered":
@@ -249,12 +260,12 @@ class Center(Preparation):
     min_images: int = 2
 
     def prepare(self, rep: Rep) -> Centered:
-        rows = as_rep(rep, self.min_images)
+        rows = as_rep(rep, self.min_images, convert=not self.stream)
         mean = column_mean(rows) if self.center else None
         if mean is not None and not self.stream:
             rows, mean = torch.cat([_subtract(block, mean) for block in rows.split(BLOCK_ROWS)]), None
-        blocks = rows.split(BLOCK_ROWS)
-        blocks = blocks if mean is None else (_subtract(block, mean) for block in blocks)
+        found = Centered(rows, mean, torch.empty(0))
+        blocks = (found.block(start, start + BLOCK_ROWS) for start in range(0, len(rows), BLOCK_ROWS))
         return Centered(rows, mean, torch.cat([block.double().square().sum(dim=1) for block in blocks]))
 
 

@@ -1,12 +1,26 @@
-"""Centred kernel alignment with a linear kernel, unbiased and biased: (N, D_a), (N, D_b) -> similarity, 1 = alike."""
+"""Centred kernel alignment: (N, D_a), (N, D_b) -> similarity, 1 = alike. Linear (unbiased, biased) and RBF kernels."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from univ.measures.base import Center, Centered, Measure, Pair, Rep, cross_product, gram, undefined
+from univ.measures.base import (
+    Center,
+    Centered,
+    Measure,
+    Pair,
+    Preparation,
+    Prepared,
+    Rep,
+    cross_product,
+    gram,
+    undefined,
+)
 
-_BLOCK = 1024  # columns per block of X'X, of which only the upper half is computed
+_BLOCK = 1024  # rows and columns per block of an N x N matrix
 
 
 def cka(x: Rep, y: Rep, *, unbiased: bool = True, stream: bool = False) -> float:
@@ -33,13 +47,146 @@ def cka(x: Rep, y: Rep, *, unbiased: bool = True, stream: bool = False) -> float
 
     Source: Kornblith et al., ICML 2019; HSIC_1: Song et al., JMLR 2012; Nguyen, Raghu and Kornblith, ICLR 2021.
     """
-    return cka_measure(unbiased=unbiased, stream=stream)(x, y)
+    measure = cka_measure if unbiased else biased_cka_measure
+    return measure(stream=stream)(x, y)
 
 
-def cka_measure(*, unbiased: bool = True, stream: bool = False) -> Measure:
-    """Measure `cka` (`cka_biased` with unbiased=False); see `cka`."""
-    name, score = ("cka", unbiased_cka) if unbiased else ("cka_biased", biased_cka)
-    return Measure(name, Center(stream=stream), score, self_score=1.0, larger_is_closer=True)
+def cka_measure(*, stream: bool = False) -> Measure:
+    """Measure `cka`; see `cka`."""
+    return Measure("cka", Center(stream=stream), unbiased_cka, self_score=1.0, larger_is_closer=True)
+
+
+def biased_cka_measure(*, stream: bool = False) -> Measure:
+    """Measure `cka_biased`; see `cka`."""
+    return Measure("cka_biased", Center(stream=stream), biased_cka, self_score=1.0, larger_is_closer=True)
+
+
+def rbf_cka(x: Rep, y: Rep, *, bandwidth: float = 1.0) -> float:
+    """CKA with Gaussian kernels, unbiased: HSIC_1 of K_ij = exp(-|x_i - x_j|^2 / (2 bandwidth^2 m)), m the median of
+    the squared distances between different images of a model.
+
+    Args:
+        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
+        bandwidth: in units of the root of that median; the smaller, the more local the comparison.
+
+    Returns:
+        Similarity of at most 1; 0 in expectation for unrelated models. Nan, with an `UndefinedScore` warning, if a
+        self-HSIC is not positive.
+
+    Raises:
+        ValueError: fewer than 4 images, half of the images equal, different numbers of images, NaN input.
+
+    Source: Kornblith et al., ICML 2019, section 5; unbiased as `cka`. The kernel matrices are made again, in blocks,
+    for each pair: N^2 (D_x + D_y) operations and no N x N matrix.
+    """
+    return rbf_cka_measure(bandwidth=bandwidth)(x, y)
+
+
+def rbf_cka_measure(*, bandwidth: float = 1.0) -> Measure:
+    """Measure `cka_rbf`; see `rbf_cka`."""
+    return Measure("cka_rbf", GaussianKernel(bandwidth), rbf_score, self_score=1.0, larger_is_closer=True)
+
+
+@dataclass(frozen=True)
+class Kernel(Prepared):
+    """A Gaussian kernel with zeroed diagonal, as blocks of the `Centered` rows that it is made from."""
+
+    rows: Centered
+    scale: float  # K_ij = exp(-|x_i - x_j|^2 / scale)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def permute(self, order: Tensor) -> "Kernel":
+        return self._permuted(rows=self.rows.permute(order))
+
+    def blocks(self) -> Iterator[tuple[Tensor, bool]]:
+        """(rows, columns) float64 blocks on and above the diagonal, and whether each stands for its mirror image."""
+        for row, column, squares in square_distances(self.rows):
+            block = (-squares / self.scale).exp()
+            if row == column:
+                block.fill_diagonal_(0)
+            yield block, row != column
+
+
+@dataclass(frozen=True)
+class GaussianKernel(Preparation):
+    """Find the width of the kernel: `bandwidth` times the root of the median squared distance."""
+
+    bandwidth: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.bandwidth > 0:
+            raise ValueError(f"the bandwidth of a kernel is positive, got {self.bandwidth}")
+
+    def prepare(self, rep: Rep) -> Kernel:
+        rows = Center(min_images=4).prepare(rep)
+        median = median_square_distance(rows)
+        if not median > 0:
+            raise ValueError("RBF CKA is not defined: half of the distances between images are 0")
+        return Kernel(rows, 2 * self.bandwidth**2 * median)
+
+
+def square_distances(a: Centered) -> Iterator[tuple[int, int, Tensor]]:
+    """Blocks (first row, first column, float64 squared distances) on and above the diagonal of the N x N matrix."""
+    for row in range(0, len(a), _BLOCK):
+        for column in range(row, len(a), _BLOCK):
+            products = (a.block(row, row + _BLOCK) @ a.block(column, column + _BLOCK).T).double()
+            norms_r, norms_c = a.square_norms[row : row + _BLOCK], a.square_norms[column : column + _BLOCK]
+            yield row, column, (norms_r[:, None] + norms_c - 2 * products).clamp(min=0)
+
+
+def median_square_distance(a: Centered) -> float:
+    """Median squared distance between different images, found in two passes over blocks: by the upper half of the
+    bits of float32, then by the lower half of those that agree with the median in the upper one."""
+    n = len(a)
+    wanted = (n * (n - 1) // 2 - 1) // 2  # position among the sorted distances; the lower of two middle ones
+    upper = None
+    for _ in range(2):
+        counts = torch.zeros(2**16, dtype=torch.int64, device=a.rows.device)
+        for row, column, squares in square_distances(a):
+            if row == column:
+                squares = squares[tuple(torch.triu_indices(*squares.shape, offset=1, device=squares.device))]
+            bits = squares.flatten().float().view(torch.int32)  # of values >= 0: in the order of the values
+            bits = bits >> 16 if upper is None else bits[bits >> 16 == upper] & 0xFFFF
+            counts += torch.bincount(bits, minlength=2**16)
+        found = int((counts.cumsum(0) > wanted).nonzero()[0])
+        if upper is None:
+            upper, wanted = found, wanted - int(counts[:found].sum())
+    return torch.tensor((upper << 16) + found, dtype=torch.int32).view(torch.float32).item()
+
+
+def rbf_score(pair: Pair) -> float:
+    """RBF CKA of two `Kernel`s."""
+    own = (model.once_any_order(kernel_self_hsic) for model in (pair.a, pair.b))
+    return normalized(kernel_hsic(pair), *own)
+
+
+def kernel_self_hsic(a: Kernel) -> float:
+    """HSIC_1 of a `Kernel` with itself."""
+    return kernel_hsic(Pair(a, a))
+
+
+def kernel_hsic(pair: Pair) -> float:
+    """HSIC_1 of two `Kernel`s."""
+    n = len(pair.a)
+    trace = 0.0
+    for (k, twice), (l, _) in zip(pair.a.blocks(), pair.b.blocks()):  # noqa: E741 - the symbols of the definition
+        trace += (1 + twice) * (k * l).sum().item()
+    sums_a, sums_b = pair.a.once(row_sums), pair.b.once(row_sums)
+    total = sums_a.sum().item() * sums_b.sum().item() / ((n - 1) * (n - 2))
+    return (trace + total - 2 / (n - 2) * torch.dot(sums_a, sums_b).item()) / (n * (n - 3))
+
+
+def row_sums(a: Kernel) -> Tensor:
+    """(N,) float64 sums of the rows of a `Kernel`."""
+    sums = torch.zeros(len(a), dtype=torch.float64, device=a.rows.rows.device)
+    starts = [(row, column) for row in range(0, len(a), _BLOCK) for column in range(row, len(a), _BLOCK)]
+    for (row, column), (block, twice) in zip(starts, a.blocks(), strict=True):
+        sums[row : row + _BLOCK] += block.sum(dim=1)
+        if twice:
+            sums[column : column + _BLOCK] += block.sum(dim=0)
+    return sums
 
 
 def unbiased_cka(pair: Pair) -> float:

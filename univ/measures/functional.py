@@ -66,6 +66,30 @@ def churn(a: Rep, b: Rep, alpha: float = 1.0) -> float:
     return churn_measure(alpha=alpha)(a, b)
 
 
+def error_consistency(a: Rep, b: Rep, labels: Rep) -> float:
+    """Cohen's kappa of being right: do predictions a, b (N,) err on the same images more than their accuracies imply?
+
+    (c - e) / (1 - e) with c the share of images on which both are right or both wrong and e = p q + (1 - p)(1 - q) its
+    expectation from the accuracies p, q. At most 1 = alike, 0 = independent errors. Nan, with an `UndefinedScore`
+    warning, if both are always right or always wrong.
+
+    Source: Geirhos, Meding and Wichmann, NeurIPS 2020, equations 1 to 3.
+    """
+    return error_consistency_score(Pair(as_predictions(a, labels), as_predictions(b, labels)))
+
+
+def capa(a: Rep, b: Rep, labels: Rep) -> float:
+    """Chance-adjusted probabilistic agreement (kappa_p) of logits a, b (N, C).
+
+    (c - e) / (1 - e) with c = mean over images of sum_o p_o q_o and e = p q + (1 - p)(1 - q) / (C - 1) for p, q the
+    mean probabilities of the label: agreement beyond that of models which, when wrong, spread evenly. At most 1, which
+    only one-hot probabilities reach; 0 = as expected. Nan, with an `UndefinedScore` warning, if both are always right.
+
+    Raises ValueError for fewer than 2 classes. Source: Goel et al., ICML 2025 (Great models think alike …), section 2.
+    """
+    return capa_measure()(Outputs(a, labels), Outputs(b, labels))
+
+
 def ambiguity(predictions: Sequence[Rep]) -> float:
     """Share of images on which any two of the models differ, from their predictions (N,): in [0, 1].
 
@@ -159,6 +183,41 @@ class RelativeConfidence(Preparation):
         return Probabilities((self.alpha * (logits - logits.amax(dim=1, keepdim=True))).exp())
 
 
+@dataclass(frozen=True)
+class LabelledProbabilities(Prepared):
+    """(N, C) float64 class probabilities of one model, and its mean probability of the label."""
+
+    values: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def permute(self, order: Tensor) -> "LabelledProbabilities":
+        return self._permuted(values=self.values[order], labels=self.labels[order])
+
+    @property
+    def accuracy(self) -> float:
+        return self.values.gather(1, self.labels[:, None]).mean().item()
+
+
+@dataclass(frozen=True)
+class LabelledSoftmax(Preparation):
+    """Class probabilities in float64, with the labels."""
+
+    def prepare(self, outputs: Outputs | Rep) -> LabelledProbabilities:
+        outputs = as_outputs(outputs)
+        if outputs.labels is None:
+            raise ValueError("this measure needs labels: pass Outputs(logits, labels)")
+        logits = as_logits(outputs.logits)
+        if logits.shape[1] < 2:
+            raise ValueError("CAPA needs at least 2 classes")
+        labels = as_predictions(outputs.labels, num_classes=logits.shape[1]).preds
+        if len(labels) != len(logits):
+            raise ValueError(f"{len(logits)} logits need as many labels, got {len(labels)}")
+        return LabelledProbabilities(logits.double().softmax(dim=1), labels.to(logits.device))
+
+
 def as_outputs(outputs: Outputs | Rep) -> Outputs:
     """Outputs as they are, bare logits as Outputs without labels."""
     return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
@@ -203,7 +262,12 @@ def as_predictions(preds: Rep, labels: Rep | None = None, num_classes: int | Non
 
 def disagreement_score(pair: Pair) -> float:
     """Disagreement of two `Predictions`."""
-    return (pair.a.preds != pair.b.preds).double().mean().item()
+    return differs(pair).mean().item()
+
+
+def differs(pair: Pair) -> Tensor:
+    """(N,) float64 1 where two `Predictions` differ, else 0."""
+    return (pair.a.preds != pair.b.preds).double()
 
 
 def normalized_disagreement_score(pair: Pair) -> float:
@@ -227,30 +291,60 @@ def kappa_score(pair: Pair) -> float:
 
 
 def jsd_score(pair: Pair) -> float:
-    """Mean Jensen-Shannon divergence of two `Probabilities`: H((p + q)/2) - (H(p) + H(q))/2."""
+    """Mean Jensen-Shannon divergence of two `Probabilities`."""
+    return jsd_per_image(pair).mean().item()
+
+
+def jsd_per_image(pair: Pair) -> Tensor:
+    """(N,) float64 Jensen-Shannon divergence of two `Probabilities`: H((p + q)/2) - (H(p) + H(q))/2."""
     a, b = pair.a.values, pair.b.values
     if a.shape != b.shape:
         raise ValueError(f"JSD needs the same classes in both models: got {a.shape[1]} and {b.shape[1]}")
-    own = (pair.a.once_any_order(mean_entropy) + pair.b.once_any_order(mean_entropy)) / 2
-    return max(0.0, entropy((a + b) / 2) / len(a) - own)  # rounding can dip below 0
+    together = torch.special.entr((a + b) / 2).sum(dim=1)
+    own = (pair.a.once(entropy) + pair.b.once(entropy)) / 2
+    return (together - own).clamp(min=0)  # rounding can dip below 0
 
 
-def mean_entropy(probabilities: Probabilities) -> float:
-    """Mean entropy in nats of `Probabilities`."""
-    return entropy(probabilities.values) / len(probabilities)
-
-
-def entropy(probs: Tensor) -> float:
-    """Sum over rows of the entropy in nats of (N, C) float64 probabilities."""
-    return torch.special.entr(probs).sum().item()
+def entropy(probabilities: Probabilities) -> Tensor:
+    """(N,) float64 entropy in nats of `Probabilities`."""
+    return torch.special.entr(probabilities.values).sum(dim=1)
 
 
 def churn_score(pair: Pair) -> float:
     """Surrogate churn of two `Probabilities` made by `RelativeConfidence`."""
+    return churn_per_image(pair).mean().item()
+
+
+def churn_per_image(pair: Pair) -> Tensor:
+    """(N,) float64 half the summed differences of two `Probabilities` made by `RelativeConfidence`."""
     a, b = pair.a.values, pair.b.values
     if a.shape != b.shape:
         raise ValueError(f"churn needs the same classes in both models: got {a.shape[1]} and {b.shape[1]}")
-    return (a - b).abs().sum().item() / (2 * len(a))
+    return (a - b).abs().sum(dim=1) / 2
+
+
+def error_consistency_score(pair: Pair) -> float:
+    """Error consistency of two `Predictions` with labels."""
+    p, q = 1 - pair.a.error_rate, 1 - pair.b.error_rate
+    right = [model.preds == model.labels for model in (pair.a, pair.b)]
+    observed = (right[0] == right[1]).double().mean().item()
+    expected = p * q + (1 - p) * (1 - q)
+    if not expected < 1:
+        return undefined("error consistency is not defined: both models are always right, or always wrong")
+    return (observed - expected) / (1 - expected)
+
+
+def capa_score(pair: Pair) -> float:
+    """CAPA of two `LabelledProbabilities`."""
+    a, b = pair.a.values, pair.b.values
+    if a.shape != b.shape:
+        raise ValueError(f"CAPA needs the same classes in both models: got {a.shape[1]} and {b.shape[1]}")
+    p, q = pair.a.accuracy, pair.b.accuracy
+    expected = p * q + (1 - p) * (1 - q) / (a.shape[1] - 1)
+    if not expected < 1:
+        return undefined("CAPA is not defined: both models are always right, and certain of it")
+    observed = (a * b).sum().item() / len(a)
+    return (observed - expected) / (1 - expected)
 
 
 def ambiguity_of(models: Sequence[Predictions]) -> float:
@@ -275,27 +369,52 @@ def _stack(models: Sequence[Predictions]) -> Tensor:
 
 def disagreement_measure() -> Measure:
     """Measure `dis`; see `disagreement`."""
-    return Measure("dis", Predict(), disagreement_score, self_score=0.0, larger_is_closer=False)
+    return Measure(
+        "dis", Predict(), disagreement_score, self_score=0.0, larger_is_closer=False, bootstrap=True, per_image=differs
+    )
 
 
 def normalized_disagreement_measure() -> Measure:
     """Measure `norm`; see `normalized_disagreement`."""
-    return Measure("norm", Predict(), normalized_disagreement_score, self_score=0.0, larger_is_closer=False)
+    return Measure(
+        "norm", Predict(), normalized_disagreement_score, self_score=0.0, larger_is_closer=False, bootstrap=True
+    )
 
 
 def kappa_measure() -> Measure:
     """Measure `kappa`; see `kappa`."""
-    return Measure("kappa", Predict(), kappa_score, self_score=1.0, larger_is_closer=True)
+    return Measure("kappa", Predict(), kappa_score, self_score=1.0, larger_is_closer=True, bootstrap=True)
 
 
 def jsd_measure() -> Measure:
     """Measure `jsd`; see `jsd`."""
-    return Measure("jsd", Softmax(), jsd_score, self_score=0.0, larger_is_closer=False)
+    return Measure(
+        "jsd", Softmax(), jsd_score, self_score=0.0, larger_is_closer=False, bootstrap=True, per_image=jsd_per_image
+    )
 
 
 def churn_measure(*, alpha: float = 1.0) -> Measure:
     """Measure `churn`; see `churn`."""
-    return Measure("churn", RelativeConfidence(alpha), churn_score, self_score=0.0, larger_is_closer=False)
+    return Measure(
+        "churn",
+        RelativeConfidence(alpha),
+        churn_score,
+        self_score=0.0,
+        larger_is_closer=False,
+        bootstrap=True,
+        per_image=churn_per_image,
+    )
+
+
+def error_consistency_measure() -> Measure:
+    """Measure `error_consistency`; see `error_consistency`."""
+    score = error_consistency_score
+    return Measure("error_consistency", Predict(), score, self_score=1.0, larger_is_closer=True, bootstrap=True)
+
+
+def capa_measure() -> Measure:
+    """Measure `capa`; see `capa`."""
+    return Measure("capa", LabelledSoftmax(), capa_score, self_score=None, larger_is_closer=True, bootstrap=True)
 
 
 def ambiguity_statistic() -> SetStatistic:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_rep, column_mean
+from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_rep, column_mean, undefined
 
 Function = Literal["cos_sim", "euc"]
 _BLOCK = 2000  # rows and columns of a block of the matrix of closeness: 16 MB in float32
@@ -80,6 +80,60 @@ def joint_measure(
     """Measure `rank_jacc`; see `joint_similarity`."""
     find = FindNeighbors(k, function, center, published)
     return Measure("rank_jacc", find, joint_score, self_score=1.0, larger_is_closer=True)
+
+
+def mutual_knn(x: Rep, y: Rep, *, neighbors: int = 10) -> float:
+    """Mean share of the nearest neighbours (by cosine, not centred) that an image has in both representations.
+
+    Args:
+        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
+        neighbors: how many of the nearest other images, 1 to N - 1.
+
+    Returns:
+        Similarity in [0, 1], 1 = same neighbours. Unrelated models have neighbors / (N - 1).
+
+    Raises:
+        ValueError: `neighbors` out of range, different numbers of images, NaN input.
+
+    Source: Huh, Cheung, Wang and Isola, ICML 2024 (The Platonic representation hypothesis).
+    """
+    return mutual_knn_measure(neighbors=neighbors)(x, y)
+
+
+def mutual_knn_measure(*, neighbors: int = 10) -> Measure:
+    """Measure `mutual_knn`; see `mutual_knn`."""
+    find = FindNeighbors(neighbors, "cos_sim", center=False)
+    return Measure("mutual_knn", find, mutual_knn_score, self_score=1.0, larger_is_closer=True)
+
+
+def cknna(x: Rep, y: Rep, *, neighbors: int = 10) -> float:
+    """CKA of the similarities between mutual nearest neighbours alone (CKNNA).
+
+    K_ij = cosine of x_i and x_j (not centred), L the same for y, both set to 0 unless j != i is among the nearest
+    neighbours of i in both models; then HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)), where the self-terms keep
+    each model's own neighbours. The masked matrices are sparse, and kept so: N x `neighbors` values.
+
+    Args:
+        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
+        neighbors: how many of the nearest other images, 2 to N - 1.
+
+    Returns:
+        Similarity of at most about 1, 1 = alike; not quite the same when x and y are swapped, because the mask is not
+        symmetric. Nan, with an `UndefinedScore` warning, if a self-term is not positive.
+
+    Raises:
+        ValueError: `neighbors` out of range, fewer than 4 images, different numbers of images, NaN input.
+
+    Source: Huh, Cheung, Wang and Isola, ICML 2024, appendix A and their released code (unbiased HSIC of the masked
+    kernels, without the 1e-6 that it adds to the denominator).
+    """
+    return cknna_measure(neighbors=neighbors)(x, y)
+
+
+def cknna_measure(*, neighbors: int = 10) -> Measure:
+    """Measure `cknna`; see `cknna`."""
+    find = FindNeighborSimilarities(neighbors)
+    return Measure("cknna", find, cknna_score, self_score=1.0, larger_is_closer=True, symmetric=False)
 
 
 @dataclass(frozen=True)
@@ -296,6 +350,36 @@ def _among_all(space: _Space, images: Tensor, k: int, own: float) -> Tensor:
     return torch.cat(found)
 
 
+@dataclass(frozen=True)
+class NeighborSimilarities(Prepared):
+    """`Neighbors`, and the (N, k) float64 cosine of each image with each of its neighbours."""
+
+    neighbors: Neighbors
+    cosines: Tensor
+
+    def __len__(self) -> int:
+        return len(self.cosines)
+
+    def permute(self, order: Tensor) -> "NeighborSimilarities":
+        return self._permuted(neighbors=self.neighbors.permute(order), cosines=self.cosines[order])
+
+
+@dataclass(frozen=True)
+class FindNeighborSimilarities(Preparation):
+    """Search neighbours by the cosine of rows that are not centred, and keep those cosines."""
+
+    k: int = 10
+
+    def prepare(self, rep: Rep) -> NeighborSimilarities:
+        if self.k < 2:
+            raise ValueError(f"CKNNA needs at least 2 neighbours, got {self.k}")
+        rep = as_rep(rep, min_images=4)
+        found = FindNeighbors(self.k, "cos_sim", center=False).prepare(rep)
+        image = torch.arange(len(rep), device=rep.device).repeat_interleave(self.k)
+        cosines = _Space.of(rep, "cos_sim", False).exact(image, found.indices.flatten().long())
+        return NeighborSimilarities(found, cosines.reshape(len(rep), self.k))
+
+
 def ranks_of_common(pair: Pair) -> Tensor:
     """(N, k) rank (from 1) that the j-th neighbour of image i in model b has in model a; 0 if it is not there."""
     a, b = pair.a.indices, pair.b.indices
@@ -343,3 +427,44 @@ def rank_score(pair: Pair) -> float:
 def joint_score(pair: Pair) -> float:
     """Joint (Jaccard times rank) similarity of two `Neighbors`."""
     return (jaccard_per_image(pair) * rank_per_image(pair)).mean().item()
+
+
+def mutual_knn_score(pair: Pair) -> float:
+    """Mutual k-NN of two `Neighbors`."""
+    return (pair.once(ranks_of_common) > 0).double().mean().item()
+
+
+def cknna_score(pair: Pair) -> float:
+    """CKNNA of two `NeighborSimilarities`."""
+    both = masked_hsic(pair)
+    a, b = (model.once_any_order(masked_self_hsic) for model in (pair.a, pair.b))
+    if not (a > 0 and b > 0):
+        return undefined(f"CKNNA is not defined: a self-term is not positive ({min(a, b):.3g})")
+    return both / math.sqrt(a) / math.sqrt(b)
+
+
+def masked_self_hsic(a: NeighborSimilarities) -> float:
+    """HSIC_1 of a model's similarities to its own neighbours."""
+    return masked_hsic(Pair(a, a))
+
+
+def masked_hsic(pair: Pair) -> float:
+    """HSIC_1 of K and L where both are 0 except at (i, j) with j a neighbour of i in both models.
+
+    The mask is not symmetric, so tr(KL) counts the entries (i, j) whose mirror (j, i) is there too.
+    """
+    a, b = pair.a, pair.b
+    ranks = ranks_of_common(Pair(a.neighbors, b.neighbors))
+    n = len(ranks)
+    row, position = (ranks > 0).nonzero(as_tuple=True)
+    column = b.neighbors.indices[row, position].long()
+    k, l = a.cosines[row, ranks[row, position].long() - 1], b.cosines[row, position]  # noqa: E741 - see cka.py
+    here, order = (row * n + column).sort()  # one number per entry
+    mirror = column * n + row
+    found = torch.searchsorted(here, mirror).clamp(max=max(0, len(here) - 1))
+    mirrored = here[found] == mirror
+    trace = (k * l[order[found]])[mirrored].sum()
+    columns_k = torch.zeros(n, dtype=k.dtype, device=k.device).index_add_(0, column, k)
+    rows_l = torch.zeros_like(columns_k).index_add_(0, row, l)
+    ones = k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * torch.dot(columns_k, rows_l)
+    return (trace + ones).item() / (n * (n - 3))

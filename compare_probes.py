@@ -4,10 +4,12 @@
     python compare_probes.py --runs runs/digits --split val --out results/probing/probe_agreement.csv
 
 Finds the best-accuracy checkpoints below --runs, predicts the representations each probe's model gave (val_reps.pt or
-reps.pt, as train_probe.py wrote or named them) and compares the probes of each data set with each other.
+reps.pt, as train_probe.py wrote or named them) and compares the probes of each data set with each other. A probe that
+was trained twice counts once.
 """
 
 import argparse
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,8 +101,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     preds: dict[str, Tensor] = {}
     about: dict[str, dict[str, Any]] = {}
+    seen: set[bytes] = set()
     for run in tqdm(found, desc="predict", unit="run", disable=args.quiet):
-        reps, loaded = repfiles.open_reps(run.reps), {name: probes.load(path) for name, path in run.checkpoints.items()}
+        loaded = {name: probes.load(path) for name, path in run.checkpoints.items()}
+        for name, (probe, _) in list(loaded.items()):
+            digest = hashlib.sha256(probe.weight.numpy().tobytes()).digest()
+            if digest in seen:  # trained twice with the same settings: it would agree perfectly with itself
+                logger.info("{} equals another probe: left out", name)
+                del loaded[name]
+            seen.add(digest)
+        if not loaded:
+            continue
+        reps = repfiles.open_reps(run.reps)
         of_run = probes.predictions([probe for probe, _ in loaded.values()], reps, device=args.device)
         for (name, (probe, saved)), classes in zip(loaded.items(), of_run):
             preds[name] = classes

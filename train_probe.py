@@ -30,6 +30,7 @@ from univ.errors import InputError
 from univ.models import Classifier
 
 DATASET_OF = {name: name for name in ("imagenet50", "imagenet100", "cifar10", "digits")} | {"imagenet1k": "imagenet"}
+EXTRACT_BATCH = 256  # images per forward pass at most: 1024 of them, fine for probes, need tens of GB in a wide ResNet
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--reps-dtype", choices=sorted(repfiles.DTYPES), default="float32", help="of extracted representations")
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("-b", "--batch", type=cli.positive_int, default=1024, help="representations per step, images per forward pass")
+    add("-b", "--batch", type=cli.positive_int, default=1024, help="representations per step of a probe")
     add("-w", "--workers", type=cli.non_negative_int, default=2, help="processes that decode images")
     add("--lr", type=cli.positive_number, default=5e-3, help="Adam's learning rate, falls to 1e-6 on a cosine")
     add("--epochs", type=cli.non_negative_int, default=10, help="0: only extract")
@@ -148,7 +149,7 @@ class Extractor:
                 images,
                 identity,
                 dtype=args.reps_dtype,
-                batch_size=args.batch,
+                batch_size=min(args.batch, EXTRACT_BATCH),
                 device=args.device,
                 workers=args.workers,
                 precision=args.precision,

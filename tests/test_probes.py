@@ -334,6 +334,19 @@ def test_compare_probes_leaves_out_what_has_not_finished(study, tmp_path):
         compare_probes.main(["--runs", str(tmp_path / "runs"), "--quiet"])
 
 
+def test_a_probe_trained_twice_counts_once(tmp_path):
+    torch.manual_seed(0)
+    trained = [probes.Probe(torch.randn(10, 4), torch.zeros(10), seed, 1, 0.1, 2.3) for seed in (0, 1)]
+    for start in ("first", "again"):
+        for i, probe in enumerate(trained):
+            probes.save(
+                tmp_path / "runs" / "vgg11" / start / str(i) / "best_acc_checkpoint.pt", probe, {"run": "vgg11"}
+            )
+    torch.save(torch.randn(20, 4), tmp_path / "runs" / "vgg11" / "val_reps.pt")
+    compare_probes.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.csv"), "--quiet"])
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 1
+
+
 def test_probes_of_different_images_are_not_compared(tmp_path):
     for number, n in enumerate((20, 30)):
         folder = tmp_path / "runs" / str(number)

@@ -82,15 +82,13 @@ class Data:
     """The images a run works on.
 
     Attributes:
-        train, val: from `univ.data.open_training`: what is trained on, and what the best epoch is chosen on.
-        train_indices, val_indices: (n,) positions to use; None: all.
+        train: what is trained on, with its augmentation; from `univ.data.open_training`.
+        val: what the best epoch is chosen on.
         workers: processes that decode images, where that is needed.
     """
 
     train: Images
     val: Images
-    train_indices: Tensor | None = None
-    val_indices: Tensor | None = None
     workers: int = 0
 
 
@@ -178,7 +176,6 @@ def evaluate(
     process: Distributed,
     workers: int = 0,
     precision: str = "fp32",
-    indices: Tensor | None = None,
     seed: int = 0,
     target: AttackTarget | None = None,
     quiet: bool = False,
@@ -189,7 +186,6 @@ def evaluate(
         model: on `process.device`; in evaluation mode meanwhile.
         images: read without augmentation.
         attack: threat model of the robust accuracy; None leaves it out.
-        indices: (n,) positions to evaluate on; None: all images.
         seed: of the attack's random starts.
         target: what to attack, where the caller has it already.
 
@@ -197,8 +193,7 @@ def evaluate(
         Score on the clean images, and on the attacked ones (None without an attack).
     """
     device = process.device
-    positions = torch.arange(len(images)) if indices is None else indices
-    mine = positions[process.rank :: process.world_size]
+    mine = torch.arange(process.rank, len(images), process.world_size)
     share = max(1, batch_size // process.world_size)
     loader = batches(images, share, device=device, workers=workers, indices=mine)
     clean, robust = Totals(device), Totals(device)
@@ -271,7 +266,7 @@ def fit(
         InputError: the checkpoint does not fit, sync_bn without CUDA, a batch that leaves a process less than two
             images, or the loss became NaN or infinite.
     """
-    run = _Run(model, data, recipe, saving, process, compile=compile, quiet=quiet)
+    run = Run(model, data, recipe, saving, process, compile=compile, quiet=quiet)
     runs.seed_everything(recipe.seed + process.rank)  # dropout draws from the global generators, per process
     if start_from is not None:
         run.restore(*start_from)
@@ -297,7 +292,7 @@ def _cudnn(precision: str) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-class _Run:
+class Run:
     """One training run: what lives from step to step, and what of it a checkpoint keeps."""
 
     def __init__(
@@ -344,7 +339,6 @@ class _Run:
             fused=True,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        size = len(data.train if data.train_indices is None else data.train_indices)
         self.batches = TrainingBatches(
             data.train,
             recipe.batch_size,
@@ -354,8 +348,7 @@ class _Run:
             rank=process.rank,
             world_size=process.world_size,
             # batch norm cannot normalise a single value, so a last batch that leaves a process one image is left out
-            drop_last=0 < size % recipe.batch_size < 2 * process.world_size,
-            **({} if data.train_indices is None else {"indices": data.train_indices}),
+            drop_last=0 < len(data.train) % recipe.batch_size < 2 * process.world_size,
         )
         self.epoch = 0  # completed
         self.step = 0  # completed in the epoch after it
@@ -383,7 +376,7 @@ class _Run:
         with bar:
             for pixels, labels in self.batches:
                 images_seen += self.batches.global_size(self.step)
-                rate = self._train_step(epoch, pixels, labels)
+                rate = self.train_step(epoch, pixels, labels)
                 self.step += 1
                 bar.update()
                 if self.step % BAR_STEPS == 0 and self.step < len(self.batches):
@@ -413,7 +406,7 @@ class _Run:
         seconds = time.monotonic() - began
         return record | {"seconds": seconds, "seconds_left": seconds * (recipe.epochs - epoch), "best": is_best}
 
-    def _train_step(self, epoch: int, pixels: Tensor, labels: Tensor) -> float:
+    def train_step(self, epoch: int, pixels: Tensor, labels: Tensor) -> float:
         """One step of the optimiser; returns its learning rate."""
         recipe, process = self.recipe, self.process
         rate = recipe.learning_rate((epoch - 1) * len(self.batches) + self.step, len(self.batches))
@@ -463,7 +456,6 @@ class _Run:
             process=self.process,
             workers=self.data.workers,
             precision=self.recipe.precision,
-            indices=self.data.val_indices,
             seed=self.recipe.seed,
             target=self.target,
             quiet=self.quiet,

@@ -8,10 +8,20 @@ import numpy as np
 import oracles
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 
 from univ import compare, measures
-from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, REP_MEASURES, REP_STATISTICS, Outputs, build
+from univ.measures import (
+    FUNC_MEASURES,
+    FUNC_STATISTICS,
+    MORE_FUNC_MEASURES,
+    MORE_REP_MEASURES,
+    REP_MEASURES,
+    REP_STATISTICS,
+    Outputs,
+    build,
+)
 
 NAMES = ["vgg", "resnet", "densenet"]
 
@@ -109,6 +119,129 @@ def test_rowwise_columns_are_the_models_whose_images_were_used():
         assert found["mag"].scores.loc[other, source] == pytest.approx(measures.magnitude(reps[other]))
     assert scores.loc["vgg", "resnet"] != scores.loc["resnet", "vgg"]
     assert (np.diag(scores) == 1).all()
+
+
+def test_stir_compares_a_model_with_itself_on_targets_and_on_inverted_images():
+    targets = representations()
+    inverted_through = {source: representations(seed=i + 1) for i, source in enumerate(NAMES)}
+    inverted_through["vgg"]["vgg"] = 2 * targets["vgg"]  # perfect inversion
+    found = compare.stir(targets, inverted_through.__getitem__, quiet=True)
+    assert found.name == "stir"
+    assert found.scores.loc["vgg", "vgg"] == pytest.approx(1)
+    expected = measures.cka(targets["resnet"], inverted_through["vgg"]["resnet"])
+    assert found.scores.loc["resnet", "vgg"] == pytest.approx(expected, abs=1e-12)
+    short = compare.stir(targets, lambda source: representations(40), quiet=True)
+    assert short.failure.startswith("vgg on the images of vgg: a comparison needs the same images")
+
+
+# Uncertainty
+
+
+def test_p_values_and_calibrated_scores_by_hand():
+    found = compare.pairwise(representations(), make("cka", "proc"), permutations=19, quiet=True)
+    for name, sign in (("cka", 1), ("proc", -1)):
+        comparison = found[name]
+        null = np.array(comparison.permuted.at["vgg", "resnet"])
+        score = comparison.scores.at["vgg", "resnet"]
+        assert comparison.p_values.at["vgg", "resnet"] == 1 / 20, "closer than every permutation"
+        threshold = sign * np.quantile(sign * null, 0.95)
+        expected = (score - threshold) / (comparison.measure.self_score - threshold)
+        assert comparison.calibrated().at["vgg", "resnet"] == pytest.approx(expected)
+        assert 0 < expected < 1
+        assert np.isnan(np.diag(comparison.p_values)).all()
+        comparison.scores.at["vgg", "resnet"] = null[3]  # not counting itself, as many as are closer
+        closer = np.sum(sign * null >= sign * null[3])
+        assert comparison.p_values.at["vgg", "resnet"] == (1 + closer) / 20
+    assert compare.pairwise(representations(), make("cka"), quiet=True)["cka"].p_values is None
+    linear = build(MORE_REP_MEASURES, ["linreg"])
+    found = compare.pairwise(representations(), linear, permutations=3, quiet=True)["linreg"]
+    with pytest.raises(ValueError, match="no fixed score"):
+        found.calibrated()
+
+
+def test_intervals_hold_the_score_and_grow_with_the_level():
+    measures_ = make("cka", "jacc", "mag", "rtd", batch=20, trials=4)
+    at95 = compare.pairwise(representations(), measures_, ci=0.95, quiet=True)
+    at50 = compare.pairwise(representations(), measures_, ci=0.5, quiet=True)
+    for name, wide in at95.items():
+        narrow = at50[name]
+        cells = [(0, "vgg")] if name == "mag" else [("vgg", "resnet"), ("resnet", "vgg")]
+        for cell in cells:
+            assert (
+                wide.low.at[cell]
+                < narrow.low.at[cell]
+                < wide.scores.at[cell]
+                < narrow.high.at[cell]
+                < wide.high.at[cell]
+            )
+    assert (np.diag(at95["cka"].low) == 1).all()
+    assert compare.pairwise(representations(), measures_, quiet=True)["cka"].low is None
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        compare.pairwise(representations(), measures_, ci=95, quiet=True)
+
+
+def test_jackknife_of_a_mean_is_its_standard_error():
+    """`mag` of one column is the absolute mean: leaving one image out gives the textbook standard error."""
+    x = torch.randn(20, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    found = compare.pairwise({"model": x}, make("mag"), ci=0.95, quiet=True)["mag"]
+    half = scipy.stats.t.ppf(0.975, 19) * x.std().item() / math.sqrt(20)
+    assert found.low.at[0, "model"] == pytest.approx(x.mean().item() - half)
+    assert found.high.at[0, "model"] == pytest.approx(x.mean().item() + half)
+
+
+def test_intervals_of_predictions_and_of_inverted_images():
+    registry = {**FUNC_MEASURES, **MORE_FUNC_MEASURES, **FUNC_STATISTICS}
+    found = compare.pairwise(outputs(400), build(registry, registry), ci=0.95, quiet=True)
+    for name, comparison in found.items():
+        cell = ("vgg", "resnet") if name in {**FUNC_MEASURES, **MORE_FUNC_MEASURES} else (0, name)
+        assert comparison.low.at[cell] <= comparison.scores.at[cell] <= comparison.high.at[cell], name
+        assert comparison.low.at[cell] < comparison.high.at[cell]
+    dis = found["dis"]  # close to the normal approximation of a share
+    share = dis.scores.at["vgg", "resnet"]
+    error = 1.96 * math.sqrt(share * (1 - share) / 400)
+    assert dis.high.at["vgg", "resnet"] - share == pytest.approx(error, rel=0.15)
+    rows = compare.rowwise(
+        NAMES, lambda source: representations(seed=len(source)), make("cka", "mag"), ci=0.9, quiet=True
+    )
+    assert (rows["cka"].low <= rows["cka"].scores).all().all()
+    assert (rows["mag"].low < rows["mag"].high).all().all()
+
+
+def test_no_interval_says_why():
+    found = compare.pairwise(representations(21), build(REP_MEASURES, ["jacc"], k=20), ci=0.95, quiet=True)["jacc"]
+    assert found.failure is None
+    assert found.scores.at["vgg", "resnet"] == 1
+    assert math.isnan(found.low.at["vgg", "resnet"])
+    assert "no confidence intervals: without a group of images, vgg: k=20" in found.notes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["cka", "proc", "jacc", "dis", "kappa"])
+def test_coverage_of_95_percent_intervals(key):
+    """Of intervals from samples of 300 images, the share that holds the score of 20 000."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(4, 8, generator=generator) for _ in range(2)]
+
+    def sample(n):
+        points = torch.randn(n, 4, generator=generator)
+        return {
+            name: points @ weights + 0.8 * torch.randn(n, 8, generator=generator)
+            for name, weights in zip(("a", "b"), maps)
+        }
+
+    measure = build({**REP_MEASURES, **FUNC_MEASURES}, [key], k=15)[0]
+    settings = {"quiet": True}
+    if key == "jacc":  # its expectation depends on N: the truth is the mean over samples of that size
+        truth = np.mean(
+            [compare.pairwise(sample(300), [measure], **settings)[key].scores.at["a", "b"] for _ in range(100)]
+        )
+    else:
+        truth = compare.pairwise(sample(20_000), [measure], **settings)[key].scores.at["a", "b"]
+    hits = 0
+    for _ in range(100):
+        found = compare.pairwise(sample(300), [measure], ci=0.95, **settings)[key]
+        hits += found.low.at["a", "b"] <= truth <= found.high.at["a", "b"]
+    assert hits >= 88  # jacc covers 99 %: each group left out also moves the k-th neighbours of the images that stay
 
 
 def outputs(n=60, seed=0):

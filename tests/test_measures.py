@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from univ import measures
-from univ.measures import MORE_REP_MEASURES, REP_MEASURES, REP_STATISTICS, Pair, UndefinedScore, build, neighbors
+from univ.measures import (
+    MORE_REP_MEASURES,
+    REP_MEASURES,
+    REP_STATISTICS,
+    Pair,
+    StreamedPair,
+    UndefinedScore,
+    base,
+    build,
+    neighbors,
+)
 from univ.measures.base import Center, Centered, full_precision
 from univ.measures.cka import self_hsic
 from univ.measures.neighbors import FindNeighbors, Neighbors, joint_score, rank_score
@@ -480,6 +490,54 @@ def test_streaming_gives_the_same_scores(pair, tmp_path):
     for key in ("cka", "proc"):
         assert make(key, stream=True)(*files) == pytest.approx(make(key)(*pair), abs=1e-12)
     assert Center(stream=True)(pair[0]).rows.data_ptr() == pair[0].data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32])
+def test_streaming_converts_block_by_block(dtype, pair, monkeypatch):
+    x, y = ((10 * rep).numpy().astype(dtype) for rep in pair)
+    expected = measures.cka(x, y)
+    monkeypatch.setattr(base, "BLOCK_ROWS", 16)
+    assert Center(stream=True)(x).rows.dtype == torch.from_numpy(x).dtype
+    assert measures.cka(x, y, stream=True) == pytest.approx(expected, abs=1e-7)
+    x = x.astype(np.float32)
+    x[13, 2] = math.nan
+    with pytest.raises(ValueError, match="first in row 13"):
+        measures.cka(x, y, stream=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_pass_over_batches_gives_the_same_scores(shape):
+    x, y = related(**SHAPES[shape])
+    streamed = StreamedPair()
+    for batch in torch.arange(len(x)).split(7):
+        streamed.update(x[batch], y[batch].numpy())
+    assert streamed.cka() == pytest.approx(measures.cka(x, y), abs=1e-6)
+    assert streamed.cka(unbiased=False) == pytest.approx(measures.cka(x, y, unbiased=False), abs=1e-6)
+    assert streamed.procrustes() == pytest.approx(measures.procrustes(x, y), abs=1e-6)
+    raw = measures.procrustes(x, y, normalize=False)
+    assert streamed.procrustes(normalize=False) == pytest.approx(raw, rel=1e-6)
+
+
+def test_batches_that_do_not_fit_are_errors(pair):
+    x, y = pair
+    streamed = StreamedPair()
+    with pytest.raises(ValueError, match="at least one batch"):
+        streamed.procrustes()
+    with pytest.raises(ValueError, match="4 images, got 0"):
+        streamed.cka()
+    streamed.update(x[:3], y[:3])
+    with pytest.raises(ValueError, match="4 images, got 3"):
+        streamed.cka()
+    with pytest.raises(ValueError, match="4 and 3"):
+        streamed.update(x[:4], y[:3])
+    with pytest.raises(ValueError, match=r"\[12, 9\] columns, got \[9, 9\]"):
+        streamed.update(y, y)
+    constant = StreamedPair()
+    constant.update(x, torch.full((60, 2), 0.1))
+    with pytest.warns(UndefinedScore):
+        assert math.isnan(constant.procrustes())
+    with pytest.warns(UndefinedScore):
+        assert math.isnan(constant.cka())
 
 
 def test_reduced_precision_switched_on_elsewhere_does_not_change_a_score(pair):

@@ -10,7 +10,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -229,6 +229,53 @@ def rowwise(
     for found in groups:
         _finish(found, results, on_result)
     return results
+
+
+def stir(
+    targets: Mapping[str, Any],
+    inverted_of: Callable[[str], Mapping[str, Any]],
+    *,
+    device: torch.device | str | None = None,
+    on_result: Callable[[Comparison], None] | None = None,
+    quiet: bool = False,
+) -> Comparison:
+    """STIR: does model j see the images inverted through model i as i does, that is, as their targets?
+
+    Score of (j | i) = CKA between j's representations of the target images and j's of the images that were inverted
+    through i towards them. At most 1, 1 = j shares the invariances of i. Directional.
+
+    Args:
+        targets: model name -> its representation (N, D) of the target images.
+        inverted_of: source model i -> (model name -> its representation of i's inverted images, in target order).
+        device, on_result, quiet: as for `rowwise`.
+
+    Returns:
+        Comparison named `stir`, oriented as `rowwise`: cell (row j, column i). The diagonal, how well the inversion
+        itself succeeded, is computed.
+
+    Source: Nanda et al., NeurIPS 2022 (Measuring representational robustness …), equation 1, with unbiased CKA.
+    """
+    names = list(targets)
+    measure = replace(cka_measure(), name="stir", self_score=None, symmetric=False)
+    scorer = _Scorer(0, None, 0, device, quiet)
+    comparison = _start(measure, names, names, scorer)
+    prepared: dict[str, Any] = {}
+    for source in tqdm(names, desc="stir", unit="source", disable=quiet):
+        inverted = inverted_of(source)
+        for name in names:
+            where = f"{name} on the images of {source}"
+            try:
+                if name not in prepared:
+                    prepared[name] = measure.prepare(to_device(targets[name], device))
+                seen = measure.prepare(to_device(inverted[name], device))
+                pair = Pair(prepared[name], seen)
+            except _FAILURES as error:
+                _fail([comparison], where, error)
+                break
+            scorer._try(comparison, where, (name, source), measure.score, pair)
+    if on_result is not None:
+        on_result(comparison)
+    return comparison
 
 
 BOOTSTRAP_DRAWS = 1000

@@ -67,6 +67,7 @@ from univ.measures.statistics import (
     magnitude,
     magnitude_statistic,
 )
+from univ.measures.streaming import StreamedPair
 
 # Command-line key -> factory. A factory takes its settings by keyword and returns a Measure (or a statistic).
 REP_STATISTICS: dict[str, Callable[..., Statistic]] = {
@@ -146,6 +147,7 @@ __all__ = [
     "Prepared",
     "SetStatistic",
     "Statistic",
+    "StreamedPair",
     "UndefinedScore",
     "ambiguity",
     "build",

@@ -234,6 +234,11 @@ class Centered(Prepared):
         return self.rows.shape[1]
 
     @property
+    def eps(self) -> float:
+        """Rounding unit of the blocks."""
+        return torch.finfo(torch.float64 if self.rows.dtype == torch.float64 else torch.float32).eps
+
+    @property
     def square_norm(self) -> float:
         """Squared Frobenius norm of the centred representation."""
         return self.square_norms.sum().item()

@@ -109,7 +109,7 @@ class PrincipalComponents(Preparation):
             values, left = torch.linalg.eigh(rows.double() @ rows.double().T)
             vectors = rows.double().T @ left / values.clamp(min=values[-1] * 1e-300).sqrt()
         values, vectors = values.flip(0), vectors.flip(1)
-        floor = max(len(values) * torch.finfo(torch.float64).eps, (4 * torch.finfo(rows.dtype).eps) ** 2)
+        floor = max(len(values) * torch.finfo(torch.float64).eps, (4 * centered.eps) ** 2)
         rank = int((values > floor * values[0]).sum())
         if self.variance < 1:
             share = values.clamp(min=0).cumsum(0) / values.clamp(min=0).sum()

@@ -228,16 +228,24 @@ def self_hsic(a: Centered) -> float:
     """HSIC_1 of a model with itself; 0 where what is left of its terms is only their rounding."""
     cross = a.once_any_order(self_cross_norm)
     value = hsic_from_norms(cross, a.square_norms, a.square_norms)
-    rounding = 8 * torch.finfo(a.rows.dtype).eps * cross / (len(a) * (len(a) - 3))
+    rounding = 8 * a.eps * cross / (len(a) * (len(a) - 3))
     return value if abs(value) > rounding else 0.0
 
 
-def hsic_from_norms(cross: float, a: torch.Tensor, b: torch.Tensor) -> float:
+def hsic_from_norms(cross: float, a: Tensor, b: Tensor) -> float:
     """HSIC_1 of centred representations: `cross` = |A'B|_F^2, a and b (N,) the squared norms of their rows."""
-    n = len(a)
-    dot = torch.dot(a, b).item()
-    total = a.sum().item() * b.sum().item()
-    return (cross - dot + total / ((n - 1) * (n - 2)) - 2 / (n - 2) * dot) / (n * (n - 3))
+    return hsic_from_sums(len(a), cross, torch.dot(a, b).item(), a.sum().item(), b.sum().item())
+
+
+def hsic_from_sums(n: int, cross: float, products: float, a: float, b: float) -> float:
+    """HSIC_1 of centred representations of n images.
+
+    Args:
+        cross: |A'B|_F^2.
+        products: sum over images of the product of both squared row norms.
+        a, b: sums of the squared row norms of either.
+    """
+    return (cross - products + a * b / ((n - 1) * (n - 2)) - 2 / (n - 2) * products) / (n * (n - 3))
 
 
 def cross_norm(pair: Pair) -> float:

@@ -82,7 +82,7 @@ class Whiten(Preparation):
             raise ValueError("GULP is not defined: the representation is constant")
         blocks = centered.rows.split(BLOCK_ROWS)
         covariance = sum(block.double().T @ block.double() for block in blocks) / centered.square_norm
-        root, own = inverse_root(covariance, self.ridge, torch.finfo(centered.rows.dtype).eps)
+        root, own = inverse_root(covariance, self.ridge, centered.eps)
         root *= math.sqrt(n / centered.square_norm)
         rows = torch.cat([(block.double() @ root).to(block.dtype) for block in blocks])
         return Whitened(Centered(rows, None, rows.double().square().sum(dim=1)), own)

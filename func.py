@@ -16,9 +16,9 @@ from torch import Tensor
 
 from univ import cli, scoring, setting
 from univ.activations import Extraction
-from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, Outputs
+from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, MORE_FUNC_MEASURES, Outputs
 
-REGISTRY = {**FUNC_MEASURES, **FUNC_STATISTICS}
+REGISTRY = {**FUNC_MEASURES, **FUNC_STATISTICS, **MORE_FUNC_MEASURES}
 ALL = ("dis", "norm", "kappa", "jsd", "churn", "amb", "disc")
 
 
@@ -27,15 +27,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     setting.add_arguments(parser)
     group = parser.add_argument_group("measures")
     add = group.add_argument
-    names = [*REGISTRY, "all"]
-    add("-f", "--func", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=", ".join(names))
+    names = [*REGISTRY, "all", "more"]
+    text = f"{', '.join(names)}. all: the original's list; more: {' '.join(MORE_FUNC_MEASURES)}"
+    add("-f", "--func", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=text)
     add("-a", "--alpha", type=cli.positive_number, default=1.0, help="exponent of the surrogate churn")
     add("-p", "--perturbs", type=cli.non_negative_int, default=0, help="random permutations for the baseline")
     parser.add_argument("-b", "--batch", type=cli.positive_int, default=64, help="images per forward pass")
     cli.add_common_arguments(parser, precision="fp32")
     args = parser.parse_args(argv)
     setting.check_arguments(parser, args)
-    wanted = {key for name in args.func for key in (ALL if name == "all" else (name,))}
+    groups = {"all": ALL, "more": tuple(MORE_FUNC_MEASURES)}
+    wanted = {key for name in args.func for key in groups.get(name, (name,))}
     args.measures = [key for key in REGISTRY if key in wanted]
     return args
 
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         root=args.results,
         arguments=vars(args),
         permutations=args.perturbs,
+        ci=args.ci,
         overwrite=args.overwrite,
         describe=accuracies,
     )

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from univ import cli, scoring, setting
 from univ.activations import Extraction
 from univ.errors import InputError
-from univ.measures import REP_MEASURES, REP_STATISTICS
+from univ.measures import MORE_REP_MEASURES, REP_MEASURES, REP_STATISTICS
 
-REGISTRY = {**REP_STATISTICS, **REP_MEASURES}
+REGISTRY = {**REP_STATISTICS, **REP_MEASURES, **MORE_REP_MEASURES}
 PAPER = ("jacc", "proc", "cka", "rtd")
 ALL = ("mag", "con", "cos", "jacc", "rank", "rank_jacc", "proc", "cka", "gulp", "rtd")
 
@@ -27,9 +27,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     setting.add_arguments(parser)
     group = parser.add_argument_group("measures")
     add = group.add_argument
-    names = [*REGISTRY, "all", "paper"]
-    text = "what to compute; paper: jacc proc cka rtd; all: every one but shape, which needs (N, C, H, W) activations"
-    add("-r", "--rep", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=f"{', '.join(names)}: {text}")
+    names = [*REGISTRY, "all", "paper", "more"]
+    text = (
+        f"{', '.join(names)}. paper: {' '.join(PAPER)}; all: the original's list, without shape, which reads "
+        f"(N, C, H, W) activations; more: {' '.join(MORE_REP_MEASURES)}"
+    )
+    add("-r", "--rep", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=text)
     add("-k", "--knn", type=cli.positive_int, default=500, help="neighbours per image of jacc, rank, rank_jacc")
     add("-f", "--function", choices=("euc", "cos_sim"), default="cos_sim", help="Euclidean or cosine neighbours")
     add("-c", "--center", type=int, choices=(0, 1), default=1, help="1: centre the representations (cka always does)")
@@ -52,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def select(names: Sequence[str]) -> list[str]:
     """The measures a list of names stands for, each once, in the registry's order."""
-    groups = {"all": ALL, "paper": PAPER}
+    groups = {"all": ALL, "paper": PAPER, "more": tuple(MORE_REP_MEASURES)}
     wanted = {key for name in names for key in groups.get(name, (name,))}
     return [key for key in REGISTRY if key in wanted]
 
@@ -95,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         root=args.results,
         arguments=vars(args),
         permutations=args.perturbs,
+        ci=args.ci,
         overwrite=args.overwrite,
         extract=activations if args.measures == ["shape"] else None,
     )

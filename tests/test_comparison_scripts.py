@@ -162,6 +162,34 @@ def test_baselines_hold_the_mean_and_the_single_scores(here):
     assert not Path("results/magnitude").exists()
 
 
+def test_intervals_and_null_tests_are_written_beside_the_matrix(here):
+    words = [*here, "-f", "dis", "-i", "1", "--ci", "-p", "19"]
+    func.main(words)
+    folder = Path("results/disagreement/inverted/digits")
+    matrix = read(folder / "dis_base_eps1_0.csv")
+    tables = {name: pd.read_csv(folder / f"dis_base_eps1_0_{name}.csv") for name in ("ci", "pvalue", "calibrated")}
+    assert all(len(table) == 6 for table in tables.values())
+    assert list(tables["ci"].columns) == ["model1", "model2", "score", "low", "high"]
+    assert ((tables["ci"].low <= tables["ci"].score) & (tables["ci"].score <= tables["ci"].high)).all()
+    assert tables["pvalue"].p_value.between(1 / 20, 1).all()
+    func.main([*here, "-f", "dis", "-i", "1", "--ci", "0.8"])
+    observed = read(folder / "dis_eps1_0.csv")  # the column is the source, which the long tables name first
+    narrow = pd.read_csv(folder / "dis_eps1_0_ci.csv").set_index(["model1", "model2"])
+    for (source, other), row in narrow.iterrows():
+        assert row.score == observed.loc[other, source]
+    wide = tables["ci"].set_index(["model1", "model2"])
+    assert ((narrow.high - narrow.low) <= (wide.high - wide.low)).all()
+    assert matrix.shape == observed.shape
+
+
+def test_measures_beyond_the_studys_list(here):
+    rep.main([*here, "-r", "cka_biased", "mutual_knn", "linreg"])
+    func.main([*here, "-f", "more"])
+    found = {path.name for path in Path("results").rglob("*_eps1_0.csv")}
+    assert {"error_consistency_eps1_0.csv", "capa_eps1_0.csv"} <= found
+    assert len(found) == 5
+
+
 def test_pooled_inverted_images_are_one_set_for_all(here):
     rep.main([*here, "-r", "cka", "-i", "1", "-s", "1", "--num-inputs", "30"])
     scores = read("results/cka/inverted/10000/digits/cka_sample_eps1_0.csv")

@@ -92,6 +92,14 @@ def non_negative_number(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number between 0 and 1, both excluded."""
+    value = number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
+    return value
+
+
 def existing_file(text: str) -> Path:
     """The path of a file that is there."""
     path = Path(text)

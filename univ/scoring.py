@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from loguru import logger
 from torch import Tensor
 
@@ -87,6 +88,7 @@ def run(
     root: Path,
     arguments: Mapping[str, Any],
     permutations: int = 0,
+    ci: float | None = None,
     overwrite: bool = False,
     extract: Callable[[str | None], Mapping[str, Extraction]] | None = None,
     describe: Callable[[str | None, Mapping[str, Extraction], Tensor], Any] | None = None,
@@ -100,13 +102,15 @@ def run(
         root: the results folder.
         arguments: of the command line, for the record beside each result.
         permutations: score each pair also with the second model's images permuted, this often.
+        ci: level of confidence intervals over images, written beside the scores; None for none.
         overwrite: compute results anew that are there already.
         extract: source of images -> extractions; default: the setting's own.
         describe: (source, extractions, labels) -> facts on the models for the record of every result.
     """
     todo = []
     for task in tasks:
-        status = results.check(root, task.file, task.settings)
+        extras = companions_of(task.measure, permutations, ci)
+        status = results.check(root, task.file, task.settings, companions=extras)
         if status and not overwrite:
             logger.info(status.reason)
             continue
@@ -140,9 +144,18 @@ def run(
             record["spread"] = comparison.spread.to_dict()
         scores = comparison.baseline if permutations else comparison.scores
         results.write(root, task.file, scores, task.settings, record, singles=comparison.permuted)
+        for name in companions_of(comparison.measure, permutations, ci):
+            table = companion_table(comparison, name)
+            results.write_companion(root, task.file, name, table, task.settings, {**record, "level": ci})
 
     measures = [task.measure for task in todo]
-    options = {"permutations": permutations, "seed": setting.seed, "device": setting.device, "quiet": setting.quiet}
+    options = {
+        "permutations": permutations,
+        "ci": ci,
+        "seed": setting.seed,
+        "device": setting.device,
+        "quiet": setting.quiet,
+    }
     if setting.rowwise:
         done = compare.rowwise(list(setting.models), inputs_of, measures, on_result=save, **options)
     else:
@@ -151,6 +164,34 @@ def run(
     if failed:
         logger.error("{} of {} measures could not be computed: {}", len(failed), len(done), ", ".join(failed))
     return len(failed)
+
+
+def companions_of(measure: AnyMeasure, permutations: int, ci: float | None) -> list[str]:
+    """The long tables that go beside a measure's scores: `ci`, `pvalue`, `calibrated`."""
+    if not isinstance(measure, Measure):
+        return []
+    names = ["ci"] if ci is not None else []
+    if permutations:
+        names += ["pvalue"] + (["calibrated"] if measure.self_score is not None else [])
+    return names
+
+
+def companion_table(comparison: Comparison, name: str) -> pd.DataFrame:
+    """One row per comparison of two models: model1 (on inverted images their source), model2, score and the companion.
+
+    Columns low, high for `ci`; p_value; calibrated.
+    """
+    columns = {"score": comparison.scores}
+    if name == "ci":
+        columns |= {"low": comparison.low, "high": comparison.high}
+    elif name == "pvalue":
+        columns["p_value"] = comparison.p_values
+    else:
+        columns["calibrated"] = comparison.calibrated()
+    models = list(comparison.scores.columns)
+    pairs = [(source, other) for source in models for other in models if source != other]
+    rows = [(a, b, *(table.loc[b, a] for table in columns.values())) for a, b in pairs]
+    return pd.DataFrame(rows, columns=["model1", "model2", *columns])
 
 
 def _merge(facts: Mapping[str | None, Mapping[str, Any]]) -> dict[str, Any]:

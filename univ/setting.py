@@ -27,6 +27,12 @@ from univ.results import exp_spellings
 COMPARED = ("sat6", "imagenet", "cifar10", "snli", "imagenet100", "imagenet50", "digits")
 TRAINED = ("imagenet", "cifar10", "imagenet100", "imagenet50", "digits")
 NUM_INPUTS = 10_000
+CI_HELP = (
+    "write confidence intervals over images at this level (0.95 when none is given) to ..._ci.csv beside the matrix. "
+    "func.py: percentiles of 1000 bootstrap samples of the images. rep.py: score -+ Student's t x standard error of a "
+    "delete-group jackknife (20 groups, 20 times the time), because a bootstrap's duplicates break k-NN, RTD and "
+    "debiased CKA; rtd: t x standard error over its trials"
+)
 INDEX_DIR = Path("results/indices")
 
 
@@ -105,6 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-comparisons", action="store_true", help="only fill the cache")
     add("--config-file-path", type=Path, help="write the arguments as JSON here, once")
     add("--overwrite", action="store_true", help="compute results anew that are there already")
+    add("--ci", type=cli.share, nargs="?", const=0.95, help=CI_HELP)
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

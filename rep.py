@@ -27,10 +27,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     setting.add_arguments(parser)
     group = parser.add_argument_group("measures")
     add = group.add_argument
-    names = [*REGISTRY, "all", "paper", "more"]
+    names = [*REGISTRY, "stir", "all", "paper", "more"]
     text = (
         f"{', '.join(names)}. paper: {' '.join(PAPER)}; all: the original's list, without shape, which reads "
-        f"(N, C, H, W) activations; more: {' '.join(MORE_REP_MEASURES)}"
+        f"(N, C, H, W) activations; more: {' '.join(MORE_REP_MEASURES)}; stir: with -i 1, needs inversion.py's reports"
     )
     add("-r", "--rep", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=text)
     add("-k", "--knn", type=cli.positive_int, default=500, help="neighbours per image of jacc, rank, rank_jacc")
@@ -48,6 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     setting.check_arguments(parser, args)
     args.measures = select(args.rep)
+    if "stir" in args.rep and (len(args.rep) > 1 or not args.inv or args.sample):
+        parser.error("-r stir compares inverted images with their targets: run it by itself, with -i 1")
     if "shape" in args.measures and len(args.measures) > 1:
         parser.error("-r shape reads (N, C, H, W) activations: run it by itself")
     return args
@@ -65,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     here = setting.start(args)
     if args.no_comparisons:
         here.fill_cache()
+        return
+    if args.rep == ["stir"]:
+        if scoring.run_stir(here, root=args.results, arguments=vars(args), overwrite=args.overwrite):
+            raise SystemExit(1)
         return
 
     n = min(here.inputs(source).n for source in here.sources)

@@ -117,7 +117,7 @@ def test_func_records_the_accuracies_that_the_bounds_need(study, here):
     func.main([*here, "-f", "all"])
     made = json.loads(Path("results/disagreement/standard/digits/dis_eps1_0.json").read_text())
     pixels, labels = regular_images()
-    order = torch.from_numpy(pd.read_csv("results/indices/digits/indices_0.csv")["0"].to_numpy())
+    order = torch.tensor(pd.read_csv("results/indices/digits/indices_0.csv")["0"].tolist())
     correct = forward(study, "vgg11", pixels[order])[1].argmax(1) == labels[order]
     assert made["num_classes"] == 10
     assert made["accuracy"]["vgg11"] == pytest.approx(correct.double().mean().item())
@@ -177,6 +177,9 @@ def test_intervals_and_null_tests_are_written_beside_the_matrix(here):
     narrow = pd.read_csv(folder / "dis_eps1_0_ci.csv").set_index(["model1", "model2"])
     for (source, other), row in narrow.iterrows():
         assert row.score == observed.loc[other, source]
+    func.main([*here, "-f", "dis", "-i", "1", "--ci", "0.5"])  # another level is computed, not taken as done
+    narrower = pd.read_csv(folder / "dis_eps1_0_ci.csv")
+    assert (narrower.high - narrower.low).sum() < (narrow.high - narrow.low).sum()
     wide = tables["ci"].set_index(["model1", "model2"])
     assert ((narrow.high - narrow.low) <= (wide.high - wide.low)).all()
     assert matrix.shape == observed.shape
@@ -188,6 +191,23 @@ def test_measures_beyond_the_studys_list(here):
     found = {path.name for path in Path("results").rglob("*_eps1_0.csv")}
     assert {"error_consistency_eps1_0.csv", "capa_eps1_0.csv"} <= found
     assert len(found) == 5
+
+
+def test_stir_compares_inverted_images_with_their_targets(study, here, tmp_path):
+    source = study / "data/digits/inverted/vgg11_eps1"
+    for arch in ARCHS:  # STIR needs one set of targets
+        (tmp_path / "inverted").mkdir(exist_ok=True)
+        for suffix in (".pt", ".csv"):
+            (tmp_path / "inverted" / f"{arch}_eps1{suffix}").symlink_to(source.with_suffix(suffix))
+    rep.main([*here, "-r", "stir", "-i", "1", "--inverted-imgs-dir", str(tmp_path / "inverted")])
+    scores = read("results/stir/inverted/digits/stir_eps1_0.csv")
+    pixels, _ = regular_images()
+    chosen = pd.read_csv(source.with_suffix(".csv"))["target_index"].tolist()
+    inverted = torch.load(source.with_suffix(".pt"), weights_only=True)
+    x, y = (forward(study, "resnet10", images)[0].double().numpy() for images in (pixels[chosen], inverted))
+    assert scores.loc["resnet10", "vgg11"] == pytest.approx(oracles.cka(x, y), abs=1e-6)
+    with pytest.raises(InputError, match="towards different images"):
+        rep.main([*here, "-r", "stir", "-i", "1"])
 
 
 def test_pooled_inverted_images_are_one_set_for_all(here):
@@ -276,6 +296,8 @@ def test_subgroups_on_inverted_images_compare_each_source_with_the_others(here):
         (rep, ["-s", "1"], "-i 1"),
         (rep, ["--no-comparisons"], "--cache-dir"),
         (rep, ["-r", "shape", "cka"], "shape"),
+        (rep, ["-r", "stir"], "-i 1"),
+        (rep, ["--ci", "95"], "between 0 and 1"),
         (func, ["-a", "0"], "above 0"),
         (func, ["-e", "first"], "expected a number"),
         (subgroup_sim, ["--cache-dir", "nowhere"], "nowhere"),

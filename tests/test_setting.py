@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from univ.errors import InputError
-from univ.setting import find_checkpoints, read_target_labels
+from univ.setting import find_checkpoints, read_report
 
 
 @pytest.mark.parametrize("below", ["", "eps1", "digits/eps1"])
@@ -25,7 +25,7 @@ def test_a_missing_checkpoint_and_a_missing_folder_are_named(tmp_path):
 def test_labels_come_from_the_report(tmp_path):
     report = tmp_path / "vgg11_eps1.csv"
     report.write_text("target_index,target_label\n5,3\n2,0\n")
-    assert read_target_labels(report).equal(torch.tensor([3, 0]))
+    assert read_report(report, "target_label").equal(torch.tensor([3, 0]))
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "target_label\nthree\n"])
@@ -33,4 +33,9 @@ def test_a_foreign_report_is_named(tmp_path, text):
     report = tmp_path / "vgg11_eps1.csv"
     report.write_text(text)
     with pytest.raises(InputError, match="target_label"):
-        read_target_labels(report)
+        read_report(report, "target_label")
+
+
+def test_a_missing_report_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no report .*vgg11_eps1\.csv"):
+        read_report(tmp_path / "vgg11_eps1.csv", "target_index")

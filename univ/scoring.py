@@ -25,9 +25,12 @@ NOT_IN_SETTINGS = ("workers", "stream")  # how a score is computed, not which sc
 
 @dataclass(frozen=True)
 class Task:
-    """One measure to compute: the measure, the file it goes to and what its numbers depend on."""
+    """One measure to compute: the measure, the file it goes to and what its numbers depend on.
 
-    measure: AnyMeasure
+    `measure` is None where a driver of its own computes it.
+    """
+
+    measure: AnyMeasure | None
     file: ResultFile
     settings: dict[str, Any]
 
@@ -110,13 +113,8 @@ def run(
     todo = []
     for task in tasks:
         extras = companions_of(task.measure, permutations, ci)
-        status = results.check(root, task.file, task.settings, companions=extras)
-        if status and not overwrite:
-            logger.info(status.reason)
-            continue
-        if status.path.exists():
-            logger.info("{}", "computing anew: --overwrite" if status else status.reason)
-        todo.append(task)
+        if not _done(root, task, overwrite, companions=extras, ci=ci if "ci" in extras else None):
+            todo.append(task)
     if not todo:
         return 0
 
@@ -146,7 +144,8 @@ def run(
         results.write(root, task.file, scores, task.settings, record, singles=comparison.permuted)
         for name in companions_of(comparison.measure, permutations, ci):
             table = companion_table(comparison, name)
-            results.write_companion(root, task.file, name, table, task.settings, {**record, "level": ci})
+            about = {**task.settings, "level": ci} if name == "ci" else task.settings
+            results.write_companion(root, task.file, name, table, about, record)
 
     measures = [task.measure for task in todo]
     options = {
@@ -164,6 +163,51 @@ def run(
     if failed:
         logger.error("{} of {} measures could not be computed: {}", len(failed), len(done), ", ".join(failed))
     return len(failed)
+
+
+def run_stir(setting: Setting, *, root: Path, arguments: Mapping[str, Any], overwrite: bool = False) -> int:
+    """Compute and save STIR on inverted images; return 1 if it could not be computed."""
+    file = ResultFile(
+        "stir",
+        dataset=setting.dataset,
+        models=setting.train_set,
+        eps=setting.eps,
+        exp=setting.exp,
+        inverted=True,
+        adversarial=setting.adversarial,
+    )
+    settings = {"measure": "stir", **setting.describe()}
+    if _done(root, Task(None, file, settings), overwrite):
+        return 0
+
+    def reps(found: Mapping[str, Extraction]) -> dict[str, Tensor]:
+        return {name: extraction.reps for name, extraction in found.items()}
+
+    comparison = compare.stir(
+        reps(setting.extract_targets()),
+        lambda source: reps(setting.extractions(source)),
+        device=setting.device,
+        quiet=setting.quiet,
+    )
+    if comparison.failure is not None:
+        logger.error("stir was not computed: {}", comparison.failure)
+        return 1
+    results.write(root, file, comparison.scores, settings, {"arguments": dict(arguments), **runs.provenance()})
+    return 0
+
+
+def _done(root: Path, task: Task, overwrite: bool, *, companions: Sequence[str] = (), ci: float | None = None) -> bool:
+    """Whether a task's files are there, made with its settings; says why they are kept or made anew."""
+    plain = [name for name in companions if name != "ci"]
+    status = results.check(root, task.file, task.settings, companions=plain)
+    if status and ci is not None:
+        status = results.check_csv(task.file.companion_path(root, "ci"), {**task.settings, "level": ci})
+    if status and not overwrite:
+        logger.info(status.reason)
+        return True
+    if status.path.exists():
+        logger.info("{}", "computing anew: --overwrite" if status else status.reason)
+    return False
 
 
 def companions_of(measure: AnyMeasure, permutations: int, ci: float | None) -> list[str]:

@@ -270,7 +270,7 @@ class Setting:
         """Labels of the targets: from the report beside the images, else --labels-path, else unknown."""
         report = path.with_suffix(".csv")
         if report.exists():
-            return read_target_labels(report)
+            return read_report(report, "target_label")
         return indices.read_labels(self.labels_path) if self.labels_path is not None else None
 
     def labels(self, source: str | None = None) -> Tensor:
@@ -309,8 +309,25 @@ class Setting:
 
     def extract(self, name: str, source: str | None = None, *, flatten: bool = True) -> Extraction:
         """One model's representations and logits of the images of `source`."""
-        images, chosen = self.images(source)
         label = name if source is None else f"{name} on images of {source}"
+        return self._extract(name, *self.images(source), label, flatten=flatten)
+
+    def extract_targets(self) -> dict[str, Extraction]:
+        """Every model's representations of the images that the inversions aimed at.
+
+        Raises:
+            InputError: a report is missing, or the models were inverted towards different images.
+        """
+        targets = {
+            source: read_report(path.with_suffix(".csv"), "target_index") for source, path in self.image_files.items()
+        }
+        first, *others = targets.values()
+        if not all(first.equal(other) for other in others):
+            raise InputError("the models were inverted towards different images: invert them with the same index files")
+        chosen = first[: self.num_inputs]
+        return {name: self._extract(name, self._images, chosen, f"{name} on targets") for name in self.models}
+
+    def _extract(self, name: str, images: Images, chosen: Tensor, label: str, *, flatten: bool = True) -> Extraction:
         with cli.precision(self.precision, self.device):
             loader = batches(images, self.batch, device=self.device, workers=self.workers, indices=chosen)
             model = self.classifier(name)
@@ -354,17 +371,19 @@ def start(args: argparse.Namespace) -> Setting:
     return Setting.from_args(args)
 
 
-def read_target_labels(report: Path) -> Tensor:
-    """(n,) int64 labels of the targets, from the report that inversion.py writes beside the images.
+def read_report(report: Path, column: str) -> Tensor:
+    """(n,) int64 column of the report that inversion.py writes beside the images, such as target_label.
 
     Raises:
-        InputError: the file is no such report.
+        InputError: there is no such file, or it is no such report.
     """
     try:
-        labels = pd.read_csv(report)["target_label"].astype("int64").to_list()
+        values = pd.read_csv(report)[column].astype("int64").to_list()
+    except FileNotFoundError as error:
+        raise InputError(f"there is no report {report} beside the images: inversion.py writes it") from error
     except (KeyError, ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{report} has no column target_label of whole numbers: {error}") from error
-    return torch.tensor(labels, dtype=torch.int64)
+        raise InputError(f"{report} has no column {column} of whole numbers: {error}") from error
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def find_checkpoints(names: list[str], train_set: str, eps: str, model_dir: Path | None) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from univ.attacks import Attack
 from univ.data import open_training
 from univ.data.images import TensorImages
 from univ.data.selection import select
+from univ.data.transforms import SmallImageAugmentation
 from univ.errors import InputError
 from univ.models import Classifier, build_model, checkpoints
 from univ.models.architectures import Arch
@@ -61,7 +62,7 @@ def tiny(seed: int = 0) -> Classifier:
 def data() -> Data:
     train, val = open_training("digits")
     return Data(
-        TensorImages(train.pixels[:150], train.labels[:150], name="some digits"),
+        TensorImages(train.pixels[:150], train.labels[:150], name="some digits", augment=SmallImageAugmentation()),
         TensorImages(val.pixels[:70], val.labels[:70], name="other digits"),
     )
 
@@ -276,6 +277,7 @@ def test_training_is_the_same_on_every_run(data, tmp_path):
 
 
 def test_a_step_is_that_of_plain_sgd_on_the_attacked_images(data, tmp_path):
+    data = Data(TensorImages(data.train.pixels, data.train.labels, name="as they are"), data.val)
     recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=150, schedule="step", attack=ATTACK)
     model = tiny()
     model.model.dropout.p = 0.0
@@ -298,6 +300,37 @@ def test_a_last_batch_of_one_image_is_left_out(data, tmp_path):
     _, records = train(rows, tmp_path, dataclasses.replace(RECIPE, epochs=1))
     saved = checkpoints.load_checkpoint(tmp_path / checkpoints.LATEST)
     assert saved["resume"]["steps_per_epoch"] == 2 and math.isfinite(records[0]["train_loss"])
+
+
+class CachesInEvaluation(Tiny):
+    """Keeps the scale of its pixels from the first forward in evaluation mode, as tiny_vit its attention biases."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.cached = None
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.cached = None if mode else self.cached
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and self.cached is None:
+            self.cached = 1 * self.scale
+        return super().forward(x * (self.scale if self.training else self.cached))
+
+
+def test_attacks_see_the_weights_of_the_moment(data):
+    model = Classifier(CachesInEvaluation(10), Arch(CachesInEvaluation, head="head"), "tiny", "digits", 10).train()
+    target = training.AttackTarget(model)
+    images = data.val.floats(slice(None))
+    target.of_now()(images)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+        model.model.norm1.running_mean += 0.1
+    found = target.of_now()(images)
+    assert torch.allclose(found, model.eval()(images), atol=1e-5)
 
 
 def test_divergence_is_an_error_that_says_what_to_do(data, tmp_path):

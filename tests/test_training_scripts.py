@@ -207,13 +207,18 @@ def tiny_lmdb(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_imagenet_training_and_evaluation(tiny_lmdb, tmp_path, capsys):
+@pytest.mark.parametrize("arch", ["resnet18", "tiny_vit_5m"])
+def test_imagenet_training_and_evaluation(arch, tiny_lmdb, tmp_path, capsys):
     save = tmp_path / "eps3"
-    common = ["-d", str(tiny_lmdb), "-n", "50", "-w", "0", "--quiet", "--device", "cpu", "-b", "4"]
-    imagenet_training.main([*common, "-m", "resnet18", "-s", str(save), "-a", "1", "-e", "1", "-p", "1"])
-    assert {"resnet18.ckpt", "checkpoint.pt.best"} <= {path.name for path in save.iterdir()}
-    imagenet_training.main([*common, "-t", "0", "-v", str(save / "resnet18.ckpt"), "-p", "1"])
-    assert "resnet18 on 4 images of imagenet50" in capsys.readouterr().out
+    common = ["-d", str(tiny_lmdb), "-n", "50", "-w", "1", "--quiet", "--device", "cpu", "-b", "4"]
+    imagenet_training.main([*common, "-m", arch, "-s", str(save), "-a", "1", "-e", "1", "-p", "1"])
+    assert {f"{arch}.ckpt", "checkpoint.pt.best"} <= {path.name for path in save.iterdir()}
+    (record,) = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
+    capsys.readouterr()
+    imagenet_training.main([*common, "-t", "0", "-v", str(save / f"{arch}.ckpt"), "-p", "1"])
+    printed = capsys.readouterr().out
+    assert f"{arch} on 4 images of imagenet50" in printed
+    assert f"robust accuracy {record['robust_accuracy']:.2f} %, loss {record['robust_loss']:.4f}" in printed
 
 
 # killed

@@ -236,17 +236,19 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     Without gradients for the weights, the layers keep less for the backward pass and compute only what the pixels
     need; in evaluation mode batch norm's running statistics do not move.
     """
-    training = [module for module in model.modules() if module.training]
+    training = {module for module in model.modules() if module.training}
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    for module in training:
-        module.training = False  # per module, not model.eval(): a part may have been in evaluation mode on purpose
+    model.eval()
     for weight in weights:
         weight.requires_grad_(False)
     try:
         yield model
     finally:
-        for module in training:
-            module.training = True
+        if training:
+            # through train(), where networks drop what they cached in evaluation mode (tiny_vit its attention biases)
+            model.train()
+            for module in model.modules():
+                module.training = module in training  # a part may have been in evaluation mode on purpose
         for weight in weights:
             weight.requires_grad_(True)
 

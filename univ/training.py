@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from univ import cli, files, runs
-from univ.attacks import Attack
+from univ.attacks import Attack, frozen
 from univ.data import Images
 from univ.data.loaders import TrainingBatches, batches, stream
 from univ.errors import InputError
@@ -158,12 +158,16 @@ class AttackTarget:
 
     def __init__(self, classifier: Classifier, *, compile: bool = False) -> None:
         self._classifier = classifier
-        self._folded = fold_batchnorm(classifier).to(memory_format=torch.channels_last)
+        # frozen: looking for what to fold runs the classifier in evaluation mode, which must leave nothing behind
+        with frozen(classifier):
+            self._folded = fold_batchnorm(classifier).to(memory_format=torch.channels_last)
         self._network = torch.compile(self._folded) if compile else self._folded
 
     def of_now(self) -> nn.Module:
         """The network to attack, with the classifier's weights of this moment."""
         self._folded.update(self._classifier)
+        self._folded.model.train()  # where networks drop what they cached in evaluation mode, from earlier weights
+        self._folded.model.eval()
         return self._network
 
 

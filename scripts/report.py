@@ -1,0 +1,49 @@
+"""Put a results folder into one HTML page: tables, figures, how each result was made, what is missing.
+
+    python scripts/report.py
+    python scripts/report.py --results smoke/results --data smoke/data --out smoke/report.html
+
+The page needs no other file and no network; it reads on a phone and prints.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(1, str(ROOT))  # univ, when it is not installed
+
+from loguru import logger
+
+from univ import cli, files, report, runs
+from univ.plots import Sources
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    add = parser.add_argument
+    add("--results", type=Path, default=Path("results"), help="folder of the result CSVs")
+    add("--data", type=Path, default=Path("data"), help="folder of the data, for the grids of inverted images")
+    add("--out", type=Path, help="the page; default: report.html in the results folder")
+    add("-e", "--exp", help="tag of the results to show; default: all, pooled")
+    add("-k", "--knn", type=cli.positive_int, default=10, help="neighbours of the Jaccard panels of the figures")
+    text = "CSVs the training scripts appended accuracies to; those in folders called accuracy are found without it"
+    add("--accuracy", nargs="+", type=cli.existing_file, default=[], metavar="CSV", help=text)
+    add("--readme", type=Path, default=ROOT / "README.md", help="its section on differences is repeated")
+    add("--quiet", action="store_true", help="warnings and errors only")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    runs.start(quiet=args.quiet)
+    sources = Sources(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
+    page = report.build(sources, args.readme)
+    out = args.out or args.results / "report.html"
+    files.write_text(out, page)
+    logger.info("wrote {} ({:.1f} MB)", out, len(page.encode()) / 1e6)
+
+
+if __name__ == "__main__":
+    cli.run(main)

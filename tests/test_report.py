@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,10 @@ def test_the_page_is_sound_and_needs_nothing_else(page, parsed):
     assert {"accuracy", "similarity", "agreement", "subgroups", "probes", "singles", "inverted"} <= set(parsed.ids)
     kinds = {picture["src"].split(";")[0] for picture in parsed.pictures}
     assert kinds == {"data:image/svg+xml", "data:image/png"}
+    heat_map = next(picture for picture in parsed.pictures if picture["alt"].startswith("CKA of every pair"))
+    image = b64decode(heat_map["src"].partition("base64,")[2]).decode()
+    points = float(re.search(r'width="([\d.]+)pt"', image)[1])
+    assert int(heat_map["width"]) == round(points * 96 / 72)
     assert len({picture["src"] for picture in parsed.pictures}) == len(parsed.pictures)
     for name in ("viewport", "color-scheme", '<html lang="en">'):
         assert name in page

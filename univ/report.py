@@ -7,6 +7,7 @@ pictures from `univ.plots`, so they are those of the figures and notebooks.
 import io
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -554,10 +555,16 @@ def _embedded(figure: Figure, name: str, caption: str, *, wide: bool = False) ->
     with matplotlib.rc_context(plots.STYLE | {"svg.hashsalt": "univ"}):
         if pixels:
             figure.savefig(file, format="png", dpi=150)
+            inches = figure.get_size_inches()
         else:
-            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    width, height = (round(96 * inches) for inches in figure.get_size_inches())  # CSS pixels
+            # the layout of heat maps, whose panels are square, leaves too little room for long names of models
+            box = {"bbox_inches": "tight", "pad_inches": 0.05} if wide else {}
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, **box)
+            size = re.search(rb'<svg [^>]*?width="([\d.]+)pt" height="([\d.]+)pt"', file.getvalue())
+            inches = float(size[1]) / 72, float(size[2]) / 72
+    width, height = (round(96 * length) for length in inches)  # CSS pixels
     default = "Box plots: quartiles, median, whiskers to the last score within 1.5 interquartile ranges."
+    caption = caption[0].upper() + caption[1:]
     alt = f"{caption} {_matching(name, KINDS_OF_PICTURE, default)}"
     return picture(
         file.getvalue(), "image/png" if pixels else "image/svg+xml", (width, height), caption, alt, wide=wide

@@ -4,6 +4,7 @@
 #   bash scripts/test.sh                 everything but the tests marked slow
 #   bash scripts/test.sh --slow          those too
 #   bash scripts/test.sh -k procrustes   further words go to pytest
+#   TEST_PROCESSES=1 bash scripts/test.sh    test processes (default: one per core, at most 4)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/env.sh
@@ -15,7 +16,7 @@ for word in "$@"; do
     case "$word" in
         --slow) marker=() ;;
         -h | --help)
-            sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
             exit 0
             ;;
         *) words+=("$word") ;;
@@ -25,4 +26,5 @@ done
 ensure_environment
 ruff check .
 ruff format --check .
-python -m pytest "${marker[@]}" "${words[@]}"
+cores="$(python -c 'import os; print(min(4, len(os.sched_getaffinity(0))))')"
+python -m pytest -n "${TEST_PROCESSES:-$cores}" --dist loadfile "${marker[@]}" "${words[@]}"

@@ -158,6 +158,11 @@ class Plan:
         words += [word for pair in folders.items() for word in pair]
         return Job(name, "run_notebook", tuple(map(str, words)), out / f"{name}.ipynb")
 
+    def report(self) -> Job:
+        page = self.results / "digits/report.html"
+        words = ("--results", self.results, "--data", self.data, "--out", page, "--quiet")
+        return Job("one page", "report", tuple(map(str, words)), page)
+
     def stages(self) -> list[Stage]:
         """Every stage in order."""
         models = [(arch, eps) for eps in reversed(self.scale.eps) for arch in ARCHS]  # the longest jobs first
@@ -171,7 +176,7 @@ class Plan:
             Stage("compare subgroups", [self.subgroups(inv) for inv in (0, 1)], self.results / "subgroups/digits"),
             Stage("train probes", [self.probe(arch) for arch in ARCHS], self.runs / "probes/digits"),
             Stage("compare probes", [self.compare_probes()], self.results / "probing/digits"),
-            Stage("draw figures", [self.notebook(name) for name in NOTEBOOKS], self.figs),
+            Stage("draw figures", [*(self.notebook(name) for name in NOTEBOOKS), self.report()], self.figs),
         ]
 
     def remove_made(self) -> None:
@@ -317,7 +322,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 process.terminate()
         pool.shutdown(cancel_futures=True)
     path = write_summary(plan)
-    print(f"\n{path.read_text()}\n{path} and {plan.figs}/ after {time.monotonic() - started:.0f} s", flush=True)
+    made = f"{path}, {path.with_name('report.html')} and {plan.figs}/"
+    print(f"\n{path.read_text()}\n{made} after {time.monotonic() - started:.0f} s", flush=True)
 
 
 def write_summary(plan: Plan) -> Path:

@@ -38,6 +38,12 @@ def test_a_full_disk_is_one_clear_error(tmp_path, save):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_equal_values_make_equal_files(tmp_path):
+    for name in ("a", "b"):
+        files.save_torch(tmp_path / name, {"x": torch.arange(3)})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):

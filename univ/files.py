@@ -64,7 +64,8 @@ def save_torch(path: Path | str, value: Any) -> None:
     """
     with atomic_path(path) as temporary:
         try:
-            torch.save(value, temporary)
+            with temporary.open("wb") as file:  # given a path, torch keeps its random name inside the file
+                torch.save(value, file)
         except RuntimeError as error:
             raise InputError(f"cannot write {path}: {str(error).splitlines()[0]} (is the disk full?)") from error
 

@@ -371,7 +371,9 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
         panel = axes[0, 0]
         panel.imshow(grid, interpolation="nearest")
         centers = [column * (width + gap) + width / 2 for column in range(len(columns))]
-        panel.set_xticks(centers, list(columns), fontsize=min(8, 8 * side))
+        longest = max(len(line) for name in columns for line in name.splitlines())
+        size = min(8, 8 * side, 110 * side / longest)  # points; a letter is about 0.6 of its size wide
+        panel.set_xticks(centers, list(columns), fontsize=size)
         panel.tick_params(axis="x", length=0, labeltop=True, labelbottom=False)
         panel.set_yticks([])
         for spine in panel.spines.values():

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,10 +181,21 @@ def test_work_in_save_is_not_overwritten_unasked(trained, tmp_path, capsys):
 
 
 def test_another_architecture_may_follow_a_complete_run(trained, tmp_path):
-    """Both models of `-s data/cnns/digits/eps1` end up there under their names."""
-    (tmp_path / "checkpoint.pt.latest").write_bytes((trained / "checkpoint.pt.latest").read_bytes())
+    """Both models of `-s data/cnns/digits/eps1` end up there under their names; nothing of the first is lost."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     cifar10_training.main([*QUICK, "-s", str(tmp_path), "-e", "1", "-m", "resnext14_4x32d"])
-    assert (tmp_path / "resnext14_4x32d.pt").exists()
+    assert load_model("resnext14_4x32d", "digits", tmp_path / "resnext14_4x32d.pt")
+    assert (tmp_path / "vgg11.pt").read_bytes() == (trained / "vgg11.pt").read_bytes()
+    moved = {path.name for path in (tmp_path / "vgg11_run").iterdir()}
+    assert moved == {"args.json", "log.jsonl", "tensorboard", checkpoints.LATEST, checkpoints.BEST}
+
+
+def test_overwrite_begins_anew(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "9_checkpoint.pt").write_bytes(b"of the earlier run")
+    cifar10_training.main([*QUICK, "-s", str(tmp_path), "-e", "1", "--overwrite"])
+    assert (tmp_path / "vgg11.pt").read_bytes() != (trained / "vgg11.pt").read_bytes()
+    assert not (tmp_path / "9_checkpoint.pt").exists() and not (tmp_path / "vgg11_run").exists()
 
 
 @pytest.fixture
@@ -261,19 +273,21 @@ def test_kill_after_an_epoch_and_resume(uninterrupted, tmp_path):
 
 
 KILLED_WHILE_WRITING = """
-import os, pathlib, signal, sys
+import io, os, signal, sys
 import torch
 import cifar10_training
 
 save, written = torch.save, []
 
-def half_a_checkpoint(content, path):
-    save(content, path)
-    written.append(path)
-    if len(written) == 2:                       # of the second epoch
-        whole = pathlib.Path(path).read_bytes()
-        pathlib.Path(path).write_bytes(whole[: len(whole) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
+def half_a_checkpoint(content, file):
+    written.append(file)
+    if len(written) < 2:
+        return save(content, file)
+    whole = io.BytesIO()                        # of the second epoch
+    save(content, whole)
+    file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 torch.save = half_a_checkpoint
 cifar10_training.main(sys.argv[1:])

@@ -5,6 +5,7 @@ import csv
 import datetime
 import fcntl
 import io
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -83,7 +84,9 @@ def add_arguments(
     group.add_argument("--precision", choices=cli.PRECISIONS, help=text)
     text = "batch norm over the images of all processes instead of each one's own (CUDA only)"
     group.add_argument("--sync-bn", action="store_true", help=text)
-    group.add_argument("--compile", action="store_true", help="torch.compile the network")
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile the network: minutes at first, for long runs on CUDA"
+    )
 
     group = parser.add_argument_group("attack, for adversarial training and evaluation")
     text = "threat model: the norm that bounds a perturbation, or another set of perturbations"
@@ -194,6 +197,8 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
     model = build_model(arch, train_set, seed=args.seed)
     process.barrier()  # every process has looked at --save before one of them writes there
     if process.is_main:
+        if start_from is None or not (args.eval is None or _continues_in_place(args)):
+            _make_room(args.save, overwrite=args.overwrite)
         arguments = vars(args) | {"model": arch, "train_set": train_set, "precision": precision}
         del arguments["default_model"]
         runs.write_arguments(args.save / "args.json", arguments | {"weight_decay": recipe.weight_decay})
@@ -255,35 +260,71 @@ def _check_labels(images: Images, train_set: str, part: str, path: Path | None) 
 def _checkpoint_to_start_from(
     args: argparse.Namespace, recipe: Recipe, arch: str, finished: Path
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint that --resume, -v or a restart by torchrun asks for.
+    """The checkpoint that --resume, -v or a restart by torchrun asks for; None to begin.
 
     Raises:
-        InputError: --save holds what this run would overwrite, or --resume would continue a run with other settings.
+        InputError: --save holds what this run would overwrite, or the checkpoint does not fit what is asked for.
     """
-    if args.eval is not None:
-        checkpoint = checkpoints.load_checkpoint(args.eval)
-        if (epochs := checkpoint.get("epoch") or 0) >= recipe.epochs:
-            raise InputError(f"-v {args.eval} has {epochs} epochs behind it: ask for more than -e {recipe.epochs}")
-        return args.eval, checkpoint
     # torchrun starts all processes again when one has failed, with the command line of the beginning
-    resume = args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    try:
-        path, checkpoint = checkpoints.newest_readable(args.save)
-    except FileNotFoundError:
-        if not (resume or args.overwrite) and finished.exists():
-            raise InputError(f"{finished} exists: train it again with --overwrite, or choose another --save") from None
-        return None
-    if resume:
+    if args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        try:
+            path, checkpoint = checkpoints.newest_readable(args.save)
+        except FileNotFoundError:
+            return None
         differing = training.differences(checkpoint, recipe)
         if checkpoint.get("arch") != arch:
             differing.insert(0, f"architecture was {checkpoint.get('arch')}, now {arch}")
         if differing:
             raise InputError(f"--resume: {path} is of a run with other settings: {', '.join(differing)}")
         return path, checkpoint
-    if not args.overwrite and (checkpoint.get("arch") == arch or _unfinished(checkpoint)):
+    if not (args.overwrite or _continues_in_place(args)):
+        _refuse_to_overwrite(args.save, arch, finished)
+    if args.eval is None:
+        return None
+    checkpoint = checkpoints.load_checkpoint(args.eval)
+    if (epochs := checkpoint.get("epoch") or 0) >= recipe.epochs:
+        raise InputError(f"-v {args.eval} has {epochs} epochs behind it: ask for more than -e {recipe.epochs}")
+    return args.eval, checkpoint
+
+
+def _continues_in_place(args: argparse.Namespace) -> bool:
+    """Whether -v is one of the checkpoints in --save."""
+    return args.eval is not None and args.eval.resolve().parent == args.save.resolve()
+
+
+def _refuse_to_overwrite(folder: Path, arch: str, finished: Path) -> None:
+    if finished.exists():
+        raise InputError(f"{finished} exists: train it again with --overwrite, or choose another --save")
+    try:
+        path, checkpoint = checkpoints.newest_readable(folder)
+    except FileNotFoundError:
+        return
+    if checkpoint.get("arch") == arch or _unfinished(checkpoint):
         epochs = f"{checkpoint.get('epoch', '?')} epochs of {checkpoint.get('arch', 'a model')}"
         raise InputError(f"{path} holds {epochs}: go on with --resume, begin anew with --overwrite, or change --save")
-    return None
+
+
+def _make_room(folder: Path, *, overwrite: bool) -> None:
+    """Move what an earlier run left in --save to <its architecture>_run there, or remove it.
+
+    Otherwise this run, stopped before its first checkpoint, would be resumed from the other's.
+    """
+    names = ("args.json", "log.jsonl", "tensorboard", checkpoints.LATEST, checkpoints.BEST)
+    left = [path for path in (*map(folder.joinpath, names), *folder.glob("*_checkpoint.pt")) if path.exists()]
+    if not left:
+        return
+    record = folder / "args.json"
+    earlier = json.loads(record.read_text())["arguments"]["model"] if record.exists() else "earlier"
+    place = folder / f"{file_stem(earlier)}_run"
+    if place.exists():
+        shutil.rmtree(place)
+    place.mkdir()
+    for path in left:
+        path.rename(place / path.name)
+    if overwrite:
+        shutil.rmtree(place)
+    else:
+        logger.info("moved checkpoints and logs of the earlier run ({}) to {}", earlier, place)
 
 
 def _unfinished(checkpoint: Mapping[str, Any]) -> bool:

@@ -1,9 +1,11 @@
 # Sourced by the other scripts: makes the virtual environment once and puts it on PATH.
 #
-#   VENV=.venv         where the environment lives
+#   VENV=.venv         where the environment lives; VENV=none makes none and uses the python on the PATH (conda, a
+#                      container, a cluster's module), which must have what requirements.txt lists
 #   PYTHON=python3.11  which Python makes it (default: the first of python3.11, python3.12, python3 that is 3.11 or newer)
 #
 # The environment is made again only when requirements.txt, or the Python that made it, changes.
+# shellcheck shell=bash
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$ROOT/.venv}"
@@ -36,6 +38,11 @@ environment_stamp() {
 
 ensure_environment() {
     local python stamp
+    if [ "$VENV" = none ]; then
+        command -v python >/dev/null || die "VENV=none, but there is no python on the PATH"
+        export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+        return
+    fi
     if [ -f "$VENV/.stamp" ] && [ -x "$VENV/bin/python" ]; then
         stamp="$(environment_stamp "$VENV/bin/python")"
         if [ "$stamp" = "$(cat "$VENV/.stamp")" ]; then

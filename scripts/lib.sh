@@ -64,8 +64,6 @@ start_pipeline() {
     trap 'interrupted 143' TERM
     # progress bars go to log files: a line now and then
     export PYTHONUNBUFFERED=1 TQDM_MININTERVAL="${TQDM_MININTERVAL:-10}"
-    local share=$(($(getconf _NPROCESSORS_ONLN) / ${#devices[@]}))
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
 }
 
 # Sets `devices`: for each job that may run at a time, the value of its CUDA_VISIBLE_DEVICES; empty is the CPU.
@@ -80,8 +78,8 @@ find_devices() {
                 *) devices+=("$word") ;;
             esac
         done
-    elif [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-        IFS=, read -ra devices <<<"$CUDA_VISIBLE_DEVICES"
+    elif [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES:-,}" # set but empty hides all GPUs: the CPU then
     elif found="$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)" && [ -n "$found" ]; then
         mapfile -t devices <<<"$found"
     else
@@ -155,7 +153,10 @@ run_jobs() {
 
 # Run the jobs of run_jobs' `todo`, one at a time per device. Polling, as bash 4 cannot tell which job `wait -n` saw end.
 run_todo() {
-    local next=0 ended=0 device
+    local next=0 ended=0 device threads
+    # each job's share of the cores; fewer jobs than devices share them among themselves
+    threads=$(($(getconf _NPROCESSORS_ONLN) / (${#todo[@]} < ${#devices[@]} ? ${#todo[@]} : ${#devices[@]})))
+    threads=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
     while :; do
         for device in "${!devices[@]}"; do
             if [ -n "${running[$device]:-}" ] && ! kill -0 "${running[$device]}" 2>/dev/null; then
@@ -192,7 +193,7 @@ start_job() {
         trap - EXIT HUP
         trap 'exit 143' INT TERM # after the command in the foreground, which gets the signal too, has ended
         exec >"$log" 2>&1 </dev/null
-        export CUDA_VISIBLE_DEVICES="${devices[$1]}"
+        export CUDA_VISIBLE_DEVICES="${devices[$1]}" OMP_NUM_THREADS="$threads"
         echo "\$ CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES ${job_commands[$2]}"
         eval "${job_commands[$2]}"
     ) &

@@ -132,7 +132,7 @@ def test_a_dry_run_prints_commands_that_do_the_same(queue, tmp_path):
     assert {path.name for path in copy.iterdir()} == {f"with 'quotes' and {home}", "*"}
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_jobs_and_their_children(queue, tmp_path, number, code):
     job = 'trap "sleep 0.3; touch cleaned; exit 1" TERM; sleep 60 & echo $! > child; echo $$ > parent; wait'
     pipeline = queue(f"add_job long bash -c '{job}'\nrun_jobs work", wait=False)
@@ -154,6 +154,7 @@ def test_devices_come_from_the_environment_or_nvidia_smi(queue, tmp_path):
     assert queue(show, DEVICES="cpu cuda:3 0,1").stdout == "<><3><0,1>"
     assert queue(show, DEVICES="", GPUS="0 0").stdout == "<0><0>"
     assert queue(show, DEVICES="", CUDA_VISIBLE_DEVICES="4,7").stdout == "<4><7>"
+    assert queue(show, DEVICES="", CUDA_VISIBLE_DEVICES="").stdout == "<>"
     fake = tmp_path / "bin/nvidia-smi"
     fake.parent.mkdir()
     path = f"{fake.parent}{os.pathsep}{environment()['PATH']}"

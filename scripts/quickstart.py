@@ -102,7 +102,7 @@ class Plan:
     def train(self, arch: str, eps: str) -> Job:
         radius = RADIUS[eps]
         folder = self.runs / "training/digits" / eps / arch
-        attack = ("-a", 1, "-o", radius, "-l", f"{radius}/3", "-p", 3) if radius else ("-a", 0)
+        attack = ("-a", 1, "-o", radius, "-l", f"2*{radius}/3", "-p", 3) if radius else ("-a", 0)
         schedule = ("-e", self.scale.epochs, "-b", self.scale.batch, "--schedule", "onecycle", "-k", 0, "--resume")
         words = ("--dataset", "digits", "-m", arch, "-s", folder, *attack, *schedule)
         model = f"{arch}.pt"

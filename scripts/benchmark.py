@@ -23,17 +23,19 @@ TOPICS = ("measures", "training", "inversion", "loading")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    topics = parser.add_subparsers(dest="topic", required=True, metavar="{" + ",".join(TOPICS) + "}")
-    for name in TOPICS:
-        module = importlib.import_module(f"benchmarks.{name}")
-        topic = topics.add_parser(
-            name, description=module.__doc__, help=module.__doc__.splitlines()[0], formatter_class=cli.HelpFormatter
-        )
-        module.add_arguments(topic)
-        cli.add_common_arguments(topic)
-        topic.set_defaults(run=module.run)
-    return parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in TOPICS:
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+        parser.add_argument("topic", choices=TOPICS, help="what to time; `benchmark.py <topic> --help` has its flags")
+        parser.parse_args(words)  # ends with the help, or with what is wrong
+    module = importlib.import_module(f"benchmarks.{words[0]}")
+    parser = argparse.ArgumentParser(
+        prog=f"benchmark.py {words[0]}", description=module.__doc__, formatter_class=cli.HelpFormatter
+    )
+    module.add_arguments(parser)
+    cli.add_common_arguments(parser)
+    parser.set_defaults(run=module.run)
+    return parser.parse_args(words[1:])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,12 +1,15 @@
 """What the benchmarks share: the line that says where a number comes from, tables, and alternating timings."""
 
+import contextlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
+from torch import Tensor
 
 from univ import runs
 
@@ -57,3 +60,13 @@ def alternate(
             if repeat > 0:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@contextlib.contextmanager
+def cuda_only_on_cuda(device: torch.device) -> Iterator[None]:
+    """On the CPU, keep `robustness` from moving images to CUDA, which it does whatever the device is."""
+    if device.type == "cuda":
+        yield
+    else:
+        with mock.patch.object(Tensor, "cuda", lambda tensor: tensor):
+            yield

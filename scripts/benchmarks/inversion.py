@@ -7,10 +7,7 @@ convolutions of many channels at fp32) saving one of three passes is all there i
 """
 
 import argparse
-import contextlib
 import types
-from collections.abc import Iterator
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +19,7 @@ from univ.data.loaders import stream
 from univ.inversion import MOMENTUM, Inversion, Inverter
 from univ.models import DIGITS_ARCHS, Classifier, build_model
 
-from .common import alternate, environment_line, markdown_table
+from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table
 
 ON_CPU = (*(f"digits:{arch}" for arch in DIGITS_ARCHS), "cifar10:resnet18", "imagenet:resnet50")
 ON_CUDA = ("cifar10:resnet18", "imagenet:resnet50", "imagenet:vgg16_bn", "imagenet:densenet161", "imagenet:tiny_vit_5m")
@@ -47,16 +44,6 @@ class _WithLatent(nn.Module):
             return (logits, tap.rep) if with_latent else logits
 
 
-@contextlib.contextmanager
-def _cuda_only_on_cuda(device: torch.device) -> Iterator[None]:
-    """The package moves the start images to CUDA whatever the device is."""
-    if device.type == "cuda":
-        yield
-    else:
-        with mock.patch.object(Tensor, "cuda", lambda tensor: tensor):
-            yield
-
-
 def published_inversion(model: Classifier, start: Tensor, targets: Tensor, inversion: Inversion) -> Tensor:
     """Inverted images, (n, 3, H, W), by the published procedure; arguments as those of `univ.inversion.Inverter`."""
     from robustness.attack_steps import L2Step
@@ -78,7 +65,7 @@ def published_inversion(model: Classifier, start: Tensor, targets: Tensor, inver
     attacker = AttackerModel(_WithLatent(model), statistics).eval()
     with torch.no_grad():
         (_, target), _ = attacker(targets, with_latent=True)
-    with _cuda_only_on_cuda(start.device):
+    with cuda_only_on_cuda(start.device):
         _, inverted = attacker(
             start,
             target.clone(),

@@ -23,8 +23,7 @@ from univ.models import Classifier, build_model
 from univ.runs import Distributed
 from univ.training import Data, Recipe, Run, Saving
 
-from .common import alternate, environment_line, markdown_table
-from .inversion import _cuda_only_on_cuda
+from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table
 
 ON_CPU = ("digits:vgg11:64", "digits:resnet10:64", "digits:densenet17:64", "digits:resnext14_4x32d:64")
 ON_CPU += ("cifar10:resnet18:32", "imagenet:resnet18:8")
@@ -66,7 +65,7 @@ class Peer:
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step, as in robustness.train._model_loop; returns the loss."""
-        with _cuda_only_on_cuda(self.device):
+        with cuda_only_on_cuda(self.device):
             logits, _ = self.model(images, target=labels, make_adv=True, **self.attack)
         loss = functional.cross_entropy(logits, labels)
         self.optimizer.zero_grad()

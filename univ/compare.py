@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from univ.measures.base import Measure, Pair, UndefinedScore, as_tensor, full_precision
+from univ.measures.base import Measure, Pair, Preparation, UndefinedScore, as_tensor, full_precision
 from univ.measures.cka import cka, cka_measure, normalized, unbiased_hsics
 from univ.measures.functional import Outputs, SetStatistic
 from univ.measures.neighbors import FindNeighbors, jaccard_score
@@ -151,20 +151,20 @@ def pairwise(
     scorer = _Scorer(permutations, ci, seed, device, quiet)
     results: dict[str, Comparison] = {}
     for group in _groups(measures):
-        first = group[0]
+        first = group.measures[0]
         if isinstance(first, Measure):
             pairs = list(itertools.combinations(names, 2))
-            if not all(measure.symmetric for measure in group):
+            if not all(measure.symmetric for measure in group.measures):
                 pairs += [(b, a) for a, b in pairs]
-            if permutations or any(measure.self_score is None for measure in group):
+            if permutations or any(measure.self_score is None for measure in group.measures):
                 pairs += [(name, name) for name in names]
             rows, columns, cells = names, names, {pair: pair for pair in pairs}
         elif isinstance(first, Statistic):
             rows, columns, cells = [0], names, {(name,): (0, name) for name in names}
         else:
             rows, columns, cells = [0], [first.name], {tuple(names): (0, first.name)}
-        found = [_start(measure, rows, columns, scorer) for measure in group]
-        scorer.fill(found, inputs, cells)
+        found = [_start(measure, rows, columns, scorer) for measure in group.measures]
+        scorer.fill(found, group.prepare, inputs, cells)
         for comparison in found:
             if isinstance(first, Measure):
                 _mirror(comparison, names)
@@ -203,15 +203,15 @@ def rowwise(
     scorer = _Scorer(permutations, ci, seed, device, quiet)
     groups = []
     for group in _groups(measures):
-        rows = [0] if isinstance(group[0], SetStatistic) else names
-        groups.append([_start(measure, rows, names, scorer) for measure in group])
-    everything = {comparison.name: comparison for found in groups for comparison in found}
+        rows = [0] if isinstance(group.measures[0], SetStatistic) else names
+        groups.append((group.prepare, [_start(measure, rows, names, scorer) for measure in group.measures]))
+    everything = {comparison.name: comparison for _, found in groups for comparison in found}
     for done, source in enumerate(names):
         inputs = inputs_of(source)
         missing = [name for name in names if name not in inputs]
         if missing:
             raise ValueError(f"the images of {source} lack the models {', '.join(missing)}")
-        for found in groups:
+        for prepare, found in groups:
             measure = found[0].measure
             if isinstance(measure, Measure):
                 diagonal = permutations or any(comparison.measure.self_score is None for comparison in found)
@@ -220,13 +220,13 @@ def rowwise(
                 cells = {(name,): (name, source) for name in names}
             else:
                 cells = {tuple(names): (0, source)}
-            scorer.fill(found, inputs, cells, f" on the images of {source}", f" ({done + 1}/{len(names)})")
+            scorer.fill(found, prepare, inputs, cells, f" on the images of {source}", f" ({done + 1}/{len(names)})")
             for comparison in found:
                 _set_diagonal(comparison, [source])
         if on_source is not None:
             on_source(source, everything)
     results: dict[str, Comparison] = {}
-    for found in groups:
+    for _, found in groups:
         _finish(found, results, on_result)
     return results
 
@@ -299,16 +299,28 @@ class _Scorer:
         self.quiet = quiet
 
     def fill(
-        self, found: list[Comparison], inputs: Mapping[str, Any], cells: Cells, where: str = "", progress: str = ""
+        self,
+        found: list[Comparison],
+        prepare: Preparation | None,
+        inputs: Mapping[str, Any],
+        cells: Cells,
+        where: str = "",
+        progress: str = "",
     ) -> None:
-        """Score what `cells` names, with intervals if asked; `found` are measures that share a preparation."""
-        sizes = self._score_all(found, inputs, cells, where, progress)
+        """Score what `cells` names, with intervals if asked; `found` are measures that `prepare` serves."""
+        sizes = self._score_all(found, prepare, inputs, cells, where, progress)
         left = [comparison for comparison in found if self.ci and _method(comparison.measure) == "jackknife"]
         if left and not _failed(left):
-            self._jackknife(left, inputs, cells, min(sizes), where + progress)
+            self._jackknife(left, prepare, inputs, cells, min(sizes), where + progress)
 
     def _score_all(
-        self, found: list[Comparison], inputs: Mapping[str, Any], cells: Cells, where: str, progress: str = ""
+        self,
+        found: list[Comparison],
+        prepare: Preparation | None,
+        inputs: Mapping[str, Any],
+        cells: Cells,
+        where: str,
+        progress: str = "",
     ) -> set[int]:
         """Score all cells; returns the numbers of images met."""
         measure = found[0].measure
@@ -323,7 +335,7 @@ class _Scorer:
         prepared = {}
         for name in dict.fromkeys(itertools.chain.from_iterable(cells)):
             try:
-                prepared[name] = measure.prepare(to_device(inputs[name], self.device))
+                prepared[name] = prepare(to_device(inputs[name], self.device))
             except _FAILURES as error:
                 _fail(found, name + where, error)
                 return sizes
@@ -416,7 +428,15 @@ class _Scorer:
         low, high = np.quantile(scores, tails) if len(scores) else (math.nan, math.nan)
         comparison.low.at[cell], comparison.high.at[cell] = low, high
 
-    def _jackknife(self, found: list[Comparison], inputs: Mapping[str, Any], cells: Cells, n: int, where: str) -> None:
+    def _jackknife(
+        self,
+        found: list[Comparison],
+        prepare: Preparation | None,
+        inputs: Mapping[str, Any],
+        cells: Cells,
+        n: int,
+        where: str,
+    ) -> None:
         """Intervals from leaving out each of 20 random groups of images."""
         groups = min(JACKKNIFE_GROUPS, n)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
@@ -427,7 +447,7 @@ class _Scorer:
             keep = torch.ones(n, dtype=torch.bool)
             keep[group] = False
             again = [_start(comparison.measure, *comparison.scores.axes, scorer) for comparison in found]
-            scorer._score_all(again, _Cut(inputs, keep), cells, where)
+            scorer._score_all(again, prepare, _Cut(inputs, keep), cells, where)
             rounds.append(again)
         for position, comparison in enumerate(found):
             failure = next((again[position].failure for again in rounds if again[position].failure), None)
@@ -509,16 +529,32 @@ def to_device(value: Any, device: torch.device | str | None) -> Any:
     return as_tensor(value) if device is None else as_tensor(value).to(device)
 
 
-def _groups(measures: Iterable[AnyMeasure]) -> list[list[AnyMeasure]]:
+@dataclass
+class _Group:
+    """Measures that one preparation serves, or a single statistic."""
+
+    prepare: Preparation | None
+    measures: list[AnyMeasure]
+
+
+def _groups(measures: Iterable[AnyMeasure]) -> list[_Group]:
     """Measures that share a preparation, in the order in which the first of each group was asked for."""
-    groups: dict[Any, list[AnyMeasure]] = {}
+    groups: list[_Group] = []
     for measure in measures:
-        key = measure.prepare if isinstance(measure, Measure) else measure.name
-        groups.setdefault(key, []).append(measure)
-    names = [measure.name for group in groups.values() for measure in group]
+        prepare = None if isinstance(measure, Statistic) else measure.prepare
+        for group in groups:
+            if isinstance(measure, Measure) and isinstance(group.measures[0], Measure):
+                if prepare.covers(group.prepare):
+                    group.prepare = prepare
+                if group.prepare.covers(prepare):
+                    group.measures.append(measure)
+                    break
+        else:
+            groups.append(_Group(prepare, [measure]))
+    names = [measure.name for group in groups for measure in group.measures]
     if len(set(names)) < len(names):
         raise ValueError(f"each measure can be asked for once, got {', '.join(names)}")
-    return list(groups.values())
+    return groups
 
 
 def _start(measure: AnyMeasure, rows: Iterable, columns: Iterable, scorer: _Scorer) -> Comparison:
@@ -757,7 +793,7 @@ def _subgroup_jaccard(reps: list[torch.Tensor], settings: _SubgroupSettings, bef
     possible = [k for *_, k in wanted if 1 <= k < n]
     searched: tuple = ()
     if possible:
-        find = FindNeighbors(max(possible), settings.function, published=settings.published)
+        find = FindNeighbors(max(possible), settings.function, published=settings.published)  # ordered: cut at each k
         searched = tuple(find(rep) for rep in reps)
     found = []
     for k, percent, neighbors in wanted:

@@ -157,7 +157,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Preparation:
-    """The half of a measure that needs one model. Equal preparations share their result (see `univ.compare`)."""
+    """The half of a measure that needs one model. Measures share its result where it `covers` theirs."""
+
+    def covers(self, other: "Preparation") -> bool:
+        """Whether the result of this preparation serves a measure that asks for the other."""
+        return self == other
 
     def __call__(self, rep: Any) -> Any:
         with full_precision():
@@ -176,8 +180,8 @@ class Measure:
 
     Attributes:
         name: its key on the command line.
-        prepare: representation (or outputs) of one model -> what `score` wants. Compares equal to that of another
-            measure with the same settings, so that both can use one result.
+        prepare: representation (or outputs) of one model -> what `score` wants. Measures with equal ones, or one that
+            covers the other, can use one result.
         score: Pair of prepared models -> score.
         self_score: what a model scores against itself; None where that depends on the model.
         larger_is_closer: True for similarities, False for distances.
@@ -189,7 +193,7 @@ class Measure:
     """
 
     name: str
-    prepare: Callable[[Any], Any]
+    prepare: Preparation
     score: Callable[[Pair], float]
     self_score: float | None
     larger_is_closer: bool

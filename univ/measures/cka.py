@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from univ.measures.base import (
+    BLOCK_ROWS,
     Center,
     Centered,
     Measure,
@@ -17,6 +18,7 @@ from univ.measures.base import (
     Rep,
     cross_product,
     gram,
+    product,
     undefined,
 )
 
@@ -260,4 +262,11 @@ def self_cross_norm(a: Centered) -> float:
     """|A'A|_F^2 of one `Centered` model."""
     if len(a) < a.width:
         return sum(block.double().square().sum().item() for block in a.once(gram).split(_BLOCK))
-    return cross_product(Pair(a, a)).square().sum().item()
+    starts = range(0, a.width, _BLOCK)  # A'A is symmetric: the blocks above its diagonal count twice
+    blocks = {(first, second): 0.0 for first in starts for second in starts if first <= second}
+    for start in range(0, len(a), BLOCK_ROWS):
+        rows = a.block(start, start + BLOCK_ROWS)
+        for first, second in blocks:
+            part = product(rows[:, first : first + _BLOCK].T, rows[:, second : second + _BLOCK])
+            blocks[first, second] = blocks[first, second] + part.double()
+    return sum((1 + (first < second)) * block.square().sum().item() for (first, second), block in blocks.items())

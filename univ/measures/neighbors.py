@@ -14,6 +14,7 @@ from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_rep
 
 Function = Literal["cos_sim", "euc"]
 _BLOCK = 2000  # rows and columns of a block of the matrix of closeness: 16 MB in float32
+_FEW = 250  # rows of a table of all images: in cache
 _SPARE = 16  # candidates beyond k, among which float32 may have chosen wrongly
 
 
@@ -62,7 +63,7 @@ def jaccard_measure(
     *, k: int = 500, function: Function = "cos_sim", center: bool = True, published: bool = False
 ) -> Measure:
     """Measure `jacc`; see `jaccard` and, for `published`, `FindNeighbors`."""
-    find = FindNeighbors(k, function, center, published)
+    find = FindNeighbors(k, function, center, published, ordered=False)
     return Measure("jacc", find, jaccard_score, self_score=1.0, larger_is_closer=True)
 
 
@@ -102,7 +103,7 @@ def mutual_knn(x: Rep, y: Rep, *, neighbors: int = 10) -> float:
 
 def mutual_knn_measure(*, neighbors: int = 10) -> Measure:
     """Measure `mutual_knn`; see `mutual_knn`."""
-    find = FindNeighbors(neighbors, "cos_sim", center=False)
+    find = FindNeighbors(neighbors, "cos_sim", center=False, ordered=False)
     return Measure("mutual_knn", find, mutual_knn_score, self_score=1.0, larger_is_closer=True)
 
 
@@ -138,7 +139,7 @@ def cknna_measure(*, neighbors: int = 10) -> Measure:
 
 @dataclass(frozen=True)
 class Neighbors(Prepared):
-    """Neighbours of every image: (N, k) int32 indices, nearest first."""
+    """Neighbours of every image: (N, k) int32 indices, nearest first (see `FindNeighbors.ordered`)."""
 
     indices: Tensor
 
@@ -167,12 +168,19 @@ class FindNeighbors(Preparation):
     of being left out, so that it is its own neighbour where its k-th neighbour has a negative similarity; with the
     Euclidean distance it is its own first neighbour, which lifts unrelated models from 0.004 to 0.056 (N = 1000,
     k = 10).
+
+    ordered=False finds the same neighbours, but may list those first whose closeness differs by rounding only: enough
+    for Jaccard, and a tenth of the comparisons in float64.
     """
 
     k: int = 500
     function: Function = "cos_sim"
     center: bool = True
     published: bool = False
+    ordered: bool = True
+
+    def covers(self, other: Preparation) -> bool:
+        return isinstance(other, FindNeighbors) and self in (other, replace(other, ordered=True))
 
     def __post_init__(self) -> None:
         if self.function not in ("cos_sim", "euc"):
@@ -191,7 +199,7 @@ class FindNeighbors(Preparation):
         found = torch.empty(n, self.k, dtype=torch.int32, device=indices.device)
         for start in range(0, n, _BLOCK):
             span = slice(start, start + _BLOCK)
-            found[span] = _in_exact_order(space, closeness[span], indices[span], start, self.k, own)
+            found[span] = _settle(space, closeness[span], indices[span], start, self.k, own, self.ordered)
         return Neighbors(found)
 
 
@@ -221,7 +229,7 @@ class _Space:
             block = rep[span].double() - mean
             norms[span] = block.norm(dim=1)
             rows[span] = torch.where(norms[span, None] > 0, block / norms[span, None], 0.0) if cosine else block
-        # Measured at most 7e-7 for 64 to 32768 columns, where this is 5e-7 to 1.8e-6; _in_exact_order checks it.
+        # Measured at most 7e-7 for 64 to 32768 columns, where this is 5e-7 to 1.8e-6; _settle checks it.
         error = torch.finfo(torch.float32).eps * (4 + math.sqrt(rep.shape[1]) / 16)
         return cls(rep, mean, norms, rows, cosine, error)
 
@@ -245,14 +253,18 @@ class _Space:
     def exact(self, a: Tensor, b: Tensor) -> Tensor:
         """(len(a),) float64 closeness of image a[i] to image b[i]; equal rows give equal bits, so that ties show."""
         values = []
-        elements = 2**15 if self.rep.device.type == "cpu" else 2**24  # CPU: in cache, and below torch's threading limit
+        elements = 2**14 if self.rep.device.type == "cpu" else 2**24  # CPU: in cache; from 2**15 torch would thread it
         chunk = max(1, elements // self.rep.shape[1])
         for left, right in zip(a.split(chunk), b.split(chunk)):
             if not self.cosine:
-                difference = self.rep[left].double() - self.rep[right].double()
+                difference = self.rep.index_select(0, left).double() - self.rep.index_select(0, right).double()
                 values.append(-difference.square_().sum(dim=1) / 2)
                 continue
-            product = (self.rep[left].double() - self.mean).mul_(self.rep[right].double() - self.mean).sum(dim=1)
+            product = (
+                (self.rep.index_select(0, left).double() - self.mean)
+                .mul_(self.rep.index_select(0, right).double() - self.mean)
+                .sum(dim=1)
+            )
             scale = self.norms[left] * self.norms[right]
             values.append(torch.where(scale > 0, product / scale, 0.0))
         return torch.cat(values)
@@ -269,12 +281,16 @@ def _candidates(space: _Space, count: int, own: float) -> tuple[Tensor, Tensor]:
     best: list[tuple[Tensor, Tensor] | None] = [None] * len(spans)
 
     def merge(row: int, column: int, closeness: Tensor) -> None:
-        indices = torch.arange(n, dtype=torch.int32, device=closeness.device)[spans[column]].expand(closeness.shape)
+        held = 0
         if best[row] is not None:
+            held = best[row][0].shape[1]
             closeness = torch.cat([best[row][0], closeness], dim=1)
-            indices = torch.cat([best[row][1], indices], dim=1)
         top = closeness.topk(min(count, closeness.shape[1]), dim=1, sorted=False)
-        best[row] = top.values, indices.gather(1, top.indices)
+        indices = (top.indices + (spans[column].start - held)).int()
+        if held:
+            before = best[row][1].gather(1, top.indices.clamp(max=held - 1))
+            indices = torch.where(top.indices < held, before, indices)
+        best[row] = top.values, indices
 
     for row in range(len(spans)):
         for column in range(row, len(spans)):
@@ -288,42 +304,51 @@ def _candidates(space: _Space, count: int, own: float) -> tuple[Tensor, Tensor]:
     return closeness, torch.cat([indices for _, indices in best]).gather(1, order)
 
 
-def _in_exact_order(space: _Space, closeness: Tensor, indices: Tensor, start: int, k: int, own: float) -> Tensor:
-    """(rows, k) the k nearest of images start, start + 1 …, in the order of float64; ties by lower index.
+def _settle(space: _Space, closeness: Tensor, indices: Tensor, start: int, k: int, own: float, ordered: bool) -> Tensor:
+    """(rows, k) the k nearest of images start, start + 1 …, as float64 finds them; ties by lower index.
 
-    Candidates whose float32 closeness differs by no more than rounding are compared again in float64. Where such a
-    run goes on to the last candidate, others may belong to it: those images are searched again among all.
+    Candidates whose float32 closeness differs by no more than rounding are compared again in float64: all of them if
+    their order matters, else those that may change places with the k-th. Where such a run goes on to the last
+    candidate, others may belong to it: those images are searched again among all.
     """
-    count = closeness.shape[1]
     images = torch.arange(start, start + len(closeness), device=closeness.device)
     tolerance = space.tolerance(images, indices)
     close = closeness[:, :-1] - closeness[:, 1:] <= 2 * tolerance  # (rows, count - 1): j and j + 1 may be swapped
     close[:, k:] &= close[:, k - 1 :].cumprod(dim=1)[:, :-1].bool()  # beyond k only what a run from k reaches
+    if not ordered:
+        close[:, : k - 1] &= close[:, :k].flip(1).cumprod(dim=1)[:, 1:].flip(1).bool()  # nor before it
     doubtful = torch.zeros_like(closeness, dtype=torch.bool)
     doubtful[:, :-1] |= close
     doubtful[:, 1:] |= close
-    keys = closeness.double()
-    row, position = doubtful.nonzero(as_tuple=True)
-    other = indices[row, position].long()
-    exact = torch.where(other == start + row, own, space.exact(start + row, other))
-    excess = ((exact - keys[row, position]).abs() / tolerance[row, 0]).nan_to_num_(0.0, 0.0, 0.0)
+    some = doubtful.any(dim=1).nonzero().flatten()  # rows
+    keys = closeness[some].double()
+    row, position = doubtful[some].nonzero(as_tuple=True)
+    other = indices[some[row], position].long()
+    image = images[some[row]]
+    exact = torch.where(other == image, own, space.exact(image, other))
+    excess = ((exact - keys[row, position]).abs() / tolerance[some[row], 0]).nan_to_num_(0.0, 0.0, 0.0)
     if (excess > 1).any():  # products less exact than those measured: allow for it
         space = replace(space, error=2 * excess.max().item() * space.error)
-        return _in_exact_order(space, closeness, indices, start, k, own)
+        return _settle(space, closeness, indices, start, k, own, ordered)
     keys[row, position] = exact
+    found = indices[:, :k].clone()
+    found[some] = _sort(keys, indices[some])[:, :k]
+    unfinished = close[:, k - 1 :].all(dim=1)
+    if closeness.shape[1] < len(space.rows) and unfinished.any():
+        found[unfinished] = _among_all(space, images[unfinished], k, own)
+    return found
+
+
+def _sort(keys: Tensor, indices: Tensor) -> Tensor:
+    """Indices by falling key in each row; of equal keys the lower index first."""
     keys, order = keys.sort(dim=1, descending=True)
     indices = indices.gather(1, order)
-    equal = keys[:, :-1] == keys[:, 1:]
-    if equal.any():
-        tied = equal.any(dim=1).nonzero().flatten()
+    tied = (keys[:, :-1] == keys[:, 1:]).any(dim=1).nonzero().flatten()
+    if len(tied):
         by_index, first = indices[tied].sort(dim=1)
         again = keys[tied].gather(1, first).sort(dim=1, descending=True, stable=True).indices
         indices[tied] = by_index.gather(1, again)
-    found = indices[:, :k]
-    unfinished = close[:, k - 1 :].all(dim=1) if k < count < len(space.rows) else torch.zeros(len(found), dtype=bool)
-    if unfinished.any():
-        found[unfinished] = _among_all(space, images[unfinished], k, own)
-    return found
+    return indices
 
 
 def _among_all(space: _Space, images: Tensor, k: int, own: float) -> Tensor:
@@ -380,25 +405,39 @@ class FindNeighborSimilarities(Preparation):
         return NeighborSimilarities(found, cosines.reshape(len(rep), self.k))
 
 
-def ranks_of_common(pair: Pair) -> Tensor:
-    """(N, k) rank (from 1) that the j-th neighbour of image i in model b has in model a; 0 if it is not there."""
+def _same_k(pair: Pair) -> tuple[Tensor, Tensor]:
     a, b = pair.a.indices, pair.b.indices
     if a.shape != b.shape:
         raise ValueError(f"neighbours are compared at one k: got {a.shape[1]} and {b.shape[1]}")
+    return a, b
+
+
+def ranks_of_common(pair: Pair) -> Tensor:
+    """(N, k) rank (from 1) that the j-th neighbour of image i in model b has in model a; 0 if it is not there."""
+    a, b = _same_k(pair)
     n, k = a.shape
     ranks = torch.arange(1, k + 1, dtype=torch.int32, device=a.device).expand(n, k)
     found = []
-    for own, other, rank in zip(a.split(_BLOCK), b.split(_BLOCK), ranks.split(_BLOCK)):
+    for own, other, rank in zip(a.split(_FEW), b.split(_FEW), ranks.split(_FEW)):
         table = torch.zeros(len(own), n, dtype=torch.int32, device=a.device)
         found.append(table.scatter_(1, own.long(), rank).gather(1, other.long()))
     return torch.cat(found)
 
 
+def numbers_in_common(pair: Pair) -> Tensor:
+    """(N,) float64 number of neighbours that an image has in both models."""
+    a, b = _same_k(pair)
+    found = []
+    for own, other in zip(a.split(_FEW), b.split(_FEW)):
+        table = torch.zeros(len(own), len(a), dtype=torch.bool, device=a.device)
+        found.append(table.scatter_(1, own.long(), True).gather(1, other.long()).sum(dim=1))
+    return torch.cat(found).double()
+
+
 def jaccard_per_image(pair: Pair) -> Tensor:
     """(N,) float64 |A n B| / |A u B|."""
-    ranks = pair.once(ranks_of_common)
-    common = (ranks > 0).sum(dim=1).double()
-    return common / (2 * ranks.shape[1] - common)
+    common = pair.once(numbers_in_common)
+    return common / (2 * pair.a.indices.shape[1] - common)
 
 
 def rank_per_image(pair: Pair) -> Tensor:
@@ -431,7 +470,7 @@ def joint_score(pair: Pair) -> float:
 
 def mutual_knn_score(pair: Pair) -> float:
     """Mutual k-NN of two `Neighbors`."""
-    return (pair.once(ranks_of_common) > 0).double().mean().item()
+    return pair.once(numbers_in_common).mean().item() / pair.a.indices.shape[1]
 
 
 def cknna_score(pair: Pair) -> float:

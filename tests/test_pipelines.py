@@ -439,8 +439,8 @@ def make_imagenet100_with_fifty(folder):
 @pytest.mark.slow
 def test_the_studys_four_architectures(study):
     make_checkpoints(study, "imagenet100", ["eps1"], IN100)
-    settings = settings_of(study, EPS="eps1", MORE_KNN="", NUM_IMAGES=2, ITERATIONS=1, NUM_INPUTS=8)
-    settings |= {"INVERTED": study / "data/imagenet100/four", "COMPARE_FLAGS": "--rtd-batch 2 --rtd-trials 1"}
+    settings = settings_of(study, EPS="eps1", MORE_KNN="", NUM_IMAGES=4, ITERATIONS=1, NUM_INPUTS=8)
+    settings |= {"INVERTED": study / "data/imagenet100/four", "COMPARE_FLAGS": "--rtd-batch 4 --rtd-trials 1"}
     settings |= {"KNN": 1, "FUNCS": "dis"}
     del settings["MODELS"]
     for script in ("invert_in100.sh", "compare_in100.sh", "comp_func_in100.sh"):

@@ -86,7 +86,10 @@ def as_rep(rep: Rep, min_images: int = 2, convert: bool = True) -> Tensor:
     rep = rep.flatten(1)
     rep = as_float(rep) if convert else rep
     for start in range(0, len(rep), BLOCK_ROWS):
-        finite = as_float(rep[start : start + BLOCK_ROWS]).isfinite().all(dim=1)
+        block = as_float(rep[start : start + BLOCK_ROWS])
+        if block.sum(dtype=torch.float64).isfinite():  # one pass, and NaN or infinity would show
+            continue
+        finite = block.isfinite().all(dim=1)
         if not finite.all():
             row = start + int((~finite).nonzero()[0])
             raise ValueError(f"the representation holds NaN or infinite values, first in row {row}")
@@ -250,7 +253,7 @@ class Centered(Prepared):
     def block(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) centred rows."""
         rows = as_float(self.rows[start:stop])
-        return rows if self.mean is None else _subtract(rows, self.mean)
+        return rows if self.mean is None else (rows.double() - self.mean).to(rows.dtype)
 
     def permute(self, order: Tensor) -> "Centered":
         return self._permuted(rows=self.rows[order], square_norms=self.square_norms[order])
@@ -271,11 +274,15 @@ class Center(Preparation):
     def prepare(self, rep: Rep) -> Centered:
         rows = as_rep(rep, self.min_images, convert=not self.stream)
         mean = column_mean(rows) if self.center else None
-        if mean is not None and not self.stream:
-            rows, mean = torch.cat([_subtract(block, mean) for block in rows.split(BLOCK_ROWS)]), None
-        found = Centered(rows, mean, torch.empty(0))
-        blocks = (found.block(start, start + BLOCK_ROWS) for start in range(0, len(rows), BLOCK_ROWS))
-        return Centered(rows, mean, torch.cat([block.double().square().sum(dim=1) for block in blocks]))
+        norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+        centered = rows if mean is None or self.stream else torch.empty_like(rows)
+        for start in range(0, len(rows), BLOCK_ROWS):
+            span = slice(start, start + BLOCK_ROWS)
+            block = rows[span].double() if mean is None else rows[span].double() - mean
+            norms[span] = torch.linalg.vector_norm(block, dim=1).square()
+            if centered is not rows:
+                centered[span] = block
+        return Centered(centered, mean if self.stream else None, norms)
 
 
 def column_mean(rows: Tensor) -> Tensor:
@@ -305,8 +312,3 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product; in float64 if either is."""
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype) @ b.to(dtype)
-
-
-def _subtract(rows: Tensor, mean: Tensor) -> Tensor:
-    """Rows minus mean, subtracted in float64 and rounded once."""
-    return (rows.double() - mean).to(rows.dtype)

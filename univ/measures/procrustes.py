@@ -72,7 +72,9 @@ def nuclear_norm(matrix: Tensor) -> float:
     long (2048 x 2048 on 2 cores: 0.5 s and 1.6 s). Squaring costs digits: an eigenvalue is off by `noise`, its root by
     noise / root in one direction or the other, and the root of one below the noise by up to sqrt(2 noise).
     """
-    matrix = matrix[matrix.any(dim=1)][:, matrix.any(dim=0)]  # dead units: no need to make them noise
+    rows, columns = matrix.any(dim=1), matrix.any(dim=0)
+    if not (rows.all() and columns.all()):
+        matrix = matrix[rows][:, columns]  # dead units: no need to make them noise
     matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     squares = matrix.T @ matrix
     noise = 4 * torch.finfo(torch.float64).eps * squares.trace().item()  # measured for small eigenvalues: 2.3 eps trace

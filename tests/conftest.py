@@ -1,9 +1,18 @@
-"""Set before anything loads torch: OpenMP's threads then sleep between parallel regions instead of spinning.
+"""The tests' surroundings: usual reactions to signals, and OpenMP threads that sleep between parallel regions.
 
-Tests run beside their own child processes, where spinning threads cost more than half of the time.
+Tests run beside their own child processes, where spinning threads cost more than half of the time; the settings are
+read when torch is loaded.
 """
 
 import os
+import signal
+
+# A shell that starts the tests in the background has them ignore Ctrl-C (and nohup, hang-ups), and the programs they
+# start inherit that; the tests of signals need the usual reactions.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -180,7 +180,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, model, monkeypatch):
     before = files.file_hash(path)
 
     def die(value, target):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise RuntimeError("No space left on device")
 
     monkeypatch.setattr(torch, "save", die)

@@ -519,8 +519,10 @@ def _load_legacy(path: Path) -> Any:
             raise pickle.UnpicklingError("its tensors and its data do not belong together")
         for key in keys:
             storage = storages[key]
-            count = int.from_bytes(file.read(8), "little", signed=True)
+            header = file.read(8)
+            count = int.from_bytes(header, "little", signed=True)
             target = storage.view(torch.uint8).numpy() if len(storage) else np.empty(0, np.uint8)
-            if count != len(storage) or file.readinto(memoryview(target)) != target.nbytes:
+            complete = len(header) == 8 and count == len(storage)
+            if not complete or file.readinto(memoryview(target)) != target.nbytes:
                 raise pickle.UnpicklingError("it ends before its data do")
         return value

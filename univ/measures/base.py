@@ -18,7 +18,7 @@ from torch import Tensor
 T = TypeVar("T")
 Rep = Tensor | np.ndarray
 
-BLOCK_ROWS = 2048  # rows per block of a product over images: large enough for full speed, 16 MB at 2048 columns
+BLOCK_ROWS = 4096  # rows per block of a product over images: large enough for full speed, 32 MB at 2048 columns
 
 
 class UndefinedScore(UserWarning):
@@ -306,6 +306,14 @@ def gram(a: Centered) -> Tensor:
     """(N, N) A A' of one `Centered` model: for models with more columns than rows only."""
     blocks = [(start, a.block(start, start + BLOCK_ROWS)) for start in range(0, len(a), BLOCK_ROWS)]
     return torch.cat([torch.cat([product(block, other.T) for _, other in blocks], dim=1) for _, block in blocks])
+
+
+def upper_product(a: Tensor, strip: int = 512) -> Tensor:
+    """(D, D) A'A of a matrix (N, D) on and above its diagonal blocks; below them 0. At 2048 columns 5/8 of the work."""
+    total = torch.zeros(a.shape[1], a.shape[1], dtype=a.dtype, device=a.device)
+    for start in range(0, a.shape[1], strip):
+        torch.mm(a[:, start : start + strip].T, a[:, start:], out=total[start : start + strip, start:])
+    return total
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

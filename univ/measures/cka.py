@@ -18,8 +18,8 @@ from univ.measures.base import (
     Rep,
     cross_product,
     gram,
-    product,
     undefined,
+    upper_product,
 )
 
 _BLOCK = 1024  # rows and columns per block of an N x N matrix
@@ -262,11 +262,7 @@ def self_cross_norm(a: Centered) -> float:
     """|A'A|_F^2 of one `Centered` model."""
     if len(a) < a.width:
         return sum(block.double().square().sum().item() for block in a.once(gram).split(_BLOCK))
-    starts = range(0, a.width, _BLOCK)  # A'A is symmetric: the blocks above its diagonal count twice
-    blocks = {(first, second): 0.0 for first in starts for second in starts if first <= second}
+    upper = torch.zeros(a.width, a.width, dtype=torch.float64, device=a.rows.device)
     for start in range(0, len(a), BLOCK_ROWS):
-        rows = a.block(start, start + BLOCK_ROWS)
-        for first, second in blocks:
-            part = product(rows[:, first : first + _BLOCK].T, rows[:, second : second + _BLOCK])
-            blocks[first, second] = blocks[first, second] + part.double()
-    return sum((1 + (first < second)) * block.square().sum().item() for (first, second), block in blocks.items())
+        upper += upper_product(a.block(start, start + BLOCK_ROWS))
+    return 2 * upper.triu(1).square().sum().item() + upper.diagonal().square().sum().item()

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_tensor, full_precision, undefined
 
+_ROWS = 500  # images at a time where classes are summed: 4 MB at 1000 classes, which stays in cache
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -160,8 +162,8 @@ class Predict(Preparation):
 
     def prepare(self, outputs: Outputs | Rep) -> Predictions:
         outputs = as_outputs(outputs)
-        logits = as_logits(outputs.logits)
-        return as_predictions(logits.argmax(dim=1), outputs.labels, logits.shape[1])
+        logits, preds = as_logits(outputs.logits)
+        return as_predictions(preds, outputs.labels, logits.shape[1])
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Softmax(Preparation):
     """Class probabilities in float64."""
 
     def prepare(self, outputs: Outputs | Rep) -> Probabilities:
-        return Probabilities(as_logits(as_outputs(outputs).logits).double().softmax(dim=1))
+        return Probabilities(as_logits(as_outputs(outputs).logits)[0].softmax(dim=1, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,9 @@ class RelativeConfidence(Preparation):
     alpha: float = 1.0
 
     def prepare(self, outputs: Outputs | Rep) -> Probabilities:
-        logits = as_logits(as_outputs(outputs).logits).double()
-        return Probabilities((self.alpha * (logits - logits.amax(dim=1, keepdim=True))).exp())
+        logits, preds = as_logits(as_outputs(outputs).logits)
+        logits = logits.double()
+        return Probabilities((self.alpha * (logits - logits.gather(1, preds[:, None]))).exp())
 
 
 @dataclass(frozen=True)
@@ -209,13 +212,13 @@ class LabelledSoftmax(Preparation):
         outputs = as_outputs(outputs)
         if outputs.labels is None:
             raise ValueError("this measure needs labels: pass Outputs(logits, labels)")
-        logits = as_logits(outputs.logits)
+        logits, _ = as_logits(outputs.logits)
         if logits.shape[1] < 2:
             raise ValueError("CAPA needs at least 2 classes")
         labels = as_predictions(outputs.labels, num_classes=logits.shape[1]).preds
         if len(labels) != len(logits):
             raise ValueError(f"{len(logits)} logits need as many labels, got {len(labels)}")
-        return LabelledProbabilities(logits.double().softmax(dim=1), labels.to(logits.device))
+        return LabelledProbabilities(logits.softmax(dim=1, dtype=torch.float64), labels.to(logits.device))
 
 
 def as_outputs(outputs: Outputs | Rep) -> Outputs:
@@ -223,19 +226,26 @@ def as_outputs(outputs: Outputs | Rep) -> Outputs:
     return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
 
 
-def as_logits(logits: Rep) -> Tensor:
-    """Logits as a finite (N, C) tensor.
+def as_logits(logits: Rep) -> tuple[Tensor, Tensor]:
+    """Logits as an (N, C) tensor, and the class (N,) of the largest in each row, the first of equal ones.
+
+    A logit of minus infinity (a class ruled out) is allowed.
 
     Raises:
-        ValueError: another shape, or NaN or infinite values.
+        ValueError: another shape, or a row whose largest value is NaN or infinite.
     """
     logits = as_tensor(logits)
     if logits.ndim != 2 or logits.numel() == 0:
         raise ValueError(f"logits have one row per image and one column per class, got shape {tuple(logits.shape)}")
-    if not logits.isfinite().all():
-        row = int((~logits.isfinite().all(dim=1)).nonzero()[0])
+    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
+        preds = torch.from_numpy(logits.numpy().argmax(axis=1))  # five times as fast as torch's on the CPU
+    else:
+        preds = logits.argmax(dim=1)
+    finite = logits.gather(1, preds[:, None]).isfinite()  # NaN counts as the largest
+    if not finite.all():
+        row = int((~finite).nonzero()[0, 0])
         raise ValueError(f"the logits hold NaN or infinite values, first in row {row}")
-    return logits
+    return logits, preds
 
 
 def as_predictions(preds: Rep, labels: Rep | None = None, num_classes: int | None = None) -> Predictions:
@@ -300,14 +310,19 @@ def jsd_per_image(pair: Pair) -> Tensor:
     a, b = pair.a.values, pair.b.values
     if a.shape != b.shape:
         raise ValueError(f"JSD needs the same classes in both models: got {a.shape[1]} and {b.shape[1]}")
-    together = torch.special.entr((a + b) / 2).sum(dim=1)
+    together = torch.cat([row_entropies((p + q) / 2) for p, q in zip(a.split(_ROWS), b.split(_ROWS))])
     own = (pair.a.once(entropy) + pair.b.once(entropy)) / 2
     return (together - own).clamp(min=0)  # rounding can dip below 0
 
 
 def entropy(probabilities: Probabilities) -> Tensor:
     """(N,) float64 entropy in nats of `Probabilities`."""
-    return torch.special.entr(probabilities.values).sum(dim=1)
+    return torch.cat([row_entropies(probs) for probs in probabilities.values.split(_ROWS)])
+
+
+def row_entropies(probs: Tensor) -> Tensor:
+    """(n,) entropies in nats of (n, C) float64 probabilities."""
+    return torch.special.entr(probs).sum(dim=1)
 
 
 def churn_score(pair: Pair) -> float:
@@ -320,7 +335,7 @@ def churn_per_image(pair: Pair) -> Tensor:
     a, b = pair.a.values, pair.b.values
     if a.shape != b.shape:
         raise ValueError(f"churn needs the same classes in both models: got {a.shape[1]} and {b.shape[1]}")
-    return (a - b).abs().sum(dim=1) / 2
+    return torch.cat([(p - q).abs_().sum(dim=1) / 2 for p, q in zip(a.split(_ROWS), b.split(_ROWS))])
 
 
 def error_consistency_score(pair: Pair) -> float:

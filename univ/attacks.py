@@ -22,6 +22,11 @@ def image_norms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class StepRule:
     """Where an iterate may be and how it moves; one object serves one run of `pgd` and may keep state between steps.
 
@@ -141,7 +146,7 @@ class FourierStep(StepRule):
     margin: ClassVar[float] = 1 / 512  # half of the distance between two 8-bit values
 
     def start(self) -> Tensor:
-        logits = self.origin.float().clamp(self.margin, 1 - self.margin).logit()
+        logits = at_least_float32(self.origin).clamp(self.margin, 1 - self.margin).logit()
         return torch.fft.fft2(logits, norm="ortho")
 
     def step(self, x: Tensor, gradient: Tensor) -> Tensor:
@@ -317,7 +322,7 @@ class Attack:
         """
 
         def losses_of(x: Tensor) -> Tensor:
-            return functional.cross_entropy(model(x).float(), labels, reduction="none")
+            return functional.cross_entropy(at_least_float32(model(x)), labels, reduction="none")
 
         worst, worst_losses = images, None
         with frozen(model):

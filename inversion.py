@@ -74,6 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "-u", "--upper-bound-idx", type=cli.non_negative_int, default=0, help="with -n: draw indices below this one"
     )
     group.add_argument("--random-state", type=int, default=573098435098230, help="seed of the draw (and of the noise)")
+    cli.add_fast_images(group)
 
     group = parser.add_argument_group("inversion")
     group.add_argument("--iterations", type=cli.positive_int, default=1000, help="steps per image")
@@ -137,13 +138,13 @@ class Job:
 
 
 @functools.cache
-def opened(dataset: str, image_size: int, data_path: Path | None, labels_path: Path | None) -> Images:
-    return open_images(dataset, image_size=image_size, data_path=data_path, labels_path=labels_path)
+def opened(dataset: str, size: int, data_path: Path | None, labels_path: Path | None, fast: bool) -> Images:
+    return open_images(dataset, image_size=size, data_path=data_path, labels_path=labels_path, fast=fast)
 
 
 def images_of(args: argparse.Namespace, image_size: int) -> Images:
     """The images of --dataset at the size a model takes."""
-    return opened(args.dataset, image_size, args.data_path, args.labels_path)
+    return opened(args.dataset, image_size, args.data_path, args.labels_path, args.fast_images)
 
 
 def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
@@ -217,9 +218,11 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
         targets, seeds = indices.draw_targets_and_seeds(
             args.num_imgs_to_invert, bound, images.labels, args.random_state
         )
-        write_pairs({target_path: targets, seed_path: seeds}, overwrite=args.overwrite)
+        advice = "leave out -n and -u to use it, or give --overwrite"
+        write_pairs({target_path: targets, seed_path: seeds}, overwrite=args.overwrite, advice=advice)
         return targets, seeds
-    if named or any(there):
+    every_image = args.dataset in EVERY_IMAGE and not named
+    if named or all(there) or (any(there) and not every_image):
         targets = indices.read_indices(target_path, len(images))
         seeds = indices.read_indices(seed_path, len(images))
         if len(targets) != len(seeds):
@@ -228,25 +231,27 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
                 "expected one seed for every target"
             )
         return targets, seeds
-    if args.dataset not in EVERY_IMAGE:
+    if not every_image:
         raise InputError(f"which images of {args.dataset}? Name index files (-s, -t), or draw them with -n (and -u)")
     targets, seeds = indices.draw_targets_and_seeds(len(images), len(images), images.labels, args.random_state)
     order = targets.argsort()
     targets, seeds = targets[order], seeds[order]
-    write_pairs({target_path: targets, seed_path: seeds}, overwrite=args.overwrite)
+    advice = "to use it, put the other index file beside it, or name both (-t, -s)"
+    write_pairs({target_path: targets, seed_path: seeds}, overwrite=False, advice=advice)
     return targets, seeds
 
 
-def write_pairs(drawn: dict[Path, Tensor], *, overwrite: bool) -> None:
-    """Write index files, unless they hold these very indices already; other ones are replaced only when asked to."""
+def write_pairs(drawn: dict[Path, Tensor], *, overwrite: bool, advice: str) -> None:
+    """Write index files, unless they hold these very indices already; other ones are replaced only when asked to.
+
+    One of the two may be there: a run started at the same moment draws the same and is about to write the other.
+    """
     for path, values in drawn.items():
         if path.exists():
             if torch.equal(indices.read_indices(path), values):
                 continue
             if not overwrite:
-                raise InputError(
-                    f"{path} holds other indices than those drawn: leave out -n and -u to use it, or give --overwrite"
-                )
+                raise InputError(f"{path} holds other indices than those drawn: {advice}")
         indices.write_indices(path, values)
         logger.info("{:,} indices drawn, saved in {}", len(values), path)
 

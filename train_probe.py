@@ -41,13 +41,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("-a", "--model-arch", help="its architecture; default: from the checkpoint's file name")
     add("-d", "--dataset-name", choices=sorted(DATASET_OF), required=True, help="what the probes learn to classify")
     add("--pretrain-dataset", choices=sorted(DATASET_OF), help="what the model was trained on; default: the same")
-    add("--lmdb-file", type=cli.existing_file, help="training images; default: the data set's usual place")
+    text = "images: an LMDB file, for CIFAR-10 its folder; default: the data set's usual place"
+    add("--lmdb-file", type=cli.existing_path, help=f"training {text}")
     add("--labels-file", type=cli.existing_file, help="labels of the training images, one per line, instead of theirs")
     add("--reps-file", type=cli.existing_file, help="representations of the training images: nothing is extracted")
-    add("--val-lmdb-file", type=cli.existing_file, help="validation images; default: the data set's usual place")
+    add("--val-lmdb-file", type=cli.existing_path, help=f"validation {text}")
     add("--val-labels-file", type=cli.existing_file, help="labels of the validation images, instead of theirs")
     add("--val-reps-file", type=cli.existing_file, help="representations of the validation images")
     add("--reps-dtype", choices=sorted(repfiles.DTYPES), default="float32", help="of extracted representations")
+    cli.add_fast_images(group)
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("-b", "--batch", type=cli.positive_int, default=1024, help="representations per step of a probe")
@@ -98,7 +100,9 @@ def open_part(args: argparse.Namespace, split: str, image_size: int | None = Non
     """The images of a part, prepared as for evaluation, without augmentation, at the size the model wants."""
     given = args.lmdb_file if split == "train" else args.val_lmdb_file
     path = given or default_file(args.dataset, split)
-    return open_images(args.dataset, split, image_size=image_size, data_path=path, purpose="evaluation")
+    return open_images(
+        args.dataset, split, image_size=image_size, data_path=path, purpose="evaluation", fast=args.fast_images
+    )
 
 
 class Extractor:

@@ -350,7 +350,11 @@ stage_subgroups() {
 # Set `words` to train_probe.py for model $2 of radius $1, with the representations in the cache.
 set_probe() {
     words=(python train_probe.py -m "$(checkpoint_of "$1" "$2")" -a "$2" -d "$probe_dataset")
-    [ "$DATASET" = cifar10 ] || words+=(--lmdb-file "$TRAIN_DATA/train.lmdb" --val-lmdb-file "$TRAIN_DATA/val.lmdb")
+    if [ "$DATASET" = cifar10 ]; then
+        words+=(--lmdb-file "$TRAIN_DATA" --val-lmdb-file "$TRAIN_DATA")
+    else
+        words+=(--lmdb-file "$TRAIN_DATA/train.lmdb" --val-lmdb-file "$TRAIN_DATA/val.lmdb")
+    fi
     words+=(--run-name "$DATASET/${2//:/_}_$1" --runs "$RUNS/probes" --cache-dir "$CACHE/probes" "${common[@]}")
 }
 

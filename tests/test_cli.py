@@ -33,6 +33,7 @@ def test_what_is_no_arithmetic_is_refused(text):
         (cli.non_negative_number, "-1/2"),
         (cli.existing_file, "/"),
         (cli.existing_file, "no such file"),
+        (cli.existing_path, "no such file"),
         (cli.existing_dir, "no such folder"),
         (cli.device, "gpu"),
         (cli.device, "cuda:99"),

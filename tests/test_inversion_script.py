@@ -140,6 +140,25 @@ def test_without_index_files_every_test_image_is_a_target(words, tmp_path):
     assert all(row["target_label"] != row["seed_label"] for row in rows)
 
 
+def test_two_runs_started_together_draw_the_same_index_files(words, tmp_path):
+    """The moment between the two files that a run writes: another one finds the first only."""
+    script.main(words(n=0, iterations=1))
+    drawn = (tmp_path / "inverted/seed_indices.csv").read_text()
+    (tmp_path / "inverted/seed_indices.csv").unlink()
+    script.main(words(n=0, iterations=1, eps="eps1"))
+    assert (tmp_path / "inverted/seed_indices.csv").read_text() == drawn
+    assert len(rows_of(tmp_path / f"inverted/{ARCH}_eps1.csv")) == 360
+
+
+def test_one_index_file_of_ones_own_is_not_replaced(words, tmp_path):
+    (tmp_path / "inverted").mkdir()
+    own = tmp_path / "inverted/target_indices.csv"
+    own.write_text(",0\n0,3\n1,5\n")
+    with pytest.raises(InputError, match="put the other index file beside it"):
+        script.main(words("--overwrite", n=0, iterations=1))
+    assert own.read_text() == ",0\n0,3\n1,5\n"
+
+
 def test_eight_bit_images_are_the_rounded_ones(words, tmp_path):
     script.main(words(out=tmp_path / "float"))
     script.main(words("--uint8", out=tmp_path / "uint8"))

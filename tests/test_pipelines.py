@@ -217,7 +217,7 @@ def parse(words):
 
 @pytest.mark.parametrize("script", PIPELINES)
 def test_printed_commands_are_understood(script, tmp_path, monkeypatch):
-    for name in ("existing_file", "existing_dir"):  # the files need not be there
+    for name in ("existing_file", "existing_dir", "existing_path"):  # the files need not be there
         monkeypatch.setattr(cli, name, Path)
     settings = {"PRECISION": "bf16", "WORKERS": 2, "LABELS": "labels.csv", "NUM_INPUTS": 50}
     every = "download data train evaluate invert compare func subgroups probes figures"
@@ -399,7 +399,6 @@ def test_a_whole_study_from_training_to_figures_and_again(dataset, tmp_path):
     script = f"reproduce_{dataset.replace('50', '100')}.sh"
     if dataset == "cifar10":
         make_cifar10(tmp_path / "data/cifar10")
-        settings["SKIP"] = "probes"  # train_probe.py reads CIFAR-10 from its usual place only
     elif dataset == "imagenet50":
         make_imagenet100_with_fifty(tmp_path / "data/imagenet/imagenet100")
     else:
@@ -414,9 +413,8 @@ def test_a_whole_study_from_training_to_figures_and_again(dataset, tmp_path):
     assert [len(table) for table in accuracy] == [2] * 4
     subgroups = pd.read_csv(tmp_path / f"results/subgroups/{dataset}/repsim_subgroups.csv")
     assert set(subgroups["eps"]) == {0, 3} and set(subgroups["pred_type"]) == {"agree", "disagree"}
-    if dataset != "cifar10":
-        probes = pd.read_csv(tmp_path / f"results/probing/{dataset}/probe_agreement.csv")
-        assert len(probes) == 6  # pairs of 4
+    probes = pd.read_csv(tmp_path / f"results/probing/{dataset}/probe_agreement.csv")
+    assert len(probes) == 6  # pairs of 4
     assert (tmp_path / "figs/similarity_standard.pdf").stat().st_size > 0
     assert (tmp_path / "results/report.html").stat().st_size > 0
 

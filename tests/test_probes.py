@@ -2,19 +2,22 @@
 
 import json
 import math
+import pickle
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from image_files import encoded_image
 from sklearn.linear_model import LogisticRegression
 
 import compare_probes
 import train_probe
 from univ import probes, repfiles, results
-from univ.data import open_images
+from univ.data import cifar, open_images
 from univ.errors import InputError
 from univ.models import build_model, checkpoints
+from univ.utils.folder2lmdb import write_lmdb
 
 CPU = torch.device("cpu")
 
@@ -378,6 +381,27 @@ def test_representations_of_different_models_are_refused(study):
     words += ["--val-reps-file", runs / "resnet10_eps1/val_reps.pt", "--runs", study / "other", "--quiet"]
     with pytest.raises(InputError, match="differ in their arch"):
         train_probe.main(list(map(str, words)))
+
+
+def test_cifar10_is_opened_where_it_is_said_to_be(tmp_path):
+    folder = tmp_path / "elsewhere/cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for number, name in enumerate([*cifar.BATCHES["train"], *cifar.BATCHES["val"]]):
+        batch = {b"data": np.full((2, 3072), number, np.uint8), b"labels": [0, 1]}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    where = ["--lmdb-file", folder.parent, "--val-lmdb-file", folder]
+    args = train_probe.parse_args([*map(str, ("-m", __file__, "-a", "resnet18", "-d", "cifar10", *where))])
+    train_part, val_part = (train_probe.open_part(args, split) for split in ("train", "val"))
+    assert (len(train_part), len(val_part)) == (10, 2)
+    assert (val_part.pixels == 5).all()
+
+
+def test_fast_images_are_other_images(tmp_path):
+    write_lmdb(tmp_path / "train.lmdb", [(encoded_image("rgb", seed=0), 0)], ["a class"])
+    words = ["-m", __file__, "-a", "resnet18", "-d", "imagenet50", "--lmdb-file", str(tmp_path / "train.lmdb")]
+    exact = train_probe.open_part(train_probe.parse_args(words), "train")
+    fast = train_probe.open_part(train_probe.parse_args([*words, "--fast-images"]), "train")
+    assert fast.fast and not exact.fast and fast.fingerprint != exact.fingerprint
 
 
 def test_eps_is_found_in_names():

@@ -110,6 +110,14 @@ def existing_file(text: str) -> Path:
     return path
 
 
+def existing_path(text: str) -> Path:
+    """The path of a file or folder that is there."""
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"there is no file or folder {text}")
+    return path
+
+
 def existing_dir(text: str) -> Path:
     """The path of a folder that is there."""
     path = Path(text)
@@ -146,6 +154,12 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, workers: int = 4, p
         text = "arithmetic of the networks: fp32 is exact, the others are faster on CUDA"
         group.add_argument("--precision", choices=PRECISIONS, default=precision, help=text)
     group.add_argument("--quiet", action="store_true", help="warnings and errors only: no progress bars")
+
+
+def add_fast_images(group: argparse._ArgumentGroup) -> None:
+    """Add --fast-images."""
+    text = "ImageNet: decode and resize nearly twice as fast, pixels off by up to 2/255; never mixed with exact ones"
+    group.add_argument("--fast-images", action="store_true", help=text)
 
 
 @contextlib.contextmanager

@@ -41,8 +41,7 @@ def add_arguments(
     group.add_argument("-m", "--model", metavar="ARCH", help=text)
     group.add_argument("-d", "--data", type=Path, metavar="DIR", help=f"folder of the data (default: {data})")
     group.add_argument("-s", "--save", type=Path, metavar="DIR", default=Path(save), help="where checkpoints go")
-    text = "ImageNet: decode and resize with torch, nearly twice as fast; some pixels differ by 1/255 or 2/255"
-    group.add_argument("--fast-images", action="store_true", help=text)
+    cli.add_fast_images(group)
     group.add_argument("-w", "--workers", type=cli.non_negative_int, default=4, help="processes that decode images")
 
     group = parser.add_argument_group("what to do")

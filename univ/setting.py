@@ -77,11 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=INDEX_DIR,
         help="holds <dataset>/indices_<exp>.csv; drawn (--seed) and saved if missing",
     )
-    add(
-        "--fast-images",
-        action="store_true",
-        help="ImageNet: decode nearly twice as fast, pixels off by up to 2/255; results are kept apart from exact ones",
-    )
+    cli.add_fast_images(group)
     group = parser.add_argument_group("inverted and adversarial images")
     add = group.add_argument
     add("-i", "--inv", type=int, choices=(0, 1), default=0, help="1: compare on images inverted through each model")

@@ -5,6 +5,9 @@ way: w' = w * s, b' = (b - mean) * s + shift, with s = scale / sqrt(var + eps). 
 thousand times over then has a third fewer layers. The input normaliser stays: it clamps, and zero padding follows it.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,13 +34,12 @@ class FoldedClassifier(Classifier):
 
         For attacks on a network that is being trained: one pass over its weights, in place.
         """
-        state = source.state_dict()
+        own, theirs = dict(_tensors(self)), dict(_tensors(source))
         for conv, norm in self.pairs:
-            weight, bias = _folded(source.model.get_submodule(conv), source.model.get_submodule(norm))
-            for name in [name for name in state if name.startswith(f"model.{norm}.")]:
-                del state[name]
-            state |= {f"model.{conv}.weight": weight, f"model.{conv}.bias": bias}
-        self.load_state_dict(state)
+            weight, bias = own.pop(f"model.{conv}.weight"), own.pop(f"model.{conv}.bias")
+            _fold(source.model.get_submodule(conv), source.model.get_submodule(norm), weight, bias)
+        for name, tensor in own.items():
+            tensor.copy_(theirs[name])
 
 
 def fold_batchnorm(classifier: Classifier) -> FoldedClassifier:
@@ -63,14 +65,22 @@ def fold_batchnorm(classifier: Classifier) -> FoldedClassifier:
     return folded.eval().requires_grad_(False)
 
 
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does both; the per-channel arithmetic in float64."""
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of all weights and buffers, those that are not saved included."""
+    return itertools.chain(model.named_parameters(), model.named_buffers())
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> None:
+    """Write weight and bias of the convolution that does both; the per-channel arithmetic in float64.
+
+    The weights are written in place: a network's are tens of megabytes, and this is done in every training step.
+    """
     factor = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.affine:
         factor = factor * norm.weight.double()
-    bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
-    bias = bias * factor + (norm.bias.double() if norm.affine else 0)
-    return conv.weight * factor.to(conv.weight.dtype)[:, None, None, None], bias.to(conv.weight.dtype)
+    shift = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+    bias.copy_(shift * factor + (norm.bias.double() if norm.affine else 0))
+    torch.mul(conv.weight, factor.to(conv.weight.dtype)[:, None, None, None], out=weight)
 
 
 class _Readers(TorchDispatchMode):
@@ -120,6 +130,8 @@ def _find_pairs(classifier: Classifier) -> tuple[tuple[str, str], ...]:
     finally:
         for hook in hooks:
             hook.remove()
+        if any(modes.values()):
+            classifier.train()  # where networks drop what they cached in evaluation mode (tiny_vit)
         for module, training in modes.items():
             module.training = training
     return tuple(

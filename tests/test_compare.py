@@ -88,7 +88,7 @@ def test_permutation_baseline():
     generator = torch.Generator().manual_seed(1)
     first = torch.randperm(50, generator=generator)
     expected = measures.cka(reps["vgg"], reps["resnet"][first])
-    assert cka.permuted.at["vgg", "resnet"][0] == pytest.approx(expected, abs=1e-9)
+    assert cka.permuted.at["vgg", "resnet"][0] == pytest.approx(expected, abs=1e-7)
 
 
 def test_spread_over_trials_is_reported():

@@ -506,6 +506,7 @@ def test_streaming_gives_the_same_scores(pair, tmp_path):
 def test_streaming_converts_block_by_block(dtype, pair, monkeypatch):
     x, y = ((10 * rep).numpy().astype(dtype) for rep in pair)
     expected = measures.cka(x, y)
+    monkeypatch.setattr(base, "FEW_ROWS", 16)
     monkeypatch.setattr(base, "BLOCK_ROWS", 16)
     assert Center(stream=True)(x).rows.dtype == torch.from_numpy(x).dtype
     assert measures.cka(x, y, stream=True) == pytest.approx(expected, abs=1e-7)

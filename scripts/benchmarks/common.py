@@ -47,11 +47,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def alternate(
-    runs_by_name: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device
+    runs_by_name: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device, warm_up: bool = True
 ) -> dict[str, float]:
-    """Median seconds of each run, taken in turn (A B A B ...) after one warm-up each."""
+    """Median seconds of each run, taken in turn (A B A B ...), by default after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in runs_by_name}
-    for repeat in range(repeats + 1):
+    for repeat in range(0 if warm_up else 1, repeats + 1):
         for name, run in runs_by_name.items():
             synchronize(device)
             started = time.perf_counter()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from univ import cli, compare
 from univ.errors import InputError
@@ -236,7 +237,7 @@ def run(args: argparse.Namespace) -> None:
         pairs, key=lambda pair: sum(abs(reps[name].shape[1] - mean_width) for name in pair)
     )  # a peer's time goes with the sum or the product of the widths
     rows = []
-    for group in args.measures:
+    for group in tqdm(args.measures, desc="benchmark", unit="row", disable=args.quiet):
         rows.append(_time_group(group, args, reps, logits, typical, len(pairs), device))
     print(f"{args.num_images} images, {len(names)} models of {' '.join(map(str, args.widths))} columns, k = {args.knn}")
     print(environment_line(device))
@@ -270,7 +271,7 @@ def _time_group(
     last: dict[str, Any] = {}
 
     def ours() -> None:
-        last["ours"] = compare.pairwise(inputs, measures, quiet=args.quiet)
+        last["ours"] = compare.pairwise(inputs, measures, quiet=True)
 
     def peer() -> None:
         for key in keys:
@@ -278,7 +279,8 @@ def _time_group(
             last[key] = PEERS[key](*one_pair, **settings)
 
     _, memory = peak_memory(ours, device)
-    seconds = alternate({"ours": ours, "peer": peer}, repeats=args.repeats, device=device)
+    warm_up = device.type == "cuda"  # on the CPU ours has just had one, and a peer takes up to minutes
+    seconds = alternate({"ours": ours, "peer": peer}, repeats=args.repeats, device=device, warm_up=warm_up)
     theirs = seconds["peer"] * pairs * SCALE.get(group, 1)
     errors = ["", ""]
     if group in EXACT:

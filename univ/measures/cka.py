@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from univ.measures.base import (
-    BLOCK_ROWS,
     Center,
     Centered,
     Measure,
@@ -18,8 +17,10 @@ from univ.measures.base import (
     Rep,
     cross_product,
     gram,
+    product,
+    product_spans,
+    sum_in_float64,
     undefined,
-    upper_product,
 )
 
 _BLOCK = 1024  # rows and columns per block of an N x N matrix
@@ -255,14 +256,14 @@ def cross_norm(pair: Pair) -> float:
     if len(pair.a) < min(pair.a.width, pair.b.width):
         a, b = pair.a.once(gram), pair.b.once(gram)
         return sum(torch.sum(x.double() * y.double()).item() for x, y in zip(a.split(_BLOCK), b.split(_BLOCK)))
-    return pair.once(cross_product).square().sum().item()
+    cross = pair.once(cross_product).flatten()
+    return torch.dot(cross, cross).item()
 
 
 def self_cross_norm(a: Centered) -> float:
     """|A'A|_F^2 of one `Centered` model."""
     if len(a) < a.width:
         return sum(block.double().square().sum().item() for block in a.once(gram).split(_BLOCK))
-    upper = torch.zeros(a.width, a.width, dtype=torch.float64, device=a.rows.device)
-    for start in range(0, len(a), BLOCK_ROWS):
-        upper += upper_product(a.block(start, start + BLOCK_ROWS))
-    return 2 * upper.triu(1).square().sum().item() + upper.diagonal().square().sum().item()
+    blocks = (a.block(*span) for span in product_spans(a))
+    cross = sum_in_float64(product(block.T, block) for block in blocks).flatten()
+    return torch.dot(cross, cross).item()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from univ.measures.base import BLOCK_ROWS, Center, Centered, Measure, Pair, Preparation, Rep, cross_product
+from univ.measures.base import BLOCK_ROWS, FEW_ROWS, Center, Centered, Measure, Pair, Preparation, Rep, cross_product
 
 
 def second_order_cosine(x: Rep, y: Rep, *, center: bool = True) -> float:
@@ -50,8 +50,8 @@ class UnitRows(Preparation):
         centered = Center(self.center).prepare(rep)
         norms = centered.square_norms.sqrt()[:, None]
         rows = torch.empty_like(centered.rows)
-        for start in range(0, len(rows), BLOCK_ROWS):
-            span = slice(start, start + BLOCK_ROWS)
+        for start in range(0, len(rows), FEW_ROWS):
+            span = slice(start, start + FEW_ROWS)
             rows[span] = torch.where(norms[span] > 0, centered.rows[span].double() / norms[span], 0.0)
         return Directions(rows, None, (norms[:, 0] > 0).double())
 

@@ -4,13 +4,26 @@
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_rep, column_mean, undefined
+from univ.measures.base import (
+    FEW_ROWS,
+    Measure,
+    Pair,
+    Preparation,
+    Prepared,
+    Rep,
+    as_rep,
+    column_mean,
+    product,
+    undefined,
+)
 
 Function = Literal["cos_sim", "euc"]
 _BLOCK = 2000  # rows and columns of a block of the matrix of closeness: 16 MB in float32
@@ -224,8 +237,8 @@ class _Space:
         mean = mean if center or not cosine else torch.zeros_like(mean)  # distances do not see it
         rows = torch.empty(rep.shape, dtype=torch.float32, device=rep.device)
         norms = torch.empty(len(rep), dtype=torch.float64, device=rep.device)
-        for start in range(0, len(rep), _BLOCK):
-            span = slice(start, start + _BLOCK)
+        for start in range(0, len(rep), FEW_ROWS):
+            span = slice(start, start + FEW_ROWS)
             block = rep[span].double() - mean
             norms[span] = block.norm(dim=1)
             rows[span] = torch.where(norms[span, None] > 0, block / norms[span, None], 0.0) if cosine else block
@@ -243,7 +256,7 @@ class _Space:
 
     def search(self, a: Tensor, b: Tensor) -> Tensor:
         """(len(a), len(b)) float32 closeness of images a to images b (index tensors or slices)."""
-        closeness = self.rows[a] @ self.rows[b].T
+        closeness = product(self.rows[a], self.rows[b].T)
         if not self.cosine:
             half_squares = (self.norms.square() / 2).float()
             closeness -= half_squares[a][:, None]
@@ -285,12 +298,12 @@ def _candidates(space: _Space, count: int, own: float) -> tuple[Tensor, Tensor]:
         if best[row] is not None:
             held = best[row][0].shape[1]
             closeness = torch.cat([best[row][0], closeness], dim=1)
-        top = closeness.topk(min(count, closeness.shape[1]), dim=1, sorted=False)
-        indices = (top.indices + (spans[column].start - held)).int()
+        closeness, columns = _largest(closeness, count)
+        indices = (columns + (spans[column].start - held)).int()
         if held:
-            before = best[row][1].gather(1, top.indices.clamp(max=held - 1))
-            indices = torch.where(top.indices < held, before, indices)
-        best[row] = top.values, indices
+            before = best[row][1].gather(1, columns.clamp(max=held - 1))
+            indices = torch.where(columns < held, before, indices)
+        best[row] = closeness, indices
 
     for row in range(len(spans)):
         for column in range(row, len(spans)):
@@ -302,6 +315,23 @@ def _candidates(space: _Space, count: int, own: float) -> tuple[Tensor, Tensor]:
             merge(row, column, closeness)
     closeness, order = torch.cat([values for values, _ in best]).sort(dim=1, descending=True)
     return closeness, torch.cat([indices for _, indices in best]).gather(1, order)
+
+
+def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest values of each row and their columns, in any order; of shorter rows all values."""
+    surplus = values.shape[1] - count
+    if values.device.type != "cpu":
+        return values.topk(min(count, values.shape[1]), dim=1, sorted=False)
+    if surplus <= 0:
+        return values, torch.arange(values.shape[1]).expand_as(values)
+
+    def columns_of(rows: Tensor) -> Tensor:  # NumPy partitions with vector instructions, in a third of torch's time
+        return torch.from_numpy(np.argpartition(rows.numpy(), surplus, axis=1)[:, surplus:])
+
+    parts = values.chunk(2 * torch.get_num_threads())
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        columns = torch.cat(list(pool.map(columns_of, parts)))
+    return values.gather(1, columns), columns
 
 
 def _settle(space: _Space, closeness: Tensor, indices: Tensor, start: int, k: int, own: float, ordered: bool) -> Tensor:

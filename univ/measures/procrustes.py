@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from univ.measures.base import Center, Centered, Measure, Pair, Rep, cross_product, undefined, upper_product
+from univ.measures.base import Center, Centered, Measure, Pair, Rep, cross_product, product, undefined
 
 _TOLERANCE = 1e-7  # relative error allowed to a nuclear norm that was computed from eigenvalues
 
@@ -76,9 +76,9 @@ def nuclear_norm(matrix: Tensor) -> float:
     if not (rows.all() and columns.all()):
         matrix = matrix[rows][:, columns]  # dead units: no need to make them noise
     matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    squares = upper_product(matrix)
+    squares = product(matrix.T, matrix)
     noise = 4 * torch.finfo(torch.float64).eps * squares.trace().item()  # measured for small eigenvalues: 2.3 eps trace
-    eigenvalues = torch.linalg.eigvalsh(squares, UPLO="U").clamp(min=0)
+    eigenvalues = torch.linalg.eigvalsh(squares).clamp(min=0)
     clear = eigenvalues[eigenvalues > noise]
     error = (noise / clear.sqrt()).norm().item() + (len(eigenvalues) - len(clear)) * math.sqrt(2 * noise)
     total = eigenvalues.sqrt().sum().item()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from univ.measures.base import BLOCK_ROWS, Rep, as_rep, column_mean, full_precision, undefined
+from univ.measures.base import FEW_ROWS, Rep, as_rep, column_mean, full_precision, undefined
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def concentricity(rep: Rep) -> float:
         return undefined("concentricity is not defined: the mean representation is zero")
     direction = mean / mean.norm()
     total = 0.0
-    for block in rep.split(BLOCK_ROWS):
+    for block in rep.split(FEW_ROWS):
         norms = block.double().norm(dim=1)
         total += torch.where(norms > 0, block.double() @ direction / norms, 0.0).sum().item()
     return total / len(rep)

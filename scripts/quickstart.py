@@ -110,7 +110,7 @@ class Plan:
 
     def evaluate(self, arch: str, eps: str) -> Job:
         table = self.accuracy / f"{arch}_{eps}.csv"
-        attack = ("-o", 1, "-p", self.scale.attack_steps, "-l", f"2.5/{self.scale.attack_steps}")
+        attack = ("-o", 1, "-p", self.scale.attack_steps, "-l", f"2.5/{self.scale.attack_steps}", "-b", 64)
         words = ("--dataset", "digits", "-t", 0, "-m", arch, "-v", self.cnns / eps / f"{arch}.pt", *attack)
         return self.job(f"{arch} {eps}", "cifar10_training", table, *words, "--results-file", table)
 
@@ -211,6 +211,7 @@ def start_worker(threads: int) -> None:
     """Prepare a process of the pool: its share of the cores, and Ctrl-C left to the parent, which ends the pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
+    os.environ["OPENBLAS_NUM_THREADS"] = str(threads)  # NumPy's, read when it is imported
     import torch
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The tests' surroundings: usual reactions to signals, and OpenMP threads that sleep between parallel regions.
+"""The tests' surroundings: usual reactions to signals, and threads that sleep between parallel regions.
 
 Tests run beside their own child processes, where spinning threads cost more than half of the time; the settings are
 read when torch is loaded.
@@ -18,4 +18,5 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes side by side share the cores
     cores = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+    for library in ("OMP", "OPENBLAS"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, cores)))

@@ -292,6 +292,6 @@ def _time_group(
         f"{seconds['ours']:.3g} s",
         f"{memory:.2f} GB",
         f"{theirs:.3g} s",
-        f"{theirs / seconds['ours']:.0f}",
+        f"{theirs / seconds['ours']:.3g}",
         *errors,
     )

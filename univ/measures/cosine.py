@@ -5,7 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from univ.measures.base import BLOCK_ROWS, FEW_ROWS, Center, Centered, Measure, Pair, Preparation, Rep, cross_product
+from univ.measures.base import (
+    BLOCK_ROWS,
+    FEW_ROWS,
+    Center,
+    Centered,
+    Measure,
+    Pair,
+    Preparation,
+    Rep,
+    cross_product,
+    product,
+)
 
 
 def second_order_cosine(x: Rep, y: Rep, *, center: bool = True) -> float:
@@ -76,8 +87,12 @@ def inner_products(pair: Pair) -> Tensor:
     for start in range(0, len(a), BLOCK_ROWS):
         rows_a, rows_b = a.block(start, start + BLOCK_ROWS), b.block(start, start + BLOCK_ROWS)
         if wide:
-            product = (rows_a @ a.rows.T).double() * (rows_b @ b.rows.T).double()
+            found += row_products(product(rows_a, a.rows.T), product(rows_b, b.rows.T))
         else:
-            product = (rows_a.to(cross.dtype) @ cross).double() * rows_b.double()
-        found.append(product.sum(dim=1))
+            found += row_products(product(rows_a, cross), rows_b)
     return torch.cat(found) - a.square_norms * b.square_norms  # the diagonals: 1 each, 0 for a row of zeros
+
+
+def row_products(a: Tensor, b: Tensor) -> list[Tensor]:
+    """Float64 inner products of row i of both, in blocks that stay in cache."""
+    return [(x.double() * y.double()).sum(dim=1) for x, y in zip(a.split(FEW_ROWS), b.split(FEW_ROWS))]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,13 +73,14 @@ def nuclear_norm(matrix: Tensor) -> float:
     long (2048 x 2048 on 2 cores: 0.5 s and 1.6 s). Squaring costs digits: an eigenvalue is off by `noise`, its root by
     noise / root in one direction or the other, and the root of one below the noise by up to sqrt(2 noise).
     """
-    rows, columns = matrix.any(dim=1), matrix.any(dim=0)
-    if not (rows.all() and columns.all()):
-        matrix = matrix[rows][:, columns]  # dead units: no need to make them noise
+    if not (matrix[:1].all() and matrix[:, :1].all()):  # as where a unit is dead: its zeros would become noise
+        matrix = matrix[matrix.any(dim=1)][:, matrix.any(dim=0)]
     matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     squares = product(matrix.T, matrix)
     noise = 4 * torch.finfo(torch.float64).eps * squares.trace().item()  # measured for small eigenvalues: 2.3 eps trace
-    eigenvalues = torch.linalg.eigvalsh(squares).clamp(min=0)
+    on_cpu = squares.device.type == "cpu"  # there NumPy takes a tenth less time than torch
+    eigenvalues = torch.from_numpy(np.linalg.eigvalsh(squares.numpy())) if on_cpu else torch.linalg.eigvalsh(squares)
+    eigenvalues = eigenvalues.clamp(min=0)
     clear = eigenvalues[eigenvalues > noise]
     error = (noise / clear.sqrt()).norm().item() + (len(eigenvalues) - len(clear)) * math.sqrt(2 * noise)
     total = eigenvalues.sqrt().sum().item()

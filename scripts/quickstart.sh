@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole study on handwritten digits, from nothing: about five minutes on two cores after the install.
+# The whole study on handwritten digits, from nothing: five to six minutes on two cores after the install.
 #
 #   bash scripts/quickstart.sh            makes .venv when needed, runs what is not done yet, prints the summary
 #   bash scripts/quickstart.sh --fresh    removes what earlier runs made of the digits and starts over

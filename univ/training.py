@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from univ import cli, files, runs
-from univ.attacks import Attack, frozen
+from univ.attacks import Attack
 from univ.data import Images
 from univ.data.loaders import TrainingBatches, batches, stream
 from univ.errors import InputError
@@ -158,9 +158,7 @@ class AttackTarget:
 
     def __init__(self, classifier: Classifier, *, compile: bool = False) -> None:
         self._classifier = classifier
-        # frozen: looking for what to fold runs the classifier in evaluation mode, which must leave nothing behind
-        with frozen(classifier):
-            self._folded = fold_batchnorm(classifier).to(memory_format=torch.channels_last)
+        self._folded = fold_batchnorm(classifier).to(memory_format=torch.channels_last)
         self._network = torch.compile(self._folded) if compile else self._folded
 
     def of_now(self) -> nn.Module:

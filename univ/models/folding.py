@@ -49,7 +49,7 @@ def fold_batchnorm(classifier: Classifier) -> FoldedClassifier:
     that nothing else reads, and both run once. Others stay as they are: those of DenseNets that come before their
     convolution with a ReLU between, and layers of derived classes, which may do more than their names say.
 
-    Logits and representations agree with the original's to float32 rounding.
+    Logits and representations agree with the original's to float32 rounding; the original is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         network = classifier.spec.build(classifier.num_classes)  # not a deep copy: no hooks, caches or graphs

@@ -7,6 +7,8 @@ read when torch is loaded.
 import os
 import signal
 
+import pytest
+
 # A shell that starts the tests in the background has them ignore Ctrl-C (and nohup, hang-ups), and the programs they
 # start inherit that; the tests of signals need the usual reactions.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -20,3 +22,9 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes side by side share th
     cores = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     for library in ("OMP", "OPENBLAS"):
         os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, cores)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_hashes(tmp_path_factory):
+    """Hashes of files that the tests make are not kept in the home folder."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

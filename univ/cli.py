@@ -188,14 +188,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, _stop_on_sigterm)
     try:
         main()
-    except (
-        InputError,
-        FileNotFoundError,
-        FileExistsError,
-        NotADirectoryError,
-        IsADirectoryError,
-        PermissionError,
-    ) as error:
+    except (InputError, OSError) as error:
         if os.environ.get("UNIV_TRACEBACK"):
             raise
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)

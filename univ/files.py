@@ -1,59 +1,189 @@
-"""Files that are either whole or absent: written under a temporary name in the same folder, then renamed."""
+"""Files on the disk: written whole or not at all, by one writer at a time, under names that stay in their folder.
+
+Every module writes through here, so that links, devices, full disks, killed runs and neighbours are dealt with once.
+"""
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from loguru import logger
 
 from univ.errors import InputError
+
+LONGEST_NAME = 200  # bytes: file systems allow 255, and temporary names add to it
+_open_locks: set[int] = set()
+
+
+@contextlib.contextmanager
+def cannot_write(path: Path | str) -> Iterator[None]:
+    """Turn what the system says against writing `path` (disk full, no permission ...) into one line.
+
+    Raises:
+        InputError: names the path and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+# --- names and places -----------------------------------------------------------------------------------------------
+
+
+def file_name(text: str, what: str) -> str:
+    """`text`, which may come from a file or the command line, if it can be one file's or folder's name.
+
+    Args:
+        what: how messages call it, such as "--exp" or "model in args.json".
+
+    Raises:
+        InputError: it is empty, too long, `.` or `..`, or holds a separator (so absolute paths too), a control
+            character or what is no Unicode.
+    """
+    encoded = text.encode(errors="replace")
+    if text in ("", ".", "..") or not set(text).isdisjoint("/\\") or not text.isprintable():
+        raise InputError(f"{what} {text!r} cannot be a file name: no separators, '..' or control characters")
+    if len(encoded) > LONGEST_NAME:
+        raise InputError(f"{what} {text[:40]!r}... is too long for a file name ({len(encoded)} bytes)")
+    return text
+
+
+def destination(path: Path | str) -> Path:
+    """Where writing to `path` goes: through symbolic links, to a regular file that is there or is to be.
+
+    Raises:
+        InputError: something else is there (a folder, a device, a pipe, a link to itself).
+    """
+    path = Path(path)
+    with cannot_write(path):
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        try:
+            mode = target.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return target
+    if not stat.S_ISREG(mode):
+        raise InputError(f"cannot write {path}: it is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}")
+    return target
+
+
+# --- whole files ----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it otherwise.
 
-    The data are on the disk before the rename, so a crash leaves the old file or the new one, never a part.
+    The data are on the disk before the rename, so a crash leaves the old file or the new one, never a part. What a
+    killed run left of such a temporary file is removed.
 
     Raises:
-        InputError: the disk is full, or the folder cannot be written.
+        InputError: the disk is full, the folder cannot be written, or `path` is no regular file.
     """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    target = destination(path)
+    with cannot_write(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(target)
+        handle, temporary = _temporary_beside(target)
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600; results are shared like any other file
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+            _close(handle)
+
+
+def _temporary_beside(target: Path) -> tuple[int, Path]:
+    """A new temporary file, locked as long as its writer lives, which tells it from what a killed run left."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        _open_locks.add(handle)
+        with contextlib.suppress(OSError):  # without locks on this file system nothing is ever taken for left over
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:  # else removed as left over, between its making and its lock
+            return handle, Path(name)
+        _close(handle)
+
+
+def _remove_orphans(target: Path) -> None:
+    """Remove temporary files of `target` whose writer is gone."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with contextlib.suppress(OSError), left.open("rb") as file:  # another run may be removing it too
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def _close(handle: int) -> None:
+    _open_locks.discard(handle)
     os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600; results are shared like any other file
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _close_locks_of_parent() -> None:
+    """A forked worker lets go of the locks it inherited: it may outlive a parent that is killed."""
+    for handle in _open_locks:
+        os.close(handle)
+    _open_locks.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks_of_parent)
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` to `path` atomically."""
+    """Write `text` to `path` atomically, in UTF-8."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON to `path` atomically; paths and devices become strings."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def append_text(path: Path | str, text: str, *, header: str = "") -> None:
+    """Append whole lines to a text file that several processes may append to; it is made where it is missing.
+
+    Where that fails (disk full) the file is as it was. A torn last line, which a crash may leave, is ended first.
+
+    Args:
+        header: the first line, without its end; a file that begins with another one is refused.
+
+    Raises:
+        InputError: another header, or the file cannot be written.
+    """
+    target = destination(path)
+    with cannot_write(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("a+b", buffering=0) as file:  # a buffer would be written on closing, after a failure too
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+            file.seek(0)
+            first = file.readline().decode("utf-8", errors="replace").rstrip("\r\n")
+            if header and first and first != header:
+                raise InputError(f"{path} begins with {first[:200]!r}, expected {header}")
+            size = file.seek(0, os.SEEK_END)
+            torn = size > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            rest = memoryview(("\n" * torn + (f"{header}\n" if header and not first else "") + text).encode())
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                os.ftruncate(file.fileno(), size)
+                raise
 
 
 def save_torch(path: Path | str, value: Any) -> None:
@@ -70,7 +200,124 @@ def save_torch(path: Path | str, value: Any) -> None:
             raise InputError(f"cannot write {path}: {str(error).splitlines()[0]} (is the disk full?)") from error
 
 
+def read_text(path: Path | str) -> str:
+    """A text file's content.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: it is a folder, or no UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a folder, expected a text file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+# --- one writer -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(path: Path | str, *, wait: bool = False) -> Iterator[None]:
+    """Be the one process that makes `path` (a file or a folder) while the block runs.
+
+    The lock is a file beside `path`, named `.<name>.lock`, that says who holds it; it is gone with the process,
+    however that ends.
+
+    Args:
+        wait: whether to wait for a process that holds it, saying so.
+
+    Raises:
+        InputError: another process holds it and `wait` is off (the line says which), or no lock can be made there.
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    lock = target.with_name(f".{target.name}.lock")
+    with cannot_write(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = _acquire(lock, path, wait)
+    try:
+        with cannot_write(lock):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        yield
+    finally:
+        if handle in _open_locks:  # else this is a forked child that unwinds, and the lock its parent's
+            lock.unlink(missing_ok=True)
+            _close(handle)
+
+
+def _acquire(lock: Path, path: Path, wait: bool) -> int:
+    """An open, locked handle of the file `lock`, which its previous holder may have removed meanwhile."""
+    said = False
+    while True:
+        with cannot_write(lock):
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        _open_locks.add(handle)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+                if not wait:
+                    raise InputError(f"{path} is being written by {holder}: let it finish, or stop it") from error
+                if not said:
+                    logger.info("waiting: {} is being written by {}", path, holder)
+                    said = True
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink:
+                return handle
+        except OSError as error:
+            _close(handle)
+            raise InputError(f"cannot lock {lock}: {error.strerror or error}") from error
+        except BaseException:
+            _close(handle)
+            raise
+        _close(handle)
+
+
+# --- content --------------------------------------------------------------------------------------------------------
+
+
 def file_hash(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(paths: Iterable[Path | str]) -> str:
+    """SHA-256 over the bytes of one or many files, in this order, as hexadecimal digits.
+
+    Files are read again only when a path, size, inode or time of change differs: hashes are kept in
+    $XDG_CACHE_HOME/univ/hashes (~/.cache/univ/hashes), which may be removed at any time.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    known = hashlib.sha256()
+    newest = 0
+    files = [Path(os.path.realpath(path)) for path in paths]
+    for path in files:
+        found = path.stat()
+        newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
+        about = f"{path}\0{found.st_size} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}\n"
+        known.update(os.fsencode(about))
+    kept = _hash_folder() / known.hexdigest()
+    with contextlib.suppress(OSError):
+        text = kept.read_text()
+        if len(text) == 64:
+            return text
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(bytes.fromhex(file_hash(path)))
+    if time.time_ns() - newest > 2e9:  # a file changed within the clock's grain of its hash would look unchanged
+        try:
+            write_text(kept, whole.hexdigest())
+        except InputError as error:
+            logger.debug("hashes are not kept: {}", error)
+    return whole.hexdigest()
+
+
+def _hash_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "univ" / "hashes"

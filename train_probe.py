@@ -72,6 +72,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("name the architecture the representations come from: -a ARCH")
     if args.model_arch is None:
         args.model_arch = models.arch_from_filename(args.model_ckpt_path)
+    if args.run_name is not None:
+        try:
+            files.relative_path(args.run_name, "--run-name")
+        except InputError as error:
+            parser.error(str(error))
     args.dataset = DATASET_OF[args.dataset_name]
     args.train_set = DATASET_OF[args.pretrain_dataset or args.dataset_name]
     args.eps = find_eps(args.model_ckpt_path, args.reps_file, args.run_name)

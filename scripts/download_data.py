@@ -175,7 +175,8 @@ class Remote:
 
     def staged(self, root: Path) -> Path:
         """Where it lies, or grows, until it is placed."""
-        return root / ".downloads" / self.source.replace(" ", "_") / self.name
+        folder = root / ".downloads" / files.file_name(self.source.replace(" ", "_"), "source")
+        return folder / files.relative_path(self.name, f"the name of a file of {self.source}")
 
     def missing(self, root: Path) -> int:
         """Bytes still to be fetched."""

@@ -170,6 +170,17 @@ def test_a_table_with_other_columns_is_refused(trained, tmp_path, capsys):
     assert table.read_text() == "a,b\n1,2\n"
 
 
+def test_an_unwritable_table_is_found_before_the_evaluation(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli_training.training, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for place in ("/proc/nowhere/a.csv", "/dev/null", tmp_path, tmp_path / "file" / "a.csv", tmp_path / "loop",
+                  tmp_path / ("x" * 300)):  # fmt: skip
+        evaluate = ["--dataset", "digits", "-t", "0", "-v", trained / "vgg11.pt", "--results-file", place]
+        assert str(place) in refused(cifar10_training.main, [*evaluate, "--quiet"], capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"] and not (tmp_path / "file").read_bytes()
+
+
 def test_work_in_save_is_not_overwritten_unasked(trained, tmp_path, capsys):
     argv = [*QUICK, "-s", trained, "-e", "1"]
     assert "--overwrite" in refused(cifar10_training.main, argv, capsys)

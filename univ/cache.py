@@ -122,14 +122,14 @@ class RepCache:
     """
 
     def __init__(self, folder: Path, dataset: str, eps: str, inverted: bool) -> None:
-        setting = f"{dataset}_{eps}_i{int(inverted)}"
+        setting = files.file_name(f"{dataset}_{eps}_i{int(inverted)}", "cache")
         self.reps_path = folder / f"reps__{setting}"
         self.output_path = folder / f"output__{setting}"
         self._parts = folder / f".parts__{setting}"
         folder.mkdir(parents=True, exist_ok=True)
 
     def _part(self, key: str) -> Path:
-        return self._parts / f"{key.replace('/', '--')}.safetensors"
+        return self._parts / files.file_name(f"{key.replace('/', '--')}.safetensors", "model")
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

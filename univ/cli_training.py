@@ -3,8 +3,8 @@
 import argparse
 import csv
 import datetime
-import fcntl
 import io
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +30,7 @@ CONSTRAINTS: dict[str, Norm] = {"inf": "linf", "2": "l2", "unconstrained": "unco
 SMALL_IMAGES = ("cifar10", "digits")  # weight decay 5e-4 and finished models called <arch>.pt; the others 1e-4, .ckpt
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 10_000
 RESULT_COLUMNS = ("model", "dataset", "acc", "loss", "trained_eps", "attack_lr", "attack_eps", "timestamp")
+RESULT_HEADER = ",".join(RESULT_COLUMNS)
 
 
 def add_arguments(
@@ -304,26 +305,43 @@ def _refuse_to_overwrite(folder: Path, arch: str, finished: Path) -> None:
 
 
 def _make_room(folder: Path, *, overwrite: bool) -> None:
-    """Move what an earlier run left in --save to <its architecture>_run there, or remove it.
+    """Move what an earlier run left in --save to <its architecture>_run there, or remove it (and nothing else).
 
     Otherwise this run, stopped before its first checkpoint, would be resumed from the other's.
+
+    Raises:
+        InputError: its args.json names no architecture, or one that could not be a file's name.
     """
     names = ("args.json", "log.jsonl", "tensorboard", checkpoints.LATEST, checkpoints.BEST)
     left = [path for path in (*map(folder.joinpath, names), *folder.glob("*_checkpoint.pt")) if path.exists()]
     if not left:
         return
-    record = folder / "args.json"
-    earlier = json.loads(record.read_text())["arguments"]["model"] if record.exists() else "earlier"
-    place = folder / f"{file_stem(earlier)}_run"
-    if place.exists():
-        shutil.rmtree(place)
+    if overwrite:
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return
+    earlier = _earlier_arch(folder / "args.json")
+    stem = f"{file_stem(earlier)}_run"
+    names = itertools.chain([stem], (f"{stem}{number}" for number in itertools.count(2)))
+    place = next(place for place in map(folder.joinpath, names) if not os.path.lexists(place))
     place.mkdir()
     for path in left:
         path.rename(place / path.name)
-    if overwrite:
-        shutil.rmtree(place)
-    else:
-        logger.info("moved checkpoints and logs of the earlier run ({}) to {}", earlier, place)
+    logger.info("moved checkpoints and logs of the earlier run ({}) to {}", earlier, place)
+
+
+def _earlier_arch(record: Path) -> str:
+    """The architecture of the run that wrote an args.json; `earlier` where there is none."""
+    if not record.exists():
+        return "earlier"
+    try:
+        arch = json.loads(files.read_text(record))["arguments"]["model"]
+        file_stem(arch)
+    except InputError as error:
+        raise InputError(f"{record}: {error}; remove it") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{record} names no architecture (arguments, model): damaged or foreign, remove it") from error
+    return arch
 
 
 def _unfinished(checkpoint: Mapping[str, Any]) -> bool:
@@ -345,6 +363,8 @@ def _announcement(recipe: Recipe, arch: str, train_set: str, data: Data, process
 
 def evaluate(args: argparse.Namespace, train_set: str, process: Distributed) -> None:
     """Measure clean and robust accuracy of -v on the validation images; print them, append them to --results-file."""
+    if args.results_file is not None and process.is_main:
+        files.check_append(args.results_file, header=RESULT_HEADER)
     arch = arch_of(args, train_set)
     images = open_images(train_set, "val", data_path=args.data, purpose="evaluation", fast=args.fast_images)
     _check_labels(images, train_set, "validation", args.data)
@@ -393,25 +413,7 @@ def evaluate(args: argparse.Namespace, train_set: str, process: Distributed) -> 
 
 
 def append_results(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append rows to a CSV of RESULT_COLUMNS, which is made where it is missing; safe beside other processes.
-
-    Raises:
-        InputError: the file has other columns, or cannot be written.
-    """
-    header = ",".join(RESULT_COLUMNS)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-            file.seek(0)
-            first = file.readline().rstrip("\r\n")
-            if first and first != header:
-                raise InputError(f"--results-file {path} has the columns {first}, expected {header}")
-            text = io.StringIO()
-            writer = csv.DictWriter(text, RESULT_COLUMNS, lineterminator="\n")
-            if not first:
-                writer.writeheader()
-            writer.writerows(rows)
-            file.write(text.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write --results-file {path}: {error.strerror}") from error
+    """Append rows to a CSV of RESULT_COLUMNS, which is made where it is missing; see `files.append_text`."""
+    text = io.StringIO()
+    csv.DictWriter(text, RESULT_COLUMNS, lineterminator="\n").writerows(rows)
+    files.append_text(path, text.getvalue(), header=RESULT_HEADER)

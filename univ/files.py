@@ -59,6 +59,15 @@ def file_name(text: str, what: str) -> str:
     return text
 
 
+def relative_path(text: str, what: str) -> Path:
+    """`text`, such as a run's name, as a path that stays below the folder it is joined to: file names between `/`.
+
+    Raises:
+        InputError: a part of it is no file name; see `file_name`.
+    """
+    return Path(*(file_name(part, f"{what} {text[:80]!r}: part") for part in text.split("/")))
+
+
 def destination(path: Path | str) -> Path:
     """Where writing to `path` goes: through symbolic links, to a regular file that is there or is to be.
 
@@ -171,9 +180,7 @@ def append_text(path: Path | str, text: str, *, header: str = "") -> None:
         with target.open("a+b", buffering=0) as file:  # a buffer would be written on closing, after a failure too
             fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
             file.seek(0)
-            first = file.readline().decode("utf-8", errors="replace").rstrip("\r\n")
-            if header and first and first != header:
-                raise InputError(f"{path} begins with {first[:200]!r}, expected {header}")
+            first = _check_header(path, file.readline(), header)
             size = file.seek(0, os.SEEK_END)
             torn = size > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
             rest = memoryview(("\n" * torn + (f"{header}\n" if header and not first else "") + text).encode())
@@ -184,6 +191,30 @@ def append_text(path: Path | str, text: str, *, header: str = "") -> None:
             except BaseException:
                 os.ftruncate(file.fileno(), size)
                 raise
+
+
+def check_append(path: Path | str, *, header: str = "") -> None:
+    """Find out, without writing, whether `append_text` could append: before hours of work that would be lost.
+
+    Raises:
+        InputError: another header, or the file cannot be written; that the disk will be full is not foreseen.
+    """
+    target = destination(path)
+    with cannot_write(path):
+        if target.exists():
+            with target.open("r+b") as file:
+                _check_header(path, file.readline(), header)
+            return
+        folder = next(folder for folder in target.absolute().parents if folder.exists())
+        tempfile.TemporaryFile(dir=folder).close()  # permissions alone do not tell, root has them all
+
+
+def _check_header(path: Path | str, line: bytes, header: str) -> str:
+    """A file's first line without its end, if it is `header` or empty, or `header` is."""
+    first = line.decode("utf-8", errors="replace").rstrip("\r\n")
+    if header and first and first != header:
+        raise InputError(f"{path} begins with {first[:200]!r}, expected {header}")
+    return first
 
 
 def save_torch(path: Path | str, value: Any) -> None:

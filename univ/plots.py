@@ -522,7 +522,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     count = 0
     for name in args.only:
         for stem, figure in FIGURES[name](sources):
-            count += bool(save(figure, args.figs / stem))
+            count += bool(save(figure, args.figs / files.file_name(stem, "figure")))
     logger.info("{} figures in {}", count, args.figs)
 
 

@@ -144,7 +144,9 @@ class ResultFile:
         CIFAR-10 models on the same images would overwrite each other.
         """
         where = place(self.measure)
-        folder = Path(root) / where.folder / self.input
+        for what in ("dataset", "models", "function"):
+            files.file_name(getattr(self, what), what)
+        folder = Path(root) / files.file_name(where.folder, "measure") / self.input
         if where.neighbors:
             folder /= self.function
         if self.measure == "cka":
@@ -163,7 +165,8 @@ class ResultFile:
             (self.baseline, "base_"),
             (singles, "all_"),
         ]
-        return f"{where.name}_{''.join(text for on, text in parts if on)}{self.eps}_{self.exp}.csv"
+        name = f"{where.name}_{''.join(text for on, text in parts if on)}{self.eps}_{self.exp}.csv"
+        return files.file_name(name, "result")
 
     def path(self, root: Path | str) -> Path:
         """The CSV of scores."""

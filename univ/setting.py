@@ -39,7 +39,10 @@ INDEX_DIR = Path("results/indices")
 def tag(text: str) -> str:
     """A number, kept as typed because it becomes part of file names."""
     cli.number(text)
-    return text.strip()
+    try:
+        return files.file_name(text.strip(), "the tag")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -228,7 +231,8 @@ class Setting:
         n = self.num_inputs or (length if self.dataset in ("cifar10", "digits") else min(NUM_INPUTS, length))
         if n > length:
             raise InputError(f"--num-inputs {n}: {self.dataset} holds {length} images")
-        return indices.read_or_draw(folder / f"indices_{self.exp}.csv", n, length, self.seed)
+        name = files.file_name(f"indices_{self.exp}.csv", "index file")
+        return indices.read_or_draw(folder / name, n, length, self.seed)
 
     @cached_property
     def image_files(self) -> dict[str, Path]:

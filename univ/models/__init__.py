@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from univ import files
 from univ.data import DATASETS
 from univ.eps import eps_of_path, eps_value
 from univ.errors import InputError
@@ -128,8 +129,12 @@ _SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 
 
 def file_stem(arch: str) -> str:
-    """An architecture's name as part of a file name: `timm:convnext_tiny` becomes `timm_convnext_tiny`."""
-    return arch.replace(":", "_")
+    """An architecture's name as part of a file name: `timm:convnext_tiny` becomes `timm_convnext_tiny`.
+
+    Raises:
+        InputError: it cannot be one, see `files.file_name`.
+    """
+    return files.file_name(arch.replace(":", "_"), "architecture")
 
 
 def find_checkpoint(folder: Path | str, arch: str, train_set: str) -> Path:

@@ -122,7 +122,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    target = args.out / f"{args.split}.lmdb"
+    target = args.out / files.file_name(f"{args.split}.lmdb", "--split")
     if target.exists() and not args.overwrite:
         raise InputError(f"{target} exists already: --overwrite replaces it, --out writes elsewhere")
     source = ImageFolderLMDB(args.folder / f"{args.split}.lmdb")

@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import lmdb
@@ -22,6 +24,38 @@ def encoded_image(kind: str, seed: int, size: tuple[int, int] | None = None) -> 
     file = io.BytesIO()
     image.save(file, "PNG" if kind.startswith("png") else "JPEG")
     return file.getvalue()
+
+
+def monsters() -> dict[str, bytes]:
+    """Files called like images that are not to be decoded: a program, and pixels that fill the memory."""
+
+    def png(width: int, height: int) -> bytes:
+        def chunk(kind: bytes, content: bytes) -> bytes:
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+        rows = zlib.compressobj(9)
+        pixels = b"".join([*(rows.compress(bytes(1 + 3 * width)) for _ in range(min(height, 200))), rows.flush()])
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        parts = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + parts
+
+    jpeg = encoded_image("rgb", 0, (32, 32))
+    size = jpeg.index(b"\xff\xc0") + 5  # height and width in the frame's header
+    huge = jpeg[:size] + struct.pack(">HH", 60_000, 60_000) + jpeg[size + 4 :]
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
+    tall = io.BytesIO()
+    Image.new("RGB", (1, 60_000)).save(tall, "PNG")
+    flat = io.BytesIO()
+    Image.new("RGB", (60_000, 1)).save(flat, "JPEG")
+    return {
+        "script.jpg": script,
+        "tall.png": tall.getvalue(),
+        "flat.jpeg": flat.getvalue(),
+        "bomb.png": png(60_000, 60_000),
+        "warned.png": png(10_000, 9_000),
+        "bomb.jpg": huge,
+        "bomb.ppm": b"P6 60000 60000 255\n" + bytes(100),
+    }
 
 
 def make_image_folder(folder: Path, num_classes: int, per_class: int) -> None:

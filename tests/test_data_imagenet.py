@@ -3,13 +3,15 @@
 import io
 import os
 import pickle
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from image_files import KINDS, encoded_image, write_legacy_lmdb
+from image_files import KINDS, encoded_image, monsters, write_legacy_lmdb
 from PIL import Image
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
@@ -140,6 +142,34 @@ def test_older_files_train_too(root, tmp_path):
         for path in (root, tmp_path)
     ]
     assert torch.equal(seen[0][0], seen[1][0]) and torch.equal(seen[0][1], seen[1][1])
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_programs_and_images_that_fill_the_memory_are_refused(tmp_path, fast):
+    """In a process of its own, because what was allocated once is not returned to the system."""
+    (tmp_path / "images").mkdir()
+    for name, content in monsters().items():
+        (tmp_path / "images" / name).write_bytes(content)
+    (tmp_path / "images" / "a.jpg").write_bytes(encoded_image("rgb", 0))
+    code = f"""
+import resource, sys
+from univ.data import open_images
+from univ.errors import InputError
+images = open_images("imagenet", data_path={str(tmp_path / "images")!r}, fast={fast})
+images[0]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for index in range(1, len(images)):
+    try:
+        images[index]
+    except InputError as error:
+        print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *said, megabytes = done.stdout.splitlines()
+    assert done.stderr == "" and int(megabytes) < 100
+    for line, name in zip(said, sorted(monsters()), strict=True):
+        assert name in line
 
 
 def test_a_damaged_file_is_named(root, tmp_path):

@@ -1,7 +1,7 @@
 """The record codec, and folder2lmdb.py as a command: order, bytes, refusals, interruptions."""
 
-import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,16 +14,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import encoded_image, make_image_folder
+from image_files import encoded_image, make_image_folder, monsters
 from torchvision.datasets import ImageFolder
 
 from univ.data.lmdb import ImageFolderLMDB
+from univ.errors import InputError
 from univ.utils import folder2lmdb
 
 settings.register_profile("univ", deadline=None)  # a busy machine is no failure
 settings.load_profile("univ")
 
 SCRIPT = Path(folder2lmdb.__file__)
+ROOT = SCRIPT.parents[2]
 LABELS = st.integers(0, 2**63 - 1)
 
 
@@ -44,7 +46,8 @@ def small(tmp_path_factory):
 
 def run(*words, check=True, **options):
     """The script by its path, from a folder where `univ` cannot be found."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = options.pop("env", os.environ)
+    environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, SCRIPT, *map(str, words)],
         capture_output=True,
@@ -145,12 +148,12 @@ def test_default_is_train_beside_its_folder(small, tmp_path):
 
 
 def test_existing_files_are_replaced_only_when_asked(small, tmp_path):
-    run("-f", small, "--out", tmp_path)
+    folder2lmdb.main(["-f", str(small), "--out", str(tmp_path), "--quiet"])
     before = (tmp_path / "train.lmdb").read_bytes()
     refused = run("-f", small, "--out", tmp_path, check=False)
     assert refused.returncode == 2 and "--overwrite" in refused.stderr and refused.stderr.count("\n") == 1
     assert (tmp_path / "train.lmdb").read_bytes() == before
-    run("-f", small, "--out", tmp_path, "--overwrite")
+    folder2lmdb.main(["-f", str(small), "--out", str(tmp_path), "--quiet", "--overwrite"])
     assert len(ImageFolderLMDB(tmp_path / "train.lmdb")) == 6
 
 
@@ -168,6 +171,67 @@ def test_verify_names_what_does_not_decode_and_writes_nothing(small, tmp_path, p
     assert "7 images" in run("-f", tmp_path / "data", "-p", procs).stdout  # without --verify bytes are bytes
 
 
+def test_verify_starts_no_other_program_and_bounds_its_memory(small, tmp_path):
+    shutil.copytree(small, tmp_path / "data")
+    for name, content in monsters().items():
+        (tmp_path / "data" / "train" / "n00001" / name).write_bytes(content)
+    (tmp_path / "bin").mkdir()
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
+    ghostscript.chmod(0o755)
+    memory = 4 * 2**30  # of addresses, which torch takes 1.5 GB of
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+    words = ["-f", tmp_path / "data", "--verify", "--quiet"]
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    refused = run(*words, check=False, preexec_fn=limit, env=environment)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr and "Warning" not in refused.stderr
+    assert f"{len(monsters())} of {6 + len(monsters())} images" in refused.stderr, refused.stderr
+    assert all(name in refused.stderr for name in monsters()) and "MemoryError" not in refused.stderr
+    assert not (tmp_path / "called").exists()
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["train"]
+
+
+@pytest.mark.parametrize("verify", [[], ["--verify"]])
+def test_pipes_devices_and_links_in_a_circle_are_refused(small, tmp_path, verify):
+    shutil.copytree(small, tmp_path / "data")
+    inside = tmp_path / "data" / "train" / "n00001"
+    pipe, device, other = inside / "z.jpg", inside / "zero.png", inside / "linked.png"
+    other.symlink_to(next(small.rglob("*.PNG")))
+    folder2lmdb.main(["-f", str(tmp_path / "data"), "--quiet", *verify])  # links to files are fine
+    assert len(ImageFolderLMDB(tmp_path / "data" / "train.lmdb")) == 7
+    again = ["-f", str(tmp_path / "data"), "--quiet", "--overwrite", *verify]
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=r"z\.jpg: it is not a regular file"):
+        folder2lmdb.main(again)
+    pipe.unlink()
+    device.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"zero\.png: it is not a regular file"):
+        folder2lmdb.main(again)
+    device.unlink()
+    (inside / "gone.png").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"cannot read .*gone\.png: No such file"):
+        folder2lmdb.main(again)
+    (inside / "gone.png").unlink()
+    for link, target in (("up", ".."), ("self", "."), ("one", "../n00002")):
+        (inside / link).symlink_to(target)
+    (inside.parent / "n00002" / "two").symlink_to("../n00001")
+    for link in ("up", "self", "one/two"):
+        with pytest.raises(InputError, match=r"is a link to a folder that it lies in"):
+            folder2lmdb.main(again)
+        (inside / link).unlink()
+    folder2lmdb.main(again)
+    assert len(ImageFolderLMDB(tmp_path / "data" / "train.lmdb")) == 9  # those of n00002 twice
+
+
+def test_a_split_is_a_folders_name(small, tmp_path):
+    with pytest.raises(InputError, match="--split"):
+        folder2lmdb.main(["-f", str(small / "train"), "-s", "../train", "--out", str(tmp_path / "out")])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_folders_are_answered_with_one_line(small, tmp_path):
     (tmp_path / "empty" / "train").mkdir(parents=True)
     (tmp_path / "hole" / "train" / "n00000").mkdir(parents=True)
@@ -178,8 +242,8 @@ def test_wrong_folders_are_answered_with_one_line(small, tmp_path):
         (["-f", tmp_path / "hole"], "no images in 1 of the class folders"),
         (["-f", small, "--out", "/proc/nowhere"], "/proc/nowhere"),
     ]:
-        refused = run(*words, check=False)
-        assert refused.returncode == 2 and message in refused.stderr and refused.stderr.count("\n") == 1
+        with pytest.raises((InputError, FileNotFoundError), match=message):
+            folder2lmdb.main([*map(str, words), "--quiet"])
 
 
 def test_help_shows_commands():
@@ -214,8 +278,8 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
     assert ImageFolderLMDB(path).record(0) == (b"old", 1)
 
 
-def test_what_a_killed_run_left_is_overwritten(tmp_path):
-    (tmp_path / "x.lmdb.partial").write_bytes(b"\0" * 10_000)
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    (tmp_path / ".x.lmdb.0.tmp").write_bytes(b"\0" * 10_000)
     folder2lmdb.write_lmdb(tmp_path / "x.lmdb", [(b"new", 0)], ["a"])
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.lmdb"]
     assert ImageFolderLMDB(tmp_path / "x.lmdb").record(0) == (b"new", 0)
@@ -224,7 +288,7 @@ def test_what_a_killed_run_left_is_overwritten(tmp_path):
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     def records():
         yield b"first", 0
-        with pytest.raises(ValueError, match="another process is writing"):
+        with pytest.raises(ValueError, match="being written by"):
             folder2lmdb.write_lmdb(tmp_path / "x.lmdb", [(b"second", 0)], ["a"])
         yield b"first again", 1
 
@@ -235,20 +299,18 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("procs", [0, 2])
 def test_signals_leave_nothing_behind(small, tmp_path, sent, code, procs):
-    # the last image is a pipe that nobody writes to: reading it waits until the signal comes
+    # each image takes a second to read
     shutil.copytree(small, tmp_path / "data")
-    os.mkfifo(tmp_path / "data" / "train" / "n00002" / "z.jpg")
-    words = [sys.executable, SCRIPT, "-f", tmp_path / "data", "-p", str(procs)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    partial = tmp_path / "data" / "train.lmdb.partial"
+    slow = "import time; from univ.utils import folder2lmdb as f; read = f.read_image_file\n"
+    slow += "f.read_image_file = lambda path: (time.sleep(1), read(path))[1]\nf.cli.run(f.main)"
+    words = [sys.executable, "-c", slow, "-f", tmp_path / "data", "-p", str(procs)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT)
     deadline = time.monotonic() + 20
-    while not partial.exists() and time.monotonic() < deadline:
+    while not list((tmp_path / "data").glob(".train.lmdb.*.tmp")) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
-    if procs:  # the readers are stopped by the main process, once the pipe lets go of the one that waits
+    if procs:
         os.killpg(process.pid, sent)
-        with contextlib.suppress(OSError):  # nobody waits any more
-            os.close(os.open(tmp_path / "data" / "train" / "n00002" / "z.jpg", os.O_WRONLY | os.O_NONBLOCK))
     else:
         process.send_signal(sent)
     _, printed = process.communicate(timeout=20)

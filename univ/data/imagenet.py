@@ -8,12 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from univ.data import Dataset, Purpose, Split
-from univ.data.images import EncodedImages
+from univ.data.images import EXTENSIONS, EncodedImages, read_image_file
 from univ.data.indices import read_labels
 from univ.data.lmdb import ImageFolderLMDB
 from univ.data.transforms import ImageNetAugmentation, imagenet_transform
 from univ.errors import InputError
-from univ.utils.folder2lmdb import EXTENSIONS
 
 
 class ImageFiles(EncodedImages):
@@ -71,7 +70,7 @@ class ImageFiles(EncodedImages):
     def record(self, index: int) -> tuple[bytes, int]:
         """The bytes of image file `index`, and its label (-1 without a label file)."""
         label = -1 if self._labels is None else int(self._labels[index])
-        return (self.folder / self._names[index]).read_bytes(), label
+        return read_image_file(self.folder / self._names[index]), label
 
 
 def _open_lmdb(

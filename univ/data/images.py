@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 import io
 import operator
+import stat
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -141,9 +144,53 @@ class TensorImages:
         return self._resident[device]
 
 
+# --- encoded images --------------------------------------------------------------------------------------------------
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # ImageFolder's
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # theirs; others that Pillow knows, such as EPS, run programs
+MAX_ASPECT = 500  # long side / short side: resized to a short side of 256, an image has at most 33 million pixels
+
+
+def read_image_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        InputError: it cannot be read, or is no regular file (a pipe or a device may never end).
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"cannot read {path}: it is not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _open_image(encoded: bytes) -> Image.Image:
+    """An image file's bytes as a Pillow image of which only the header is read.
+
+    Raises:
+        UnidentifiedImageError: none of FORMATS.
+        ValueError, Image.DecompressionBombWarning: more pixels than fit into memory, now or resized.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # above Image.MAX_IMAGE_PIXELS, 89 million
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        width, height = image.size
+        raise ValueError(f"{width:,} x {height:,} pixels: one side is more than {MAX_ASPECT} times the other")
+    return image
+
+
+def why_not_decoded(error: Exception) -> str:
+    """What an exception of a decoder says about an image; they raise a dozen types on damaged data."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format"
+    return f"damaged image ({str(error).partition(chr(10))[0] or type(error).__name__})"
+
+
 def decode_pillow(encoded: bytes) -> Image.Image:
     """An image file's bytes as an RGB Pillow image; grey, CMYK and palette images are converted as torchvision does."""
-    return Image.open(io.BytesIO(encoded)).convert("RGB")
+    return _open_image(encoded).convert("RGB")
 
 
 def decode_fast(encoded: bytes) -> Tensor:
@@ -151,7 +198,7 @@ def decode_fast(encoded: bytes) -> Tensor:
     from torchvision.io import ImageReadMode, decode_jpeg  # a second to import, and needed here only
     from torchvision.transforms.functional import pil_to_tensor
 
-    image = Image.open(io.BytesIO(encoded))  # reads the header only
+    image = _open_image(encoded)
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         return decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
     return pil_to_tensor(image.convert("RGB"))
@@ -209,7 +256,7 @@ class EncodedImages(ABC):
 
         Raises:
             IndexError: out of range.
-            InputError: the stored bytes are no image, or a damaged one; names file and record.
+            InputError: the stored bytes are no image, a damaged or a monstrous one; names file and record.
         """
         return self._decode(index, decode_pillow)
 
@@ -218,11 +265,8 @@ class EncodedImages(ABC):
         encoded, label = self.record(position)
         try:
             return decoder(encoded), label
-        except UnidentifiedImageError as error:
-            raise InputError(f"{self.location(position)}: not an image of a known format") from error
-        except Exception as error:  # decoders raise a dozen types on damaged data, all meaning the same
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise InputError(f"{self.location(position)}: damaged image ({reason})") from error
+        except Exception as error:
+            raise InputError(f"{self.location(position)}: {why_not_decoded(error)}") from error
 
     def uint8(self, index: int) -> tuple[Tensor, int]:
         """Image `index` after the transform, uint8 (3, H, W), and its label."""

@@ -8,12 +8,7 @@ nothing is lost by re-encoding. Images are numbered as torchvision's ImageFolder
 then paths. The file appears under its name only when it is complete. At the end it prints, for ImageNet's val:
 
     50,000 images of 1000 classes (6.7 GB) in data/imagenet/ILSVRC/val.lmdb
-
-This script needs lmdb and tqdm (Pillow too with --verify), and nothing else of this repository.
 """
-
-# Run by its path, this file has univ/utils in place of the repository first on sys.path: it must not import univ.
-# univ.data.lmdb, which reads the files, imports the record format from here.
 
 from __future__ import annotations
 
@@ -21,9 +16,6 @@ import argparse
 import array
 import collections
 import contextlib
-import errno
-import fcntl
-import io
 import itertools
 import json
 import os
@@ -31,14 +23,20 @@ import signal
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lmdb
 from tqdm import tqdm
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # univ, when it is not installed
+
+from univ import cli, files
+from univ.data.images import EXTENSIONS, decode_pillow, read_image_file, why_not_decoded
+from univ.errors import InputError
 
 # --- the record format -----------------------------------------------------------------------------------------------
 # Image i lies under the key str(i). Its record is a header and the image file's bytes; the header is, little-endian, a
@@ -138,7 +136,7 @@ class _Writer:
     """Puts records into a fresh LMDB environment, in portions, enlarging its map when it is full."""
 
     def __init__(self, path: Path) -> None:
-        # no lock file: the `.partial` file is locked as a whole; no fsync per portion: one at the end
+        # no lock file and no fsync per portion: `write_lmdb` sees to both
         self._env = lmdb.open(str(path), subdir=False, lock=False, map_size=FIRST_MAP_BYTES, sync=False)
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
@@ -162,42 +160,9 @@ class _Writer:
 
     def finish(self) -> None:
         self._commit()
-        self._env.sync(True)
 
     def close(self) -> None:
         self._env.close()
-
-
-def _lock(file: int, path: Path) -> bool:
-    """Lock an open file; False if another process has it, or has just finished with it and renamed it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise
-        print(f"warning: this file system has no locks; write {path} from one process only", file=sys.stderr)
-    return path.exists() and os.path.samestat(os.fstat(file), path.stat())
-
-
-@contextlib.contextmanager
-def _partial_file(path: Path) -> Iterator[Path]:
-    """Yield `<path>.partial`, locked and empty; rename it to `path` when the block ends well, else remove it.
-
-    The name is fixed, so that what a killed run has left is overwritten by the next one and not by a parallel one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("ab") as lock:
-        if not _lock(lock.fileno(), partial):
-            raise ValueError(f"another process is writing {path}")
-        try:
-            lock.truncate(0)
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def write_lmdb(path: Path, records: Iterable[tuple[bytes, int]], classes: Sequence[str]) -> int:
@@ -210,12 +175,11 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, int]], classes: Sequen
         The number of records.
 
     Raises:
-        ValueError: another process is writing the same file.
-        OSError, lmdb.Error: it cannot be written.
+        InputError: another process is writing the same file, or it cannot be written.
     """
     labels = array.array("q")
-    with _partial_file(path) as partial:
-        writer = _Writer(partial)
+    with files.locked(path), files.atomic_path(path) as temporary:
+        writer = _Writer(temporary)
         try:
             for image, label in records:
                 writer.put(key(len(labels)), encode(image, label))
@@ -223,6 +187,8 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, int]], classes: Sequen
             writer.put(LABELS_KEY, encode_labels(labels))
             writer.put(META_KEY, encode_meta(len(labels), classes))
             writer.finish()
+        except lmdb.Error as error:
+            raise InputError(f"cannot write {path}: {error}") from error
         finally:
             writer.close()
     return len(labels)
@@ -230,7 +196,6 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, int]], classes: Sequen
 
 # --- reading an image folder -----------------------------------------------------------------------------------------
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # ImageFolder's
 CHUNK = 32  # files a reader process fetches at a time
 CHUNKS_AHEAD = 4  # per reader process: bounds what waits in memory when the disk written to is the slower one
 
@@ -240,6 +205,7 @@ def find_images(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
 
     Raises:
         FileNotFoundError: no such folder, no class folders in it, or a class without images.
+        InputError: a link leads to a folder that it lies in.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -250,9 +216,9 @@ def find_images(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
     empty = []
     for label, name in enumerate(classes):
         before = len(images)
-        for parent, _, files in sorted(os.walk(folder / name, followlinks=True)):
+        for parent, names in sorted(_walk(str(folder / name))):
             images += [
-                (f"{parent}{os.sep}{file}", label) for file in sorted(files) if file.lower().endswith(EXTENSIONS)
+                (f"{parent}{os.sep}{file}", label) for file in sorted(names) if file.lower().endswith(EXTENSIONS)
             ]
         if len(images) == before:
             empty.append(name)
@@ -262,22 +228,27 @@ def find_images(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
     return classes, images
 
 
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Each folder at and below `folder`, links followed, and the names of its files."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        for link in filter(Path.is_symlink, map(Path(parent).joinpath, folders)):
+            if any(link.samefile(above) for above in link.parents):
+                raise InputError(f"{link} is a link to a folder that it lies in: remove it")
+        yield parent, names
+
+
 def _damage(image: bytes) -> str | None:
     """Why an image does not decode; None if it does."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        Image.open(io.BytesIO(image)).convert("RGB")
-    except UnidentifiedImageError:
-        return "not an image of a known format"
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged data, all meaning the same
-        return str(error).partition("\n")[0] or type(error).__name__
+        decode_pillow(image)
+    except Exception as error:
+        return why_not_decoded(error)
     return None
 
 
 def _read(paths: Sequence[str], verify: bool) -> list[tuple[bytes, str | None]]:
     """Each file's bytes, and with `verify` why it does not decode."""
-    contents = [Path(path).read_bytes() for path in paths]
+    contents = [read_image_file(Path(path)) for path in paths]
     return [(content, _damage(content) if verify else None) for content in contents]
 
 
@@ -314,8 +285,8 @@ def convert(folder: Path, path: Path, *, procs: int = 0, verify: bool = False, q
 
     Raises:
         FileNotFoundError: no such folder, or a class without images.
-        ValueError: images that do not decode (with `verify`; all are named, nothing is written).
-        OSError, lmdb.Error: a file cannot be read or written.
+        InputError: images that do not decode (with `verify`; all are named, nothing is written), or a file that cannot
+            be read or written.
     """
     classes, images = find_images(folder)
     damaged: list[str] = []
@@ -330,29 +301,25 @@ def convert(folder: Path, path: Path, *, procs: int = 0, verify: bool = False, q
                     yield content, label
                 bar.update()
         if damaged:
-            raise ValueError(f"{len(damaged)} of {len(images)} images do not decode:\n  " + "\n  ".join(damaged))
+            raise InputError(f"{len(damaged)} of {len(images)} images do not decode:\n  " + "\n  ".join(damaged))
 
-    with contextlib.closing(records()) as pairs:  # stops the readers also when the writing fails
-        count = write_lmdb(path, pairs, classes)
+    try:
+        with contextlib.closing(records()) as pairs:  # stops the readers also when the writing fails
+            count = write_lmdb(path, pairs, classes)
+    except BrokenProcessPool as error:
+        raise InputError(f"a reader process (-p) was killed: {error}") from error
     return f"{count:,} images of {len(classes)} classes ({path.stat().st_size / 1e9:.1f} GB) in {path}"
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def _processes(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text}")
-    return value
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("-f", "--folder", type=Path, required=True, help="folder that holds <split>/<class>/ images")
-    parser.add_argument("-s", "--split", default="train", help="sub-folder to pack (default: train)")
+    parser.add_argument("-s", "--split", default="train", help="sub-folder to pack")
     parser.add_argument("--out", type=Path, help="folder to write <split>.lmdb to (default: the folder of -f)")
-    parser.add_argument("-p", "--procs", type=_processes, default=0, help="reader processes (default: 0, none besides)")
+    parser.add_argument("-p", "--procs", type=cli.non_negative_int, default=0, help="reader processes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing <split>.lmdb")
     parser.add_argument("--verify", action="store_true", help="decode every image; name those that do not and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -361,35 +328,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    path = (args.out or args.folder) / f"{args.split}.lmdb"
+    path = (args.out or args.folder) / files.file_name(f"{args.split}.lmdb", "--split")
     if path.exists() and not args.overwrite:
-        raise ValueError(f"{path} exists already: --overwrite replaces it, --out writes elsewhere")
+        raise InputError(f"{path} exists already: --overwrite replaces it, --out writes elsewhere")
     print(convert(args.folder / args.split, path, procs=args.procs, verify=args.verify, quiet=args.quiet))
 
 
-def _stop(signum: int, frame: Any) -> NoReturn:
-    raise SystemExit(128 + signum)
-
-
-def run(command: Callable[[], None]) -> NoReturn:
-    """Run a command: mistakes end in one line and exit code 2, Ctrl-C in 130, SIGTERM in 143."""
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        command()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        message = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else error
-        sys.exit(_fail(message))
-    except (ValueError, lmdb.Error, BrokenProcessPool) as error:
-        sys.exit(_fail(error))
-    sys.exit(0)
-
-
-def _fail(message: object) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -20,7 +20,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import lmdb
 import torch
 from tqdm import tqdm
 
@@ -86,11 +85,11 @@ def make_subset(
                 f"expected each of 0 to {NUM_CLASSES - 1}"
             )
         _check_numbering(folder, split, label_map)
+        write_labels(folder / f"{split}_labels.csv", torch.tensor(labels))
+        files.write_json(label_map_path(folder, split), label_map)
 
     with contextlib.closing(records()) as pairs:
-        write_lmdb(folder / f"{split}.lmdb", pairs, names)
-    write_labels(folder / f"{split}_labels.csv", torch.tensor(labels))
-    files.write_json(label_map_path(folder, split), label_map)
+        write_lmdb(folder / f"{split}.lmdb", pairs, names)  # appears last: where it is, the rest is too
     return len(labels), label_map
 
 
@@ -128,10 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = ImageFolderLMDB(args.folder / f"{args.split}.lmdb")
     if target.exists() and target.samefile(source.path):
         raise InputError(f"--out {args.out} would replace the file that is read, {source.path}")
-    try:
-        count, label_map = make_subset(source, args.out, args.split, quiet=args.quiet)
-    except (OSError, lmdb.Error) as error:
-        raise InputError(f"cannot write {target}: {error}") from error
+    count, label_map = make_subset(source, args.out, args.split, quiet=args.quiet)
     print(f"{count:,} images of {len(label_map)} classes ({target.stat().st_size / 1e9:.1f} GB) in {target}")
 
 

@@ -11,7 +11,6 @@ the third trains on them. Checkpoints (best accuracy, best loss) and TensorBoard
 """
 
 import argparse
-import contextlib
 import datetime
 import re
 import time
@@ -198,8 +197,6 @@ def start_folder(run: Path) -> Path:
 
 def train(args: argparse.Namespace, extractor: Extractor) -> None:
     """Train the probes and write their checkpoints and logs."""
-    from torch.utils.tensorboard import SummaryWriter  # half a second to import, which --help need not wait for
-
     train_part, val_part = (probes.Labelled(*extractor(split)) for split in ("train", "val"))
     train_path, val_path = extractor.path("train"), extractor.path("val")
     same_model(train_path, val_path)
@@ -221,42 +218,37 @@ def train(args: argparse.Namespace, extractor: Extractor) -> None:
     settings = probes.Training(args.epochs, args.batch, args.lr, seed=args.seed)
     seeds = [args.seed + i for i in range(args.num_probes)]
     started = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        writers = []
-        for i in range(len(seeds)):
-            (folder / str(i)).mkdir()
-            writers.append(SummaryWriter(str(folder / str(i))))
-            stack.callback(writers[-1].close)
+    boards = [runs.scalars(folder / str(i)) for i in range(len(seeds))]
 
-        def on_step(step: int, losses: Tensor) -> None:
-            if step % args.log_every_n_batches == 0:
-                for writer, loss in zip(writers, losses.tolist()):
-                    writer.add_scalar("loss/train_batch", loss, step)
+    def on_step(step: int, losses: Tensor) -> None:
+        if step % args.log_every_n_batches == 0:
+            for add_scalar, loss in zip(boards, losses.tolist()):
+                add_scalar("loss/train_batch", loss, step)
 
-        def on_epoch(epoch: probes.Epoch, best: probes.Best) -> None:
-            for i, (writer, probe) in enumerate(zip(writers, epoch.probes)):
-                writer.add_scalar("loss/train", epoch.train_losses[i], epoch.number)
-                writer.add_scalar("loss/val", probe.loss, epoch.number)
-                writer.add_scalar("accuracy/val", probe.accuracy, epoch.number)
-                writer.add_scalar("lr", epoch.lr, epoch.number)
-                if best.by_accuracy[i] is probe:
-                    probes.save(folder / str(i) / probes.BEST_ACCURACY, probe, about)
-                if best.by_loss[i] is probe:
-                    probes.save(folder / str(i) / probes.BEST_LOSS, probe, about)
-            scores = ", ".join(f"{probe.accuracy:.2%}" for probe in epoch.probes)
-            logger.info("epoch {}/{}: validation accuracy {}", epoch.number, args.epochs, scores)
+    def on_epoch(epoch: probes.Epoch, best: probes.Best) -> None:
+        for i, (add_scalar, probe) in enumerate(zip(boards, epoch.probes)):
+            add_scalar("loss/train", epoch.train_losses[i], epoch.number)
+            add_scalar("loss/val", probe.loss, epoch.number)
+            add_scalar("accuracy/val", probe.accuracy, epoch.number)
+            add_scalar("lr", epoch.lr, epoch.number)
+            if best.by_accuracy[i] is probe:
+                probes.save(folder / str(i) / probes.BEST_ACCURACY, probe, about)
+            if best.by_loss[i] is probe:
+                probes.save(folder / str(i) / probes.BEST_LOSS, probe, about)
+        scores = ", ".join(f"{probe.accuracy:.2%}" for probe in epoch.probes)
+        logger.info("epoch {}/{}: validation accuracy {}", epoch.number, args.epochs, scores)
 
-        epochs = probes.train(
-            train_part,
-            val_part,
-            num_classes,
-            seeds,
-            settings,
-            device=args.device,
-            on_step=on_step,
-            quiet=args.quiet,
-        )
-        best = probes.Best.of(epochs, on_epoch)
+    epochs = probes.train(
+        train_part,
+        val_part,
+        num_classes,
+        seeds,
+        settings,
+        device=args.device,
+        on_step=on_step,
+        quiet=args.quiet,
+    )
+    best = probes.Best.of(epochs, on_epoch)
     scores = [
         {"seed": probe.seed, "accuracy": probe.accuracy, "epoch": probe.epoch, "best_loss": other.loss}
         for probe, other in zip(best.by_accuracy, best.by_loss)

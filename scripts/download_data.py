@@ -12,6 +12,7 @@ unpacked the same way. What is there already is not fetched again.
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -43,6 +44,7 @@ HUGGING_FACE_REPO = "madrylab/robust-imagenet-models"
 STUDY_EPS = ("eps0", "eps025", "eps05", "eps1", "eps3")
 TRAIN_SETS = ("imagenet", "imagenet100", "imagenet50", "cifar10")
 ATTEMPTS = 10  # per file, each continuing where the one before was cut
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # other OSErrors: of the network
 
 
 # --- what a file is, and where it belongs ---------------------------------------------------------------------------
@@ -235,6 +237,15 @@ class Zenodo:
         return remotes
 
     def fetch(self, remote: Remote, path: Path) -> None:
+        unwritable: list[InputError] = []
+
+        def transfer(url: str, out: str, timeout: float, **_: Any) -> str:
+            try:
+                return self._transfer(url, out, timeout)
+            except InputError as error:
+                unwritable.append(error)
+                raise
+
         entry = {"key": str(path), "size": remote.size, "checksum": remote.checksum, "links": {"self": remote.url}}
         self._handle(
             entry,
@@ -250,14 +261,20 @@ class Zenodo:
             verbosity=0,
             exceptions_on_failure=True,
             existing_file_mode="overwrite",
-            abort_requested=lambda: False,
-            download_file_func=self._transfer,
+            abort_requested=lambda: bool(unwritable),  # trying again makes no room
+            download_file_func=transfer,
             check_hash_func=lambda name, _: (remote.checksum, _digest(Path(name), remote.checksum)),
             sleep_func=time.sleep,
         )
+        if unwritable:
+            raise unwritable[0]
 
-    def _transfer(self, url: str, out: str, timeout: float, **_: Any) -> str:
-        """Append what is missing to `<out>.part` and rename it when it is whole."""
+    def _transfer(self, url: str, out: str, timeout: float) -> str:
+        """Append what is missing to `<out>.part` and rename it when it is whole.
+
+        Raises:
+            InputError: the part cannot be written.
+        """
         part = _part(Path(out))
         start = part.stat().st_size if part.exists() else 0
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -266,9 +283,13 @@ class Zenodo:
                 response.raise_for_status()
                 start = start if response.status_code == 206 else 0
                 length = int(response.headers.get("content-length", 0))
-                with part.open("ab" if start else "wb") as file, _bar(Path(out).name, start, length) as bar:
+                with files.cannot_write(part):
+                    file = part.open("ab", buffering=0)
+                with file, _bar(Path(out).name, start, length) as bar:
+                    file.truncate(start)
                     for chunk in response.iter_raw():  # as received: what has come is kept when the line is cut
-                        file.write(chunk)
+                        with files.cannot_write(part):
+                            files.append(file, chunk)
                         bar.update(len(chunk))
         part.replace(out)
         return out
@@ -328,10 +349,10 @@ class HuggingFace:
 
         part = _part(path)
         for attempt in range(ATTEMPTS):
-            with part.open("ab") as file:
-                if file.tell() > remote.size:  # left by something else
-                    file.truncate(0)
-                try:
+            try:
+                with part.open("ab") as file:
+                    if file.tell() > remote.size:  # left by something else
+                        file.truncate(0)
                     http_get(
                         remote.url,
                         file,
@@ -340,12 +361,14 @@ class HuggingFace:
                         expected_size=remote.size,
                         displayed_filename=remote.name,
                     )
-                    break
-                except (httpx2.HTTPError, OSError) as error:
-                    if attempt == ATTEMPTS - 1:
-                        raise
-                    logger.warning("{}: {} (continuing)", remote.name, str(error).partition("\n")[0])
-                    time.sleep(1)
+                break
+            except (httpx2.HTTPError, OSError) as error:
+                if getattr(error, "errno", None) in _OF_THE_DISK:  # trying again makes no room
+                    raise InputError(f"cannot write {part}: {error.strerror}") from error
+                if attempt == ATTEMPTS - 1:
+                    raise
+                logger.warning("{}: {} (continuing)", remote.name, str(error).partition("\n")[0])
+                time.sleep(1)
         part.replace(path)
 
 
@@ -410,9 +433,11 @@ def fetch(remote: Remote, root: Path, choice: Choice, *, overwrite: bool) -> lis
 
     Raises:
         RuntimeError, OSError, httpx2.HTTPError: the service gave it up, or its checksum is another one.
+        InputError: a file cannot be written.
     """
     staged = remote.staged(root)
-    staged.parent.mkdir(parents=True, exist_ok=True)
+    with files.cannot_write(staged):
+        staged.parent.mkdir(parents=True, exist_ok=True)
     if not staged.exists() or staged.stat().st_size != remote.size:
         remote.fetch(remote, staged)
     if _digest(staged, remote.checksum) != remote.checksum:
@@ -420,8 +445,7 @@ def fetch(remote: Remote, root: Path, choice: Choice, *, overwrite: bool) -> lis
         raise RuntimeError("its checksum is not the published one, it was removed")
     if not remote.is_archive:
         target = remote.place.path(root, staged.suffix)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged.replace(target)
+        _move(staged, target)
         return [target]
     placed, held = unpack(staged, remote.context, root, choice, overwrite=overwrite)
     if held:
@@ -431,6 +455,20 @@ def fetch(remote: Remote, root: Path, choice: Choice, *, overwrite: bool) -> lis
     else:
         logger.warning("{} holds nothing whose name tells its place: it stays at {}", remote.name, staged)
     return placed
+
+
+def _move(staged: Path, target: Path) -> None:
+    """Give a fetched file its place, through links, which may lead to another disk."""
+    with files.cannot_write(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staged.replace(files.destination(target))
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with files.atomic_path(target) as temporary:
+                shutil.copyfile(staged, temporary)
+            staged.unlink()
 
 
 def unpack(
@@ -580,10 +618,16 @@ def list_plan(remotes: Sequence[Remote], choice: Choice, args: argparse.Namespac
 
 
 def fetch_or_say(remote: Remote, choice: Choice, args: argparse.Namespace) -> bool:
-    """Fetch and place one file; False, with the reason in the log, if that fails: the others go on."""
+    """Fetch and place one file; False, with the reason in the log, if that fails: the others go on.
+
+    Raises:
+        InputError: a file cannot be written, so that the others could not be either.
+    """
     started = time.perf_counter()
     try:
         placed = fetch(remote, args.root, choice, overwrite=args.overwrite)
+    except InputError:
+        raise
     except Exception as error:  # whatever a network or an archive can do
         logger.error("{}: {}", remote.name, str(error).partition("\n")[0])
         return False

@@ -13,6 +13,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,12 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write `content` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON to `path` atomically; paths and devices become strings."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
@@ -183,14 +190,24 @@ def append_text(path: Path | str, text: str, *, header: str = "") -> None:
             first = _check_header(path, file.readline(), header)
             size = file.seek(0, os.SEEK_END)
             torn = size > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-            rest = memoryview(("\n" * torn + (f"{header}\n" if header and not first else "") + text).encode())
-            try:
-                while rest:
-                    rest = rest[file.write(rest) :]
-                os.fsync(file.fileno())
-            except BaseException:
-                os.ftruncate(file.fileno(), size)
-                raise
+            append(file, ("\n" * torn + (f"{header}\n" if header and not first else "") + text).encode())
+            os.fsync(file.fileno())
+
+
+def append(file: FileIO, data: bytes) -> None:
+    """Write to a file that is open for appending without a buffer; where that fails, the file is as it was.
+
+    Raises:
+        OSError: the disk is full ...
+    """
+    size = file.seek(0, os.SEEK_END)
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except BaseException:
+        os.ftruncate(file.fileno(), size)
+        raise
 
 
 def check_append(path: Path | str, *, header: str = "") -> None:

@@ -430,9 +430,7 @@ class Parts:
 
     def finish(self, inverted: Inverted) -> None:
         """Write the finished file at once and remove the parts."""
-        whole = self.folder / "whole.tmp"  # in the folder, so that what a kill leaves of it goes with the folder
-        files.save_torch(whole, inverted.images)
-        whole.replace(self.output)
+        files.save_torch(self.output, inverted.images)
         shutil.rmtree(self.folder)
         self.close()
 

@@ -9,6 +9,7 @@ Lightness carries the radius and position the data set, so the figures can be re
 """
 
 import argparse
+import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -491,8 +492,9 @@ def save(figure: Figure | None, path: Path | str) -> list[Path]:
             target = path.with_name(path.name + suffix)
             # without a date, so that the same results give the same file
             metadata = {"CreationDate": None} if suffix == ".pdf" else None
-            with files.atomic_path(target) as temporary:
-                figure.savefig(temporary, format=suffix[1:], metadata=metadata)
+            drawn = io.BytesIO()  # a backend that cannot write ends in errors of its own
+            figure.savefig(drawn, format=suffix[1:], metadata=metadata)
+            files.write_bytes(target, drawn.getvalue())
             written.append(target)
     logger.info("wrote {} (and .png)", written[0])
     return written

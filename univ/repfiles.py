@@ -6,6 +6,7 @@ tensor, `reps.json` says which images, weights and node it came from. (`univ.cac
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,15 +127,15 @@ def extract(
         if not torch.isfinite(values).all():
             raise InputError(f"{model.arch}: representations do not fit {dtype}: use --reps-dtype float32")
         if stored is None:
-            mode, shape = "r+" if partial.is_file() and rows else "w+", (len(images), values.shape[1])
-            stored = np.memmap(partial, dtype, mode, shape=shape)
+            stored = _open_partial(partial, dtype, (len(images), values.shape[1]), anew=rows == 0)
         stored[start : start + len(positions)] = values.numpy()
         correct += int((part.preds == images.labels[positions]).sum())
-        stored.flush()  # rows first, then the note that they are there
+        with files.cannot_write(partial):
+            stored.flush()  # rows first, then the note that they are there
         rows = start + len(positions)
         files.write_json(progress_path, {"identity": wanted, "rows": rows, "correct": correct, "dim": values.shape[1]})
     if stored is None:  # every row was there, only the end was missing
-        stored = np.memmap(partial, dtype, "r+", shape=(len(images), progress["dim"]))
+        stored = _open_partial(partial, dtype, (len(images), progress["dim"]), anew=False)
     identity_path(path).unlink(missing_ok=True)  # never an old description beside new numbers
     files.save_torch(path, torch.from_numpy(stored))
     files.write_json(identity_path(path), {**wanted, "classifier_accuracy": correct / len(images)})
@@ -142,6 +143,22 @@ def extract(
     progress_path.unlink()
     logger.info("wrote {}: {:,} x {:,} {}", path, *stored.shape, dtype)
     return open_reps(path)
+
+
+def _open_partial(path: Path, dtype: str, shape: tuple[int, int], *, anew: bool) -> np.memmap:
+    """Map the unfinished file into memory.
+
+    All its blocks are reserved first: on a full disk, writing into the map would end the process (SIGBUS).
+    """
+    with files.cannot_write(path):
+        try:
+            with path.open("wb" if anew else "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
+        except OSError:
+            if anew:
+                path.unlink(missing_ok=True)
+            raise
+        return np.memmap(path, dtype, "r+", shape=shape)
 
 
 def _read_progress(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -251,6 +251,7 @@ def write_csv(
             the result counts as done for these and no others.
         record: what else is worth knowing (all arguments, commit, versions, accuracies); never compared.
     """
+    files.destination(path)  # before anything is written beside what is no file
     digest = hashlib.sha256(text.encode()).hexdigest()
     files.write_json(sidecar_path(path), {"settings": _plain(settings), **_plain(record or {}), "csv_sha256": digest})
     files.write_text(path, text)

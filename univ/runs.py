@@ -3,10 +3,13 @@
 import contextlib
 import functools
 import importlib.metadata
+import io
 import os
 import random
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,39 @@ def provenance() -> dict[str, Any]:
 def write_arguments(path: Path, arguments: dict[str, Any]) -> None:
     """Write a run's arguments, commit and versions as JSON."""
     files.write_json(path, {"arguments": arguments, **provenance()})
+
+
+def scalars(folder: Path, *, purge_step: int | None = None) -> Callable[[str, float, int], None]:
+    """Begin a TensorBoard log in `folder`; returns the function that adds a value to it, given tag, value and step.
+
+    Each value is in the file when the function returns: the thread of torch's SummaryWriter meets a full disk with a
+    traceback of its own, and after the run has gone on.
+
+    Args:
+        purge_step: TensorBoard forgets what earlier logs in the folder hold from this step on.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # half a second, which --help need not wait for
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    from torch.utils.tensorboard.summary import scalar
+
+    path = folder / f"events.out.tfevents.{time.time():017.6f}.{os.uname().nodename}.{os.getpid()}"
+
+    def write(event: Event) -> None:
+        event.wall_time = time.time()
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        with files.cannot_write(path), path.open("ab", buffering=0) as file:
+            files.append(file, record.getvalue())
+
+    def add(tag: str, value: float, step: int) -> None:
+        write(Event(step=step, summary=scalar(tag, value)))
+
+    with files.cannot_write(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write(Event(file_version="brain.Event:2"))
+    if purge_step is not None:
+        write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+    return add
 
 
 @dataclass(frozen=True)

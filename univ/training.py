@@ -475,26 +475,17 @@ class Run:
         # of an interrupted run, the epochs that are done again
         earlier = path.read_text().splitlines(keepends=True) if path.exists() and self.epoch else []
         files.write_text(path, "".join(line for line in earlier if json.loads(line)["epoch"] <= self.epoch))
-        board = None
-        if self.saving.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            board = SummaryWriter(self.saving.folder / "tensorboard", purge_step=self.epoch + 1)
+        board = self.saving.folder / "tensorboard"
+        add_scalar = runs.scalars(board, purge_step=self.epoch + 1) if self.saving.tensorboard else None
 
         def write(record: dict[str, Any]) -> None:
             logger.info("{}", _line(record, self.recipe.epochs))
-            with path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            if board is not None:
-                for name, value in record.items():
-                    if name not in ("epoch", "best"):
-                        board.add_scalar(name, value, record["epoch"])
+            files.append_text(path, json.dumps(record) + "\n")
+            for name, value in record.items() if add_scalar is not None else ():
+                if name not in ("epoch", "best"):
+                    add_scalar(name, value, record["epoch"])
 
-        try:
-            yield write
-        finally:
-            if board is not None:
-                board.close()
+        yield write
 
     # checkpoints
 

@@ -178,9 +178,9 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, int]], classes: Sequen
         InputError: another process is writing the same file, or it cannot be written.
     """
     labels = array.array("q")
-    with files.locked(path), files.atomic_path(path) as temporary:
-        writer = _Writer(temporary)
+    with files.locked(path), files.atomic_path(path) as temporary, contextlib.ExitStack() as stack:
         try:
+            writer = stack.enter_context(contextlib.closing(_Writer(temporary)))
             for image, label in records:
                 writer.put(key(len(labels)), encode(image, label))
                 labels.append(label)
@@ -188,9 +188,7 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, int]], classes: Sequen
             writer.put(META_KEY, encode_meta(len(labels), classes))
             writer.finish()
         except lmdb.Error as error:
-            raise InputError(f"cannot write {path}: {error}") from error
-        finally:
-            writer.close()
+            raise InputError(f"cannot write {path}: {str(error).rpartition(': ')[2]} (is the disk full?)") from error
     return len(labels)
 
 

@@ -1,0 +1,88 @@
+"""Small disks for the tests: a tmpfs that is made larger and smaller, and commands run in forks of this process."""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from univ import cli
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[int], None]]:
+    """Mount a tmpfs at `folder`; yields a function that sets its size in bytes. Skips where that is not permitted."""
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+
+    def resize(size: int) -> None:
+        size = max(4096, size)  # 0 means no limit
+        subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True, capture_output=True)
+
+    try:
+        yield resize
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code (negative: the signal), and what it said on standard error."""
+
+    code: int
+    said: str
+
+    def assert_refused(self) -> None:
+        """One line for the user, and no traceback of any thread."""
+        assert self.code in (1, 2), f"ended with {self.code}: {self.said}"
+        for word in ("Traceback", "Exception in thread", "Exception ignored", "Warning"):
+            assert word not in self.said, self.said
+        last = self.said.splitlines()[-1]
+        assert "error" in last or "failed" in last, self.said
+        assert any(reason in self.said for reason in ("No space left", "full", "File too large", "free")), self.said
+
+
+def run(main: Callable[[list[str]], None], words: list[object], log: Path, *, file_size: int | None = None) -> Ended:
+    """Run a command as its script would, in a fork; `file_size` is the most bytes a file may have."""
+    torch.set_num_threads(1)  # a fork has none of the threads of OpenMP
+    process = os.fork()
+    if process == 0:
+        code = 70
+        try:
+            sys.argv = [f"{main.__module__}.py"]
+            with log.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+            if file_size is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+            signal.alarm(120)
+            cli.run(lambda: main([str(word) for word in words]))
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else 1 if left.code else 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(process, 0)
+    return Ended(os.waitstatus_to_exitcode(status), log.read_text())
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -445,7 +445,7 @@ def fetch(remote: Remote, root: Path, choice: Choice, *, overwrite: bool) -> lis
         raise RuntimeError("its checksum is not the published one, it was removed")
     if not remote.is_archive:
         target = remote.place.path(root, staged.suffix)
-        _move(staged, target)
+        files.move(staged, target)
         return [target]
     placed, held = unpack(staged, remote.context, root, choice, overwrite=overwrite)
     if held:
@@ -455,20 +455,6 @@ def fetch(remote: Remote, root: Path, choice: Choice, *, overwrite: bool) -> lis
     else:
         logger.warning("{} holds nothing whose name tells its place: it stays at {}", remote.name, staged)
     return placed
-
-
-def _move(staged: Path, target: Path) -> None:
-    """Give a fetched file its place, through links, which may lead to another disk."""
-    with files.cannot_write(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            staged.replace(files.destination(target))
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            with files.atomic_path(target) as temporary:
-                shutil.copyfile(staged, temporary)
-            staged.unlink()
 
 
 def unpack(

@@ -227,10 +227,9 @@ def run_job(job: Job, log: Path) -> str | None:
             if not job.output.exists():
                 return f"it ended but did not write {job.output}"
             if job.publish is not None:
-                job.publish.parent.mkdir(parents=True, exist_ok=True)
-                temporary = job.publish.with_suffix(".tmp")
-                shutil.copyfile(job.output, temporary)
-                temporary.replace(job.publish)
+                from univ import files
+
+                files.copy(job.output, job.publish)
         except SystemExit as left:
             if left.code not in (None, 0):
                 return f"exit code {left.code}"

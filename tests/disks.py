@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import traceback
@@ -86,3 +87,11 @@ def run(main: Callable[[list[str]], None], words: list[object], log: Path, *, fi
 def held(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def make_device(path: Path) -> None:
+    """Something at `path` that is no regular file: a null device of our own, or a pipe where that is not permitted."""
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        os.mkfifo(path)

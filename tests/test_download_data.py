@@ -18,6 +18,8 @@ from pathlib import Path
 import huggingface_hub.constants
 import numpy as np
 import pytest
+from disks import run as disks_run
+from disks import small_disk
 
 from univ.errors import InputError
 
@@ -360,6 +362,45 @@ def test_a_full_disk_is_noticed_before_anything_is_fetched(service, tmp_path, mo
     with pytest.raises(InputError, match=r"1\.\d\d MB are needed in .*1\.00 MB are free: choose less with --what"):
         run(tmp_path)
     assert service.ranges == []
+
+
+@pytest.mark.parametrize("name", ["resnet18_l2_eps3.ckpt", "imagenet_resnet18_eps3.pt", "cifar10_eps1.zip"])
+@pytest.mark.parametrize("room", [0, 100_000])
+def test_a_disk_that_fills_up_is_one_line_and_the_next_run_continues(service, tmp_path, monkeypatch, name, room):
+    """Another program may take what was free when the run began."""
+    monkeypatch.setattr(download_data, "check_disk", lambda remotes, root: (0, 0))
+    wanted = {"resnet18_l2_eps3.ckpt": ["--dataset", "imagenet", "--what", "models", "--source", "huggingface"],
+              "imagenet_resnet18_eps3.pt": ["--dataset", "imagenet", "--what", "inverted"],
+              "cifar10_eps1.zip": ["--dataset", "cifar10", "--what", "models"]}[name]  # fmt: skip
+    disk = tmp_path / "disk"
+    with small_disk(disk) as resize:
+        (disk / "mine").write_bytes(b"mine")
+        resize(8192 + room)
+        words = ["--records", "1", "2", "--root", str(disk), *wanted]
+        ended = disks_run(download_data.main, words, tmp_path / "log")
+        ended.assert_refused()
+        assert ended.code == 2 and f"cannot write {disk}" in ended.said
+        assert not list(disk.rglob("*.tmp")) and (disk / "mine").read_bytes() == b"mine"
+        begun = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) - 4
+        assert begun > 0 or not room
+        resize(64 << 20)
+        service.sent.clear()
+        ended = disks_run(download_data.main, words, tmp_path / "log")
+        assert ended.code == 0, ended.said
+        whole = held(disk)
+        assert whole.pop("mine") == b"mine" and len(whole) in (1, 3, 4)
+        data = HUGGING_FACE.get(name) or ZENODO["1"][1].get(name) or ZENODO["2"][1].get(name)
+        assert service.sent[name] <= len(data), "what had come was fetched again"
+
+
+def test_links_in_the_tree_are_written_through(service, tmp_path):
+    root, elsewhere = tmp_path / "data", tmp_path / "elsewhere.ckpt"
+    link = root / "cnns/imagenet/eps3/resnet18.ckpt"
+    link.parent.mkdir(parents=True)
+    elsewhere.write_bytes(b"old")
+    link.symlink_to(elsewhere)
+    run(root, "--dataset", "imagenet", "--what", "models", "--eps", "eps3", "--model-names", "resnet18", "--overwrite")
+    assert link.is_symlink() and elsewhere.read_bytes() == HUGGING_FACE["resnet18_l2_eps3.ckpt"]
 
 
 def test_a_choice_that_nothing_fits_is_said(service, tmp_path):

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from disks import make_device
 
 from univ import files
 from univ.errors import InputError
@@ -74,11 +74,12 @@ def test_links_are_written_through_and_devices_left_alone(tmp_path):
     assert link.is_symlink() and (tmp_path / "there" / "scores.csv").read_text() == "one\ntwo\n"
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
-    for odd in (tmp_path / "pipe", tmp_path / "there", tmp_path / "loop", "/dev/null"):
+    make_device(tmp_path / "device")
+    for odd in (tmp_path / "pipe", tmp_path / "there", tmp_path / "loop", tmp_path / "device"):
         for write in (files.write_text, files.append_text):
             with pytest.raises(InputError, match=r"^cannot write .*it is (not a regular file|a folder)$"):
                 write(odd, "x")
-    assert not Path("/dev/null").is_file()
+    assert not (tmp_path / "device").is_file()
 
 
 @pytest.mark.parametrize(

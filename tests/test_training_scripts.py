@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disks import make_device
 
 import cifar10_training
 import imagenet_training
@@ -174,11 +175,15 @@ def test_an_unwritable_table_is_found_before_the_evaluation(trained, tmp_path, c
     monkeypatch.setattr(cli_training.training, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
-    for place in ("/proc/nowhere/a.csv", "/dev/null", tmp_path, tmp_path / "file" / "a.csv", tmp_path / "loop",
+    make_device(tmp_path / "device")
+    for place in ("/proc/nowhere/a.csv", tmp_path / "device", tmp_path, tmp_path / "file" / "a.csv", tmp_path / "loop",
                   tmp_path / ("x" * 300)):  # fmt: skip
         evaluate = ["--dataset", "digits", "-t", "0", "-v", trained / "vgg11.pt", "--results-file", place]
         assert str(place) in refused(cifar10_training.main, [*evaluate, "--quiet"], capsys)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"] and not (tmp_path / "file").read_bytes()
+    assert (
+        sorted(path.name for path in tmp_path.iterdir()) == ["device", "file", "loop"]
+        and not (tmp_path / "file").read_bytes()
+    )
 
 
 def test_work_in_save_is_not_overwritten_unasked(trained, tmp_path, capsys):

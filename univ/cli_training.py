@@ -219,8 +219,7 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
 def _publish(folder: Path, finished: Path, process: Distributed) -> None:
     """Copy a complete run's best checkpoint to where the other scripts look for it."""
     if process.is_main:
-        with files.atomic_path(finished) as temporary:
-            shutil.copyfile(folder / checkpoints.BEST, temporary)
+        files.copy(folder / checkpoints.BEST, finished)
         logger.info("best epoch: {}", finished)
 
 

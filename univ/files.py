@@ -4,11 +4,13 @@ Every module writes through here, so that links, devices, full disks, killed run
 """
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -116,6 +118,26 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
             _close(handle)
+
+
+def copy(source: Path, path: Path | str) -> None:
+    """Copy a file's bytes to `path` atomically."""
+    with atomic_path(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def move(source: Path, path: Path | str) -> None:
+    """Move a file to `path` atomically, through links, also to another disk."""
+    target = destination(path)
+    with cannot_write(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            copy(source, target)
+            source.unlink()
 
 
 def _temporary_beside(target: Path) -> tuple[int, Path]:

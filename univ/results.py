@@ -252,6 +252,8 @@ def write_csv(
         record: what else is worth knowing (all arguments, commit, versions, accuracies); never compared.
     """
     files.destination(path)  # before anything is written beside what is no file
+    if Path(path).suffix == ".json":
+        raise InputError(f"{path} is where the settings of a table go: call the table itself .csv")
     digest = hashlib.sha256(text.encode()).hexdigest()
     files.write_json(sidecar_path(path), {"settings": _plain(settings), **_plain(record or {}), "csv_sha256": digest})
     files.write_text(path, text)

@@ -366,7 +366,7 @@ def start(args: argparse.Namespace) -> Setting:
     """Begin a run of rep.py or func.py: log, seeds, the arguments' file; the setting the arguments describe."""
     runs.start(quiet=args.quiet)
     runs.seed_everything(args.seed)
-    if args.config_file_path is not None and not args.config_file_path.exists():
+    if args.config_file_path is not None and not files.destination(args.config_file_path).exists():
         files.write_json(args.config_file_path, vars(args))
     return Setting.from_args(args)
 

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -518,8 +517,7 @@ class Run:
             extra={"arch": self.model.arch, "train_set": self.model.train_set, "resume": resume},
         )
         for path in copies:  # copies, not links: damage to one file must leave the others readable
-            with files.atomic_path(path) as temporary:
-                shutil.copyfile(first, temporary)
+            files.copy(first, path)
 
     def _schedule_state(self) -> dict[str, Any]:
         """What the StepLR of the original tools reads back; we compute the rate from the step."""

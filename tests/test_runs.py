@@ -2,11 +2,14 @@
 
 import json
 import random
+import resource
 
 import numpy as np
+import pytest
 import torch
 
 from univ import runs
+from univ.errors import InputError
 
 
 def test_seeds_fix_every_global_generator():
@@ -40,3 +43,30 @@ def test_log_lines_go_to_the_file_too(tmp_path):
     runs.logger.info("wrote {:,} images", 1234)
     runs.start(quiet=True)
     assert "wrote 1,234 images" in (tmp_path / "logs/run.log").read_text()
+
+
+def test_tensorboard_reads_our_log_as_it_reads_torchs(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    def values(folder):
+        events = EventAccumulator(str(folder)).Reload()
+        return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+    for first in (1, 3):  # the second run does steps 3 and 4 again
+        with SummaryWriter(tmp_path / "theirs", purge_step=first, filename_suffix=str(first)) as writer:
+            add = runs.scalars(tmp_path / "ours", purge_step=first)
+            for step in range(first, 5):
+                writer.add_scalar("loss/train", first + step / 10, step)
+                add("loss/train", first + step / 10, step)
+    assert values(tmp_path / "ours") == values(tmp_path / "theirs") != {}
+    log = max((tmp_path / "ours").iterdir())  # named after the time
+    before = log.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*File too large"):
+            add("loss/train", 1, 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert log.read_bytes() == before

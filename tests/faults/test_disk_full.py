@@ -56,8 +56,8 @@ def check_success(command: Command, ended: Ended, final: dict[str, bytes], refer
     for name, content in reference.items():
         if command.volatile != ("*",):
             assert matches(name, command.volatile) or final[name] == content, name
-        elif "events" not in name and "/20" not in name:  # times in the name
-            assert name in final
+        elif not matches(name, ("*events*", "*/20*", "[0-9]*_checkpoint.pt")):  # times in the name; lost with its epoch
+            assert name in final, name
 
 
 def try_all(

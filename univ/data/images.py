@@ -148,7 +148,9 @@ class TensorImages:
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # ImageFolder's
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # theirs; others that Pillow knows, such as EPS, run programs
+MAX_PIXELS = 89_478_485  # from here on Pillow warns of a bomb: 256 MB decoded
 MAX_ASPECT = 500  # long side / short side: resized to a short side of 256, an image has at most 33 million pixels
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused below, in one line
 
 
 def read_image_file(path: Path) -> bytes:
@@ -170,13 +172,13 @@ def _open_image(encoded: bytes) -> Image.Image:
 
     Raises:
         UnidentifiedImageError: none of FORMATS.
-        ValueError, Image.DecompressionBombWarning: more pixels than fit into memory, now or resized.
+        ValueError, Image.DecompressionBombError: more pixels than fit into memory, now or resized.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # above Image.MAX_IMAGE_PIXELS, 89 million
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width:,} x {height:,} pixels: more than {MAX_PIXELS:,}")
     if max(image.size) > MAX_ASPECT * min(image.size):
-        width, height = image.size
         raise ValueError(f"{width:,} x {height:,} pixels: one side is more than {MAX_ASPECT} times the other")
     return image
 

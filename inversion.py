@@ -164,6 +164,7 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
     for eps, arch in itertools.product(args.eps, args.model):
         spec = find_arch(arch, args.pretrain_dataset)
         output = args.inverted_imgs_path / f"{file_stem(arch)}_{eps}.pt"
+        files.destination(output)
         if output.exists() and not args.overwrite:
             logger.info("{} exists: nothing to do{} (--overwrite replaces it)", output, remarks(output, procedure))
             continue

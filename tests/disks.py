@@ -22,11 +22,11 @@ from univ import cli
 def small_disk(folder: Path) -> Iterator[Callable[[int], None]]:
     """Mount a tmpfs at `folder`; yields a function that sets its size in bytes. Skips where that is not permitted."""
     folder.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    words = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder]
+    try:
+        subprocess.run(words, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {getattr(error, 'stderr', error)}")
 
     def resize(size: int) -> None:
         size = max(4096, size)  # 0 means no limit

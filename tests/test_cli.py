@@ -35,19 +35,19 @@ def test_what_is_no_arithmetic_is_refused(text):
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e400", "1e39", "1e200*1e200", "-1e39", "9" * 400, "9" * 9000])
 def test_numbers_beyond_float32_are_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected a finite number of float32"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected a number from -1e\+30 to 1e\+30, got"):
         cli.number(text)
 
 
 @pytest.mark.parametrize("text", [str(2**63), "1" + "0" * 30, "9" * 5000, "-" + "9" * 30, "1.5", "x", "", "1e3"])
 @pytest.mark.parametrize("kind", [cli.positive_int, cli.non_negative_int, cli.seed, cli.processes])
 def test_integers_are_of_64_bits(kind, text):
-    with pytest.raises(argparse.ArgumentTypeError, match=r"expected an integer (of at least [01]|from [01] to \d+)"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected an integer from [01] to \d+, got"):
         kind(text)
 
 
 def test_the_largest_values_are_taken():
-    assert cli.seed(str(2**63 - 1)) == cli.positive_int(str(2**63 - 1)) == 2**63 - 1
+    assert cli.seed(str(2**63 - 1)) == 2**63 - 1 and cli.positive_int(str(2**48)) == 2**48
     torch.manual_seed(2**63 - 1)
     torch.manual_seed(0)
     assert (cli.processes("0"), cli.processes("1024"), cli.fraction("0"), cli.fraction("1")) == (0, 1024, 0, 1)
@@ -124,9 +124,9 @@ def test_help_shows_defaults(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--seed", "-1"], "argument --seed: expected an integer of at least 0, got -1"),
-        (["--seed", "1\n2"], "argument --seed: expected an integer of at least 0, got 1; 2"),
-        (["--seed", "\x1b[31m"], "argument --seed: expected an integer of at least 0, got \\x1b[31m"),
+        (["--seed", "-1"], "argument --seed: expected an integer from 0 to 9223372036854775807, got -1"),
+        (["--seed", "1\n2"], "argument --seed: expected an integer from 0 to 9223372036854775807, got 1; 2"),
+        (["--seed", "\x1b[31m"], "argument --seed: expected an integer from 0 to 9223372036854775807, got \\x1b[31m"),
         (["--device", "\udcff"], "argument --device: '\\udcff' is not UTF-8 text"),
         (["--device", "cpu\0"], "argument --device: 'cpu\\x00' is not UTF-8 text"),
         (["--no-such", "\x1b[31m"], "unrecognized arguments: --no-such \\x1b[31m"),

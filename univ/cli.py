@@ -19,6 +19,8 @@ from univ import files
 from univ.errors import InputError
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+MOST = 2**48  # of anything that is counted: products with others stay within 64 bits
+LARGEST = 1e30  # of a number: what is derived from it stays within float32
 MOST_PROCESSES = 1024
 LONGEST_LINE = 2000  # characters of an error
 
@@ -63,32 +65,29 @@ def one_line(text: object) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
 
 
-def _integer(text: str, least: int, most: int = 2**63 - 1) -> int:
+def _integer(text: str, least: int, most: int = MOST) -> int:
     try:
         value = int(text)
     except ValueError:  # words, and more digits than Python reads
-        value = None
-    if value is None or not least <= value <= most:
-        expected = f"of at least {least}" if most == 2**63 - 1 else f"from {least} to {most}"
-        if len(text) > 18:
-            expected = f"from {least} to {most}"
-        raise argparse.ArgumentTypeError(f"expected an integer {expected}, got {text}")
+        value = least - 1
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected an integer from {least} to {most}, got {text}")
     return value
 
 
 def positive_int(text: str) -> int:
-    """An integer of at least 1, of 64 bits."""
+    """An integer of at least 1."""
     return _integer(text, 1)
 
 
 def non_negative_int(text: str) -> int:
-    """An integer of at least 0, of 64 bits."""
+    """An integer of at least 0."""
     return _integer(text, 0)
 
 
 def seed(text: str) -> int:
     """What every generator of random numbers takes: an integer from 0 to 2**63 - 1."""
-    return _integer(text, 0)
+    return _integer(text, 0, 2**63 - 1)
 
 
 def processes(text: str) -> int:
@@ -102,7 +101,7 @@ def some_processes(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """A number, or a product or quotient of numbers such as 2/255; finite, also in float32."""
+    """A number, or a product or quotient of numbers such as 2/255; not too large for float32."""
     first, *rest = re.split("([*/])", text)
     try:
         value = float(first)
@@ -110,8 +109,8 @@ def number(text: str) -> float:
             value = value * float(factor) if sign == "*" else value / float(factor)
     except (ValueError, ZeroDivisionError) as error:
         raise argparse.ArgumentTypeError(f"expected a number, or one such as 2/255, got {text!r}") from error
-    if not abs(value) <= torch.finfo(torch.float32).max:
-        raise argparse.ArgumentTypeError(f"expected a finite number of float32, got {text!r}")
+    if not abs(value) <= LARGEST:  # nor NaN
+        raise argparse.ArgumentTypeError(f"expected a number from {-LARGEST:g} to {LARGEST:g}, got {text!r}")
     return value
 
 

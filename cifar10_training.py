@@ -19,7 +19,7 @@ from univ import cli, cli_training
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line of `argv`, or of the process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.Parser(description=__doc__)
     text = "what to train and evaluate on"
     parser.add_argument("--dataset", choices=("cifar10", "digits"), default="cifar10", help=text)
     cli_training.add_arguments(

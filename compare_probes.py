@@ -26,13 +26,18 @@ from univ.errors import InputError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("--runs", type=cli.existing_dir, default=Path("runs"), help="folder below which the probes are")
     add("--cache-dir", type=cli.existing_dir, help="as given to train_probe.py; holds <run-name>/val_reps.pt")
     add("--split", choices=list(repfiles.FILE_NAMES), default="val", help="part of the data the probes are compared on")
     default = Path("results/probing") / results.PROBES_NAME
-    add("--out", type=Path, default=default, help="CSV of the agreements, with a JSON that describes the probes")
+    add(
+        "--out",
+        type=cli.output_file,
+        default=default,
+        help="CSV of the agreements; a JSON beside it",
+    )
     add("--overwrite", action="store_true", help="compare anew what has been compared already")
     cli.add_common_arguments(parser, workers=0)
     return parser.parse_args(argv)

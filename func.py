@@ -23,8 +23,7 @@ ALL = ("dis", "norm", "kappa", "jsd", "churn", "amb", "disc")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    setting.add_arguments(parser)
+    parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("measures")
     add = group.add_argument
     names = [*REGISTRY, "all", "more"]
@@ -32,7 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("-f", "--func", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=text)
     add("-a", "--alpha", type=cli.positive_number, default=1.0, help="exponent of the surrogate churn")
     add("-p", "--perturbs", type=cli.non_negative_int, default=0, help="random permutations for the baseline")
-    parser.add_argument("-b", "--batch", type=cli.positive_int, default=64, help="images per forward pass")
+    setting.add_arguments(parser)
     cli.add_common_arguments(parser, precision="fp32")
     args = parser.parse_args(argv)
     setting.check_arguments(parser, args)

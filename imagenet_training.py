@@ -23,7 +23,7 @@ TRAIN_SETS = {1000: "imagenet", 100: "imagenet100", 50: "imagenet50"}
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line of `argv`, or of the process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.Parser(description=__doc__)
     text = "classes: of ImageNet-1k, or of its subset of 100 or 50 classes"
     parser.add_argument("-n", "--num", type=int, choices=sorted(TRAIN_SETS), default=1000, help=text)
     cli_training.add_arguments(

@@ -39,7 +39,7 @@ SHEET_COLUMNS = 8
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("models")
     group.add_argument("-m", "--model", nargs="+", required=True, help="architectures to invert images through")
     group.add_argument(
@@ -52,18 +52,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "-e", "--eps", nargs="+", choices=EPS, default=["eps0"], help="L2 radius of their adversarial training"
     )
     group.add_argument(
-        "--model-dir", type=Path, help="folder of their checkpoints (default: data/cnns/<pretrain-dataset>/<eps>)"
+        "--model-dir",
+        type=cli.existing_dir,
+        help="folder of their checkpoints (default: data/cnns/<pretrain-dataset>/<eps>)",
     )
 
     group = parser.add_argument_group("images")
     group.add_argument("-d", "--dataset", choices=tuple(DATASETS), default="imagenet", help="of seeds and targets")
-    group.add_argument("--data-path", type=Path, help="its images (default: see data/README.md)")
-    group.add_argument("--labels-path", type=Path, help="their labels, where the images are files")
+    group.add_argument("--data-path", type=cli.existing_path, help="its images (default: see data/README.md)")
+    group.add_argument("--labels-path", type=cli.existing_file, help="their labels, where the images are files")
     group.add_argument(
-        "-s", "--seed-indices-path", type=Path, help="index file (default: <inverted-imgs-path>/seed_indices.csv)"
+        "-s", "--seed-indices-path", type=cli.path, help="index file (default: <inverted-imgs-path>/seed_indices.csv)"
     )
     group.add_argument(
-        "-t", "--target-indices-path", type=Path, help="index file (default: <inverted-imgs-path>/target_indices.csv)"
+        "-t",
+        "--target-indices-path",
+        type=cli.path,
+        help="index file (default: <inverted-imgs-path>/target_indices.csv)",
     )
     group.add_argument(
         "-n", "--num-imgs-to-invert", type=cli.non_negative_int, default=0,
@@ -73,7 +78,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "-u", "--upper-bound-idx", type=cli.non_negative_int, default=0, help="with -n: draw indices below this one"
     )
-    group.add_argument("--random-state", type=int, default=573098435098230, help="seed of the draw (and of the noise)")
+    group.add_argument(
+        "--random-state", type=cli.seed, default=573098435098230, help="seed of the draw (and of the noise)"
+    )
     cli.add_fast_images(group)
 
     group = parser.add_argument_group("inversion")
@@ -95,7 +102,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("output")
     group.add_argument(
-        "-i", "--inverted-imgs-path", type=Path, help="folder to write to (default: data/<dataset>/inverted)"
+        "-i", "--inverted-imgs-path", type=cli.output_dir, help="folder to write to (default: data/<dataset>/inverted)"
     )
     group.add_argument("--uint8", action="store_true", help="store round(255 x), a quarter of the size of float32")
     group.add_argument("--overwrite", action="store_true", help="replace an existing file; discard unfinished others")

@@ -23,8 +23,7 @@ ALL = ("mag", "con", "cos", "jacc", "rank", "rank_jacc", "proc", "cka", "gulp", 
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    setting.add_arguments(parser)
+    parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("measures")
     add = group.add_argument
     names = [*REGISTRY, "stir", "all", "paper", "more"]
@@ -37,13 +36,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("-f", "--function", choices=("euc", "cos_sim"), default="cos_sim", help="Euclidean or cosine neighbours")
     add("-c", "--center", type=int, choices=(0, 1), default=1, help="1: centre the representations (cka always does)")
     add("-n", "--norm", type=int, choices=(0, 1), default=1, help="1: scale to Frobenius norm 1 for proc")
-    add("-a", "--alpha", type=cli.number, default=1.0, help="shape: 1 rotation only, 0 whitened (any linear map)")
+    add("-a", "--alpha", type=cli.fraction, default=1.0, help="shape: 1 rotation only, 0 whitened (any linear map)")
     add("--gulp-lambda", type=cli.non_negative_number, default=0.0, help="ridge of gulp")
     add("--rtd-trials", type=cli.positive_int, default=10, help="subsamples rtd is averaged over")
     add("--rtd-batch", type=cli.positive_int, default=500, help="images per subsample of rtd")
     add("-p", "--perturbs", type=cli.non_negative_int, default=0, help="random permutations for the baseline")
     add("--published", action="store_true", help="the original's neighbours: own similarity 0, or the point itself")
-    parser.add_argument("-b", "--batch", type=cli.positive_int, default=64, help="images per forward pass")
+    setting.add_arguments(parser)
     cli.add_common_arguments(parser, precision="fp32")
     args = parser.parse_args(argv)
     setting.check_arguments(parser, args)

@@ -27,7 +27,7 @@ MEASURES = ("cka", "proc", "rtd", "jacc")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("--cache-dir", type=cli.existing_dir, required=True, help="where rep.py or func.py kept representations")
     add("--dataset", "-d", choices=list(DATASETS), default="imagenet100", help="images compared on")
@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--inv", type=int, choices=(0, 1), default=0, help="1: on the images inverted through the first model of a pair"
     )
-    add("--results", type=Path, help="folder of the table; default: results/subgroups/<dataset>")
+    add("--results", type=cli.output_dir, help="folder of the table; default: results/subgroups/<dataset>")
     add("--models", nargs="+", metavar="MODEL", help="these models only; default: all in the cache")
     add("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to compute")
     add("-f", "--function", choices=("euc", "cos_sim"), default="euc", help="Euclidean or cosine neighbours of jacc")

@@ -33,7 +33,7 @@ EXTRACT_BATCH = 256  # images per forward pass at most: 1024 of them, fine for p
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("model and data")
     add = group.add_argument
     add("-m", "--model-ckpt-path", type=cli.existing_file, help="checkpoint whose representations are frozen")
@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("-b", "--batch", type=cli.positive_int, default=1024, help="representations per step of a probe")
-    add("-w", "--workers", type=cli.non_negative_int, default=2, help="processes that decode images")
+    add("-w", "--workers", type=cli.processes, default=2, help="processes that decode images")
     add("--lr", type=cli.positive_number, default=5e-3, help="Adam's learning rate, falls to 1e-6 on a cosine")
     add("--epochs", type=cli.non_negative_int, default=10, help="0: only extract")
     add("--num-probes", type=cli.non_negative_int, default=1, help="trained together, seeds counting up from --seed")
@@ -60,8 +60,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("output")
     add = group.add_argument
     add("--run-name", help="default: <dataset>/<architecture>_<eps>")
-    add("--runs", type=Path, default=Path("runs"), help="folder of the runs")
-    add("--cache-dir", type=Path, help="put representations in <cache-dir>/<run-name>/ instead of the run's folder")
+    add("--runs", type=cli.output_dir, default=Path("runs"), help="folder of the runs")
+    add(
+        "--cache-dir",
+        type=cli.output_dir,
+        help="put representations in <cache-dir>/<run-name>/ instead of the run's folder",
+    )
     cli.add_common_arguments(parser, precision="fp32")
     args = parser.parse_args(argv)
     if args.model_ckpt_path is None:

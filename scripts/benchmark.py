@@ -25,13 +25,11 @@ TOPICS = ("measures", "training", "inversion", "loading")
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in TOPICS:
-        parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+        parser = cli.Parser(description=__doc__)
         parser.add_argument("topic", choices=TOPICS, help="what to time; `benchmark.py <topic> --help` has its flags")
         parser.parse_args(words)  # ends with the help, or with what is wrong
     module = importlib.import_module(f"benchmarks.{words[0]}")
-    parser = argparse.ArgumentParser(
-        prog=f"benchmark.py {words[0]}", description=module.__doc__, formatter_class=cli.HelpFormatter
-    )
+    parser = cli.Parser(prog=f"benchmark.py {words[0]}", description=module.__doc__)
     module.add_arguments(parser)
     cli.add_common_arguments(parser)
     parser.set_defaults(run=module.run)

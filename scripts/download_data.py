@@ -42,6 +42,8 @@ from univ.models import ARCHS, read_hugging_face_name
 ZENODO_RECORDS = ("13936007", "14802537", "13936033", "14802491")
 HUGGING_FACE_REPO = "madrylab/robust-imagenet-models"
 STUDY_EPS = ("eps0", "eps025", "eps05", "eps1", "eps3")
+KINDS = ("models", "inverted")
+SOURCES = ("huggingface", "zenodo")
 TRAIN_SETS = ("imagenet", "imagenet100", "imagenet50", "cifar10")
 ATTEMPTS = 10  # per file, each continuing where the one before was cut
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # other OSErrors: of the network
@@ -526,19 +528,25 @@ def _size(size: int) -> str:
 # --- the script -----------------------------------------------------------------------------------------------------
 
 
+def record(text: str) -> str:
+    """The number of a Zenodo record, as typed."""
+    cli.positive_int(text)
+    return text
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("--what", nargs="+", choices=("models", "inverted"), default=["models", "inverted"])
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--what", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of files")
     parser.add_argument(
         "-d", "--dataset", nargs="+", choices=TRAIN_SETS, default=list(TRAIN_SETS), help="training set of the models"
     )
-    parser.add_argument(
-        "-o", "--eps", nargs="+", default=list(STUDY_EPS), metavar="EPS", help="radii, for example eps0 eps025 eps3"
-    )
+    parser.add_argument("-o", "--eps", nargs="+", default=list(STUDY_EPS), metavar="EPS", help="L2 radii of the models")
     parser.add_argument("--model-names", nargs="+", metavar="MODEL", help="only these architectures")
-    parser.add_argument("--source", nargs="+", choices=("huggingface", "zenodo"), default=["huggingface", "zenodo"])
-    parser.add_argument("--records", nargs="+", default=list(ZENODO_RECORDS), help="Zenodo records")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="where the data go")
+    parser.add_argument("--source", nargs="+", choices=SOURCES, default=list(SOURCES), help="where from")
+    parser.add_argument(
+        "--records", nargs="+", type=record, default=list(ZENODO_RECORDS), metavar="ID", help="Zenodo records"
+    )
+    parser.add_argument("--root", type=cli.output_dir, default=Path("data"), help="where the data go")
     parser.add_argument("--dry-run", action="store_true", help="list files and sizes, fetch nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace files that differ from the published ones")
     args = parser.parse_args(argv)

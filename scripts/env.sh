@@ -18,6 +18,24 @@ die() {
     exit 2
 }
 
+# The comment a script begins with, which is its help.
+print_header() {
+    local file="$ROOT/scripts/${0##*/}" # found from every folder, the script having left the one it was started in
+    [ -f "$file" ] || file="$0"
+    sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "$file"
+}
+
+# Answer -h or --help among the words $@; called before an environment is made.
+answer_help() {
+    local word
+    for word in "$@"; do
+        if [ "$word" = -h ] || [ "$word" = --help ]; then
+            print_header
+            exit 0
+        fi
+    done
+}
+
 find_python() {
     local candidate
     for candidate in ${PYTHON:-python3.11 python3.12 python3}; do

@@ -38,7 +38,7 @@ GRACE=30 # seconds from asking jobs to end to killing them
 
 print_help() {
     local file
-    sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "$0"
+    print_header
     for file in stages.sh lib.sh; do
         echo
         sed -n '/^# --- for people/,/^# --- end/p' "$ROOT/scripts/$file" | sed '1,2d;$d;s/^# \{0,1\}//'

@@ -243,7 +243,7 @@ def run_stage(stage: Stage, pool: concurrent.futures.Executor, commands: Command
     """Run the jobs of a stage that are not done, with a bar.
 
     Raises:
-        RuntimeError: a job failed; the message ends with the end of its log.
+        SystemExit: a job failed; the message ends with the end of its log.
     """
     todo = [job for job in stage.jobs if not commands.done(job)]
     if not todo:
@@ -262,7 +262,7 @@ def run_stage(stage: Stage, pool: concurrent.futures.Executor, commands: Command
                 for other in names:
                     other.cancel()
                 tail = "\n".join(log.read_text().splitlines()[-15:])
-                raise RuntimeError(f"{stage.name}, {job.name}: {problem}\n{tail}\n(the whole log: {log})")
+                raise SystemExit(f"quickstart: {stage.name}, {job.name}: {problem}\n{tail}\n(the whole log: {log})")
             commands.add(job)
             bar.set_postfix_str(job.name)
             bar.update()
@@ -272,28 +272,21 @@ def run_stage(stage: Stage, pool: concurrent.futures.Executor, commands: Command
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit codes: 0 done, 1 a job failed.",
-    )
-    parser.add_argument(
-        "--out", type=Path, help="where data/, results/, runs/, figs/ go; default: here, or smoke/ (also OUT=)"
-    )
+    from univ import cli  # here and below: at the top the pool's processes would load NumPy before start_worker
+
+    parser = cli.Parser(description=__doc__, epilog="Exit codes: 0 done, 1 a job failed, 2 wrong use.")
+    text = "where data/, results/, runs/, figs/ go; default: here, or smoke/ (also OUT=)"
+    parser.add_argument("--out", type=cli.output_dir, default=os.environ.get("OUT") or None, help=text)
     parser.add_argument(
         "--smoke", action="store_true", help="a small form that shows that everything works (also SMOKE=1)"
     )
     parser.add_argument("--fresh", action="store_true", help="remove what earlier runs made of the digits, then run")
-    parser.add_argument("--seed", type=int, default=0, help="of training and of what is drawn (default: 0)")
-    parser.add_argument(
-        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one per core)"
-    )
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of training and of what is drawn")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--jobs", type=cli.some_processes, default=cores, help="processes, one per core unless given")
     args = parser.parse_args(argv)
     args.smoke = args.smoke or os.environ.get("SMOKE", "") not in ("", "0")
-    if args.jobs < 1:
-        parser.error(f"--jobs {args.jobs}: at least 1")
-    if args.out is None:
-        args.out = Path(os.environ.get("OUT") or ("smoke" if args.smoke else "."))
+    args.out = args.out or Path("smoke" if args.smoke else ".")
     return args
 
 
@@ -312,7 +305,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         initargs=(max(1, cores // args.jobs),),
     )
     stages = plan.stages()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for number, stage in enumerate(stages, 1):
             run_stage(stage, pool, commands, args.out / "logs/quickstart", f"[{number}/{len(stages)}] {stage.name}")
@@ -342,10 +334,6 @@ def write_summary(plan: Plan) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RuntimeError as error:
-        sys.exit(f"quickstart: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    from univ import cli
+
+    cli.run(main)

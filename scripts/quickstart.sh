@@ -3,14 +3,18 @@
 #
 #   bash scripts/quickstart.sh            makes .venv when needed, runs what is not done yet, prints the summary
 #   bash scripts/quickstart.sh --fresh    removes what earlier runs made of the digits and starts over
-#   SMOKE=1 bash scripts/quickstart.sh    a small form in a minute, below smoke/
-#   OUT=/some/folder bash scripts/quickstart.sh   puts data/, results/, runs/ and figs/ there
+#   bash scripts/quickstart.sh --smoke    a small form in a minute, below smoke/ (also SMOKE=1)
 #
-# A second run skips everything done; a killed run continues. More: bash scripts/quickstart.sh --help
+#   --out FOLDER   where data/, results/, runs/ and figs/ go (default: here, or smoke/; also OUT=FOLDER)
+#   --jobs N       processes (default: one per core)
+#   --seed N       of training and of what is drawn (default: 0)
+#
+# A second run skips everything done; a killed run continues. Exit codes: 0 done, 1 a job failed, 2 wrong use.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/env.sh
 source scripts/env.sh
 
+answer_help "$@"
 ensure_environment
 exec python scripts/quickstart.py "$@"

@@ -21,16 +21,16 @@ from univ.plots import Sources
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.Parser(description=__doc__)
     add = parser.add_argument
-    add("--results", type=Path, default=Path("results"), help="folder of the result CSVs")
-    add("--data", type=Path, default=Path("data"), help="folder of the data, for the grids of inverted images")
-    add("--out", type=Path, help="the page; default: report.html in the results folder")
+    add("--results", type=cli.folder, default=Path("results"), help="folder of the result CSVs")
+    add("--data", type=cli.folder, default=Path("data"), help="folder of the data, for the grids of inverted images")
+    add("--out", type=cli.output_file, help="the page; default: report.html in the results folder")
     add("-e", "--exp", help="tag of the results to show; default: all, pooled")
     add("-k", "--knn", type=cli.positive_int, default=10, help="neighbours of the Jaccard panels of the figures")
     text = "CSVs the training scripts appended accuracies to; those in folders called accuracy are found without it"
     add("--accuracy", nargs="+", type=cli.existing_file, default=[], metavar="CSV", help=text)
-    add("--readme", type=Path, default=ROOT / "README.md", help="its section on differences is repeated")
+    add("--readme", type=cli.existing_file, default=ROOT / "README.md", help="its section on differences is repeated")
     add("--quiet", action="store_true", help="warnings and errors only")
     return parser.parse_args(argv)
 

@@ -6,10 +6,10 @@
 #   EPS=eps3 MAX_TASKS=8 bash scripts/slurm_example.sh scripts/compare_in100.sh
 #   SBATCH_FLAGS="--partition gpu --account you" SKIP=download bash scripts/slurm_example.sh scripts/reproduce_cifar10.sh
 #
-# Download first where there is a network (STAGES="download data"), and make the environment (bash scripts/test.sh -h).
-# The pipelines' environment variables work here too; MAX_TASKS limits how many tasks of an array run at a time. Lists
-# of commands and the tasks' output are in LOGS/slurm/<pipeline>/<time>/. When a task fails, the arrays after it are
-# cancelled; submit again to run what is missing.
+# Download first where there is a network (STAGES="download data"); that makes the environment, too. The pipelines'
+# environment variables work here; MAX_TASKS limits how many tasks of an array run at a time. Lists of commands and the
+# tasks' output are in LOGS/slurm/<pipeline>/<time>/. When a task fails, the arrays after it are cancelled; submit again
+# to run what is missing.
 
 #SBATCH --job-name=univ
 #SBATCH --gpus=1
@@ -28,12 +28,9 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # a task: run its line of the list, i
 fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-case "${1:-}" in
-    "" | -h | --help)
-        sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "scripts/${0##*/}"
-        exit 0
-        ;;
-esac
+# shellcheck source=scripts/env.sh
+source scripts/env.sh
+answer_help "${@:---help}"
 pipeline="$1"
 name="$(basename "$pipeline" .sh)"
 folder="${LOGS:-logs}/slurm/$name/$(date +%Y-%m-%d_%H-%M-%S)"

@@ -10,15 +10,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/env.sh
 source scripts/env.sh
 
+answer_help "$@"
 marker=(-m "not slow")
 words=()
 for word in "$@"; do
     case "$word" in
         --slow) marker=() ;;
-        -h | --help)
-            sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-            exit 0
-            ;;
         *) words+=("$word") ;;
     esac
 done

@@ -4,10 +4,9 @@ Exit codes: 0 done, 1 some of the work failed (named in the log), 2 wrong input,
 """
 
 import argparse
-import ast
 import contextlib
-import operator
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -16,64 +15,103 @@ from typing import Any, NoReturn
 
 import torch
 
+from univ import files
 from univ.errors import InputError
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+MOST = 2**48  # of anything that is counted: products with others stay within 64 bits
+LARGEST = 1e30  # of a number: what is derived from it stays within float32
+MOST_PROCESSES = 1024
+LONGEST_LINE = 2000  # characters of an error
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the examples of a script's docstring as they are and adds the default to every flag's help."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=110)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, [], ()):
+        default = action.default
+        if not action.option_strings or default in (None, [], argparse.SUPPRESS) or default is False:
             return action.help
-        return super()._get_help_string(action)
+        words = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{action.help} (default: {words.replace('%', '%%')})"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers every word it cannot use with one line, which names the flag, and exit code 2."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, **settings)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if "\0" in arg_string or not _is_unicode(arg_string):
+            raise argparse.ArgumentError(action, f"{arg_string!r} is not UTF-8 text")
+        return super()._get_value(action, arg_string)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{one_line(f'{self.prog}: error: {message}')} (see --help)\n")
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)  # what was no UTF-8 comes as surrogates
+
+
+def one_line(text: object) -> str:
+    """`text` as one line that a terminal shows as it is: control characters are escaped, newlines become semicolons."""
+    line = "; ".join(filter(None, map(str.strip, str(text).splitlines())))
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+
+
+def _integer(text: str, least: int, most: int = MOST) -> int:
+    try:
+        value = int(text)
+    except ValueError:  # words, and more digits than Python reads
+        value = least - 1
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected an integer from {least} to {most}, got {text}")
+    return value
 
 
 def positive_int(text: str) -> int:
     """An integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text}")
-    return value
+    return _integer(text, 1)
 
 
 def non_negative_int(text: str) -> int:
     """An integer of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text}")
-    return value
+    return _integer(text, 0)
 
 
-_OPERATORS: dict[type, Callable[[float, float], float]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
+def seed(text: str) -> int:
+    """What every generator of random numbers takes: an integer from 0 to 2**63 - 1."""
+    return _integer(text, 0, 2**63 - 1)
+
+
+def processes(text: str) -> int:
+    """A number of worker processes; 0 means that the work is done in the process itself."""
+    return _integer(text, 0, MOST_PROCESSES)
+
+
+def some_processes(text: str) -> int:
+    """A number of worker processes, at least one."""
+    return _integer(text, 1, MOST_PROCESSES)
 
 
 def number(text: str) -> float:
-    """A number, or an expression of numbers with + - * / such as 2/255. Nothing else is evaluated."""
-
-    def value(node: ast.AST) -> float:
-        match node:
-            case ast.Constant(value=int() | float() as constant):
-                return float(constant)
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return -value(operand)
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](value(left), value(right))
-        raise ValueError(text)
-
+    """A number, or a product or quotient of numbers such as 2/255; not too large for float32."""
+    first, *rest = re.split("([*/])", text)
     try:
-        return value(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"expected a number or an expression such as 2/255, got {text!r}") from error
+        value = float(first)
+        for sign, factor in zip(rest[::2], rest[1::2]):
+            value = value * float(factor) if sign == "*" else value / float(factor)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a number, or one such as 2/255, got {text!r}") from error
+    if not abs(value) <= LARGEST:  # nor NaN
+        raise argparse.ArgumentTypeError(f"expected a number from {-LARGEST:g} to {LARGEST:g}, got {text!r}")
+    return value
 
 
 def positive_number(text: str) -> float:
@@ -92,6 +130,14 @@ def non_negative_number(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
 def share(text: str) -> float:
     """A number between 0 and 1, both excluded."""
     value = number(text)
@@ -100,36 +146,86 @@ def share(text: str) -> float:
     return value
 
 
-def existing_file(text: str) -> Path:
-    """The path of a file that is there."""
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder, expected a file")
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"there is no file {text}")
-    return path
+# --- paths ----------------------------------------------------------------------------------------------------------
+
+
+def path(text: str) -> Path:
+    """A path that something has or can have, to be read or written."""
+    if not text or re.search(r"[\x00-\x1f\x7f-\x9f]", text):
+        raise argparse.ArgumentTypeError(f"expected a path without control characters, got {text!r}")
+    try:
+        Path(text).stat()
+    except FileNotFoundError:
+        pass  # it may be made
+    except OSError as error:  # too long, below a file, no permission
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
+    return Path(text)
 
 
 def existing_path(text: str) -> Path:
     """The path of a file or folder that is there."""
-    path = Path(text)
-    if not path.exists():
+    found = path(text)
+    if not found.exists():
         raise argparse.ArgumentTypeError(f"there is no file or folder {text}")
-    return path
+    return found
+
+
+def existing_file(text: str) -> Path:
+    """The path of a file that is there."""
+    found = path(text)
+    if found.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, expected a file")
+    if not found.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return found
 
 
 def existing_dir(text: str) -> Path:
     """The path of a folder that is there."""
-    path = Path(text)
-    if not path.is_dir():
+    found = path(text)
+    if not found.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {text}")
-    return path
+    return found
+
+
+def folder(text: str) -> Path:
+    """The path of a folder that is there or to be made."""
+    found = path(text)
+    if found.exists() and not found.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file, expected a folder")
+    return found
+
+
+def output_dir(text: str) -> Path:
+    """The path of a folder that can be written."""
+    return _writable(folder(text))
+
+
+def output_file(text: str) -> Path:
+    """The path of a file that can be written."""
+    found = path(text)
+    try:
+        files.destination(found)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return _writable(found)
+
+
+def _writable(wanted: Path) -> Path:
+    """`wanted`, if it and the folder to hold it can be written: found out before the work, not after it."""
+    there = next(place for place in (wanted.absolute(), *wanted.absolute().parents) if place.exists())
+    for place in {there, there if there.is_dir() else there.parent}:
+        if not os.access(place, os.W_OK):
+            raise argparse.ArgumentTypeError(f"{place} cannot be written")
+    return wanted
 
 
 def device(text: str) -> torch.device:
     """A torch device; `auto` is CUDA where there is one, else the CPU."""
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"unknown device {text!r}: expected cpu, cuda or cuda:<n>")
     try:
         found = torch.device(text)
     except RuntimeError as error:
@@ -147,9 +243,9 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, workers: int = 4, p
     group.add_argument(
         "--device", type=device, default="auto", help="cpu, cuda or cuda:<n>; auto: CUDA if there is one"
     )
-    group.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    group.add_argument("--seed", type=seed, default=0, help="seed of everything random")
     if not any("--workers" in action.option_strings for action in parser._actions):
-        group.add_argument("--workers", type=non_negative_int, default=workers, help="processes that decode images")
+        group.add_argument("--workers", type=processes, default=workers, help="processes that decode images")
     if precision is not None:
         text = "arithmetic of the networks: fp32 is exact, the others are faster on CUDA"
         group.add_argument("--precision", choices=PRECISIONS, default=precision, help=text)
@@ -187,13 +283,34 @@ def run(main: Callable[[], None]) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, _stop_on_sigterm)
     try:
-        main()
-    except (InputError, OSError) as error:
-        if os.environ.get("UNIV_TRACEBACK"):
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has left (`| head`): what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
+        too_large = _is_too_large(error)
+        if os.environ.get("UNIV_TRACEBACK") or (isinstance(error, RuntimeError) and not too_large):
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        message = f"not enough memory: lower {_size_flags()} ({error})" if too_large else error
+        print(one_line(f"{Path(sys.argv[0]).name}: error: {message}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _is_too_large(error: Exception) -> bool:
+    """Whether memory ran out, which torch reports as a RuntimeError unless it is a GPU's."""
+    words = r"alloc\w* memory|out of memory|size calculation overflowed"
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search(words, str(error))))
+
+
+def _size_flags() -> str:
+    """The flags of this command line that are numbers of things, with their values: one of them is too large."""
+    words = "\0".join(word.replace("=", "\0", 1) for word in sys.argv[1:])
+    found = re.findall(r"(?:^|(?<=\0))(--?[a-z][a-z-]*)\0?(\d+)(?=\0|$)", words)
+    return " or ".join(" ".join(flag) for flag in found) or "-b/--batch"

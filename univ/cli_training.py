@@ -40,17 +40,19 @@ def add_arguments(
     group = parser.add_argument_group("model and data")
     text = f"architecture (default: what the name of -v's file says, without -v {model})"
     group.add_argument("-m", "--model", metavar="ARCH", help=text)
-    group.add_argument("-d", "--data", type=Path, metavar="DIR", help=f"folder of the data (default: {data})")
-    group.add_argument("-s", "--save", type=Path, metavar="DIR", default=Path(save), help="where checkpoints go")
+    group.add_argument("-d", "--data", type=cli.folder, metavar="DIR", help=f"folder of the data (default: {data})")
+    group.add_argument(
+        "-s", "--save", type=cli.output_dir, metavar="DIR", default=Path(save), help="where checkpoints go"
+    )
     cli.add_fast_images(group)
-    group.add_argument("-w", "--workers", type=cli.non_negative_int, default=4, help="processes that decode images")
+    group.add_argument("-w", "--workers", type=cli.processes, default=4, help="processes that decode images")
 
     group = parser.add_argument_group("what to do")
     group.add_argument("-t", "--train", type=int, choices=(0, 1), default=1, help="1: train, 0: only evaluate -v")
     text = "checkpoint to evaluate, or to go on training from"
     group.add_argument("-v", "--eval", type=cli.existing_file, metavar="FILE", help=text)
     text = "CSV that an evaluation (-t 0) is appended to"
-    group.add_argument("--results-file", type=Path, metavar="FILE", help=text)
+    group.add_argument("--results-file", type=cli.output_file, metavar="FILE", help=text)
     text = (
         "continue the run in --save where it stopped, with the same result as if it had not; begin it if there is none"
     )
@@ -121,8 +123,6 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("-c fourier has no random start: leave out --random-start")
     if args.sync_bn and args.device.type != "cuda":
         parser.error(f"--sync-bn needs CUDA, not --device {args.device}: PyTorch has none for the CPU")
-    if args.save.exists() and not args.save.is_dir():
-        parser.error(f"-s/--save {args.save} is a file, expected a folder")
 
 
 def run(args: argparse.Namespace, train_set: str) -> None:

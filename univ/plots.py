@@ -501,13 +501,11 @@ def save(figure: Figure | None, path: Path | str) -> list[Path]:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m univ.plots", description=__doc__, formatter_class=cli.HelpFormatter
-    )
+    parser = cli.Parser(prog="python -m univ.plots", description=__doc__)
     add = parser.add_argument
-    add("--results", type=Path, default=Path("results"), help="folder of the result CSVs")
-    add("--data", type=Path, default=Path("data"), help="folder of the data, for the grid of inverted images")
-    add("--figs", type=Path, default=Path("figs"), help="folder the figures go to")
+    add("--results", type=cli.folder, default=Path("results"), help="folder of the result CSVs")
+    add("--data", type=cli.folder, default=Path("data"), help="folder of the data, for the grid of inverted images")
+    add("--figs", type=cli.output_dir, default=Path("figs"), help="folder the figures go to")
     add("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES), help="figures of these notebooks only")
     add("-e", "--exp", help="tag of the results to draw; default: all, pooled")
     add("-k", "--knn", type=cli.positive_int, default=10, help="neighbours of the Jaccard panels")

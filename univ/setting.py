@@ -28,10 +28,8 @@ COMPARED = ("sat6", "imagenet", "cifar10", "snli", "imagenet100", "imagenet50", 
 TRAINED = ("imagenet", "cifar10", "imagenet100", "imagenet50", "digits")
 NUM_INPUTS = 10_000
 CI_HELP = (
-    "write confidence intervals over images at this level (0.95 when none is given) to ..._ci.csv beside the matrix. "
-    "func.py: percentiles of 1000 bootstrap samples of the images. rep.py: score -+ Student's t x standard error of a "
-    "delete-group jackknife (20 groups, 20 times the time), because a bootstrap's duplicates break k-NN, RTD and "
-    "debiased CKA; rtd: t x standard error over its trials"
+    "write confidence intervals over images at this level (0.95 when none is given) to ..._ci.csv beside the matrix: "
+    "func.py by a bootstrap, rep.py by a jackknife, which takes 20 times as long (rtd: over its trials)"
 )
 INDEX_DIR = Path("results/indices")
 
@@ -58,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-e", "--exp", type=tag, default="0", help="tag of the index file and of the results' names, a number")
     add(
         "--model-dir",
-        type=Path,
+        type=cli.existing_dir,
         help="folder of the checkpoints, or one that holds <eps>/ or <models>/<eps>/; default: data/cnns",
     )
     add(
@@ -67,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="these models only; default: those the study compares in this setting",
     )
-    add("--data-path", type=Path, help="where the images are, when not at the data set's usual place")
-    add("--labels-path", type=Path, help="CSV of labels, where the images do not bring theirs")
+    add("--data-path", type=cli.existing_path, help="where the images are, when not at the data set's usual place")
+    add("--labels-path", type=cli.existing_file, help="CSV of labels, where the images do not bring theirs")
     add(
         "--num-inputs",
         type=cli.positive_int,
@@ -76,10 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--index-file-dir",
-        type=Path,
+        type=cli.output_dir,
         default=INDEX_DIR,
         help="holds <dataset>/indices_<exp>.csv; drawn (--seed) and saved if missing",
     )
+    add("-b", "--batch", type=cli.positive_int, default=64, help="images per forward pass")
     cli.add_fast_images(group)
     group = parser.add_argument_group("inverted and adversarial images")
     add = group.add_argument
@@ -102,13 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="1: the files in --inverted-imgs-dir are adversarial images made for each model",
     )
-    add("--inverted-imgs-dir", type=Path, help="holds <model>_<eps>.pt; default: data/<dataset>/inverted")
+    add("--inverted-imgs-dir", type=cli.existing_dir, help="holds <model>_<eps>.pt; default: data/<dataset>/inverted")
     group = parser.add_argument_group("output")
     add = group.add_argument
-    add("--results", type=Path, default=Path("results"), help="folder of the result CSVs")
-    add("--cache-dir", type=Path, help="keep representations and outputs here, and use what is there")
+    add("--results", type=cli.output_dir, default=Path("results"), help="folder of the result CSVs")
+    add("--cache-dir", type=cli.output_dir, help="keep representations and outputs here, and use what is there")
     add("--no-comparisons", action="store_true", help="only fill the cache")
-    add("--config-file-path", type=Path, help="write the arguments as JSON here, once")
+    add("--config-file-path", type=cli.output_file, help="write the arguments as JSON here, once")
     add("--overwrite", action="store_true", help="compute results anew that are there already")
     add("--ci", type=cli.share, nargs="?", const=0.95, help=CI_HELP)
 

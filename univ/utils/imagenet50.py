@@ -107,12 +107,16 @@ def _check_numbering(folder: Path, split: str, label_map: dict[int, int]) -> Non
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument(
-        "-f", "--folder", type=Path, default=Path("data/imagenet/imagenet100"), help="folder that holds <split>.lmdb"
+        "-f",
+        "--folder",
+        type=cli.existing_dir,
+        default=Path("data/imagenet/imagenet100"),
+        help="folder that holds <split>.lmdb",
     )
     parser.add_argument("-s", "--split", default="train", help="part to make")
-    parser.add_argument("--out", type=Path, default=Path("data/imagenet50"), help="folder to write to")
+    parser.add_argument("--out", type=cli.output_dir, default=Path("data/imagenet50"), help="folder to write to")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)

@@ -20,9 +20,11 @@ from univ.errors import InputError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("lmdb", type=cli.existing_file, help="LMDB file of images, of either format")
-    parser.add_argument("--out", type=Path, help="CSV file to write (default: <name>_labels.csv beside the LMDB file)")
+    parser.add_argument(
+        "--out", type=cli.output_file, help="CSV file to write (default: <name>_labels.csv beside the LMDB file)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing CSV file")
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     return parser.parse_args(argv)

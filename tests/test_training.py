@@ -1,26 +1,35 @@
 """Training: schedules, exact resume, the best epoch, what is counted, and that adversarial training makes robust."""
 
 import dataclasses
+import io
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional
 
 from univ import training
 from univ.attacks import Attack
 from univ.data import open_training
-from univ.data.images import TensorImages
+from univ.data.images import EncodedImages, TensorImages
 from univ.data.selection import select
 from univ.data.transforms import SmallImageAugmentation
 from univ.errors import InputError
 from univ.models import Classifier, build_model, checkpoints
-from univ.models.architectures import Arch
+from univ.models.architectures import DIGITS_ARCHS, Arch
+from univ.models.folding import fold_batchnorm
+from univ.models.layout import Strided1x1, channels_last
 from univ.runs import Distributed
 from univ.training import Data, Recipe, Saving, evaluate, fit
 
+ROOT = Path(__file__).resolve().parent.parent
 CPU = Distributed(torch.device("cpu"))
 RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05, weight_decay=5e-4, schedule="onecycle", seed=3)
 ATTACK = Attack("l2", eps=0.5, step_size=0.3, steps=2)
@@ -190,6 +199,64 @@ def test_a_run_interrupted_within_an_epoch_goes_on_in_it(data, tmp_path, monkeyp
     assert rest[0]["train_loss"] == records[1]["train_loss"]
 
 
+class Encoded(EncodedImages):
+    """Images of a tensor as PNG files, as ImageNet's come: read by worker processes."""
+
+    def __init__(self, images: TensorImages) -> None:
+        super().__init__("encoded", to_pixels, augment=lambda image, generator: (to_pixels(image), torch.zeros(3)))
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return self.images.labels
+
+    def record(self, index: int) -> tuple[bytes, int]:
+        file = io.BytesIO()
+        Image.fromarray(self.images.pixels[index].permute(1, 2, 0).numpy()).save(file, "png")
+        return file.getvalue(), int(self.images.labels[index])
+
+    def location(self, index: int) -> str:
+        return f"image {index}"
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
+
+
+to_pixels.name = "as they are"
+
+
+@pytest.mark.parametrize("stop", [(0, 2), (1, 0), (1, 2)], ids=lambda place: f"epoch {place[0]} step {place[1]}")
+def test_dropout_goes_on_where_it_was_with_worker_processes(stop, data, tmp_path, monkeypatch):
+    """What starting workers and validating draw at random must not move the generator that dropout draws from."""
+    data = Data(Encoded(data.train), Encoded(data.val), workers=1)
+    monkeypatch.setattr(training, "BAR_STEPS", 2)
+    saving = Saving(tmp_path / "broken", checkpoint_every=0, validate_every=1, minutes=0, tensorboard=False)
+    straight, _ = train(data, tmp_path / "straight", saving=dataclasses.replace(saving, folder=tmp_path / "straight"))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        interrupt(patch, lambda run: (run.epoch, run.step) == stop)
+        train(data, tmp_path / "broken", saving=saving)
+    start = checkpoints.newest_readable(tmp_path / "broken")
+    resumed, _ = train(data, tmp_path / "broken", model=tiny(seed=9), saving=saving, start_from=start)
+    assert_same_weights(straight, resumed)
+
+
+def test_momentum_of_another_memory_layout_is_the_same_momentum(data, tmp_path):
+    """Checkpoints of other programs hold contiguous buffers; ours follow the weights, which are channels-last."""
+    train(data, tmp_path, dataclasses.replace(RECIPE, epochs=1))
+    path, own = checkpoints.newest_readable(tmp_path)
+    foreign = checkpoints.load_checkpoint(path)
+    for buffers in foreign["optimizer"]["state"].values():
+        buffers["momentum_buffer"] = buffers["momentum_buffer"].contiguous()
+    layouts = [start["optimizer"]["state"][0]["momentum_buffer"].stride() for start in (own, foreign)]
+    assert layouts[0] != layouts[1]
+    ends = [train(data, tmp_path / name, start_from=(path, start))[0] for name, start in (("a", own), ("b", foreign))]
+    assert_same_weights(*ends)
+
+
 def test_a_longer_run_may_continue_a_shorter_one_with_the_step_schedule_only(data, tmp_path):
     recipe = dataclasses.replace(RECIPE, schedule="step", epochs=1)
     train(data, tmp_path, recipe)
@@ -290,6 +357,48 @@ def test_a_step_is_that_of_plain_sgd_on_the_attacked_images(data, tmp_path):
     optimizer.step()
     for one, other in zip(model.parameters(), reference.parameters()):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", DIGITS_ARCHS)
+def test_a_step_on_an_odd_batch_with_two_threads(arch):
+    """In a process of its own: oneDNN's fault on AVX-512 (`univ.models.layout`) ends the process."""
+    program = f"""
+import torch
+from univ import training
+from univ.attacks import Attack
+from univ.data.images import TensorImages
+from univ.models import build_model
+from univ.runs import Distributed
+images = TensorImages(torch.randint(256, (29, 3, 32, 32), dtype=torch.uint8), torch.arange(29) % 10, name="odd")
+recipe = training.Recipe(epochs=3, batch_size=29, attack=Attack(steps=1))
+saving = training.Saving(None, tensorboard=False)
+process = Distributed(torch.device("cpu"))
+model = build_model({arch!r}, "digits", seed=0)
+run = training.Run(model, training.Data(images, images), recipe, saving, process, compile=False, quiet=True)
+for epoch in range(1, 4):
+    run.train_epoch(epoch)  # forward and backward, of the folded network too
+"""
+    words = {"OMP_NUM_THREADS": "2", "MALLOC_CHECK_": "3", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_small_strided_convolutions_stay_what_they_were():
+    """Output, gradients, folding: only the memory they go through is another."""
+    x = torch.rand(5, 8, 9, 9, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    plain = nn.Conv2d(8, 16, 1, stride=2).double()
+    ours = nn.Conv2d(8, 16, 1, stride=2).double()
+    ours.load_state_dict(plain.state_dict())
+    channels_last(ours)
+    assert isinstance(ours, Strided1x1)
+    for conv in (plain, ours):
+        conv(x).square().sum().backward()
+    assert torch.allclose(ours(x), plain(x)) and torch.allclose(ours.weight.grad, plain.weight.grad)
+    model = build_model("resnet10", "digits", seed=0)
+    before = fold_batchnorm(model).pairs
+    channels_last(model)
+    assert sum(isinstance(module, Strided1x1) for module in model.modules()) == 1
+    assert fold_batchnorm(model).pairs == before
 
 
 def test_a_last_batch_of_one_image_is_left_out(data, tmp_path):

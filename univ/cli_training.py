@@ -188,6 +188,7 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
     saving = Saving(args.save, checkpoint_every=args.ckpt, minutes=args.save_minutes)
     finished = args.save / f"{file_stem(arch)}{'.pt' if train_set in SMALL_IMAGES else '.ckpt'}"
     start_from = _checkpoint_to_start_from(args, recipe, arch, finished)
+    training.check_start(start_from, process)
     if start_from is not None and start_from[1].get("epoch", 0) >= recipe.epochs:
         logger.info("{} has all its {} epochs behind it", start_from[0], recipe.epochs)
         _publish(args.save, finished, process)

@@ -338,7 +338,7 @@ def test_a_step_of_any_length_ends_on_the_ball(norm, batch):
 
 @pytest.mark.parametrize("settings", [{"step_size": 1e30}, {"eps": 1e30}, {"eps": math.nan}, {"step_size": math.inf}])
 def test_lengths_that_float32_cannot_square_are_refused(settings):
-    with pytest.raises(InputError, match=r"-p/--eps .* -l/--lr"):
+    with pytest.raises(InputError, match=r"-o/--eps .* -l/--lr"):
         Attack(**settings)
 
 

@@ -292,7 +292,7 @@ class Attack:
             raise ValueError(f"unknown norm {self.norm!r}; choose from {', '.join(STEP_RULES)}")
         if not (0 <= self.eps <= LARGEST and 0 <= self.step_size <= LARGEST):
             raise InputError(
-                f"an attack needs a radius and a step of 0 to {LARGEST:g} pixel units, got -p/--eps {self.eps:g} and "
+                f"an attack needs a radius and a step of 0 to {LARGEST:g} pixel units, got -o/--eps {self.eps:g} and "
                 f"-l/--lr {self.step_size:g}"
             )
         if self.steps < 0 or self.restarts < 1:

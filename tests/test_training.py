@@ -402,7 +402,7 @@ run = training.Run(model, training.Data(images, images), recipe, saving, process
 for epoch in range(1, 4):
     run.train_epoch(epoch)  # forward and backward, of the folded network too
 """
-    words = {"OMP_NUM_THREADS": "2", "MALLOC_CHECK_": "3", "PYTHONPATH": str(ROOT)}
+    words = {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=os.environ | words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -495,6 +495,26 @@ def test_training_on_cuda(precision, data, tmp_path):
     records = fit(model, data, recipe, saving, process=Distributed(torch.device("cuda")), quiet=True)
     _, expected = train(data, tmp_path / "cpu", dataclasses.replace(recipe, precision="fp32"))
     assert records[-1]["train_loss"] == pytest.approx(expected[-1]["train_loss"], abs=0.2)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fp32_training_on_cuda_repeats_and_resumes_from_contiguous_momentum(data, tmp_path):
+    process, recipe = Distributed(torch.device("cuda:0")), dataclasses.replace(RECIPE, attack=ATTACK)
+
+    def ends(name, start_from=None):
+        saving = Saving(tmp_path / name, checkpoint_every=1, tensorboard=False)
+        model = tiny()
+        fit(model, data, recipe, saving, process=process, start_from=start_from, quiet=True)
+        return model
+
+    first = ends("first")
+    assert_same_weights(first, ends("second"))
+    path = tmp_path / "first" / "1_checkpoint.pt"
+    checkpoint = checkpoints.load_checkpoint(path)
+    for buffers in checkpoint["optimizer"]["state"].values():
+        buffers["momentum_buffer"] = buffers["momentum_buffer"].contiguous()
+    assert_same_weights(first, ends("resumed", (path, checkpoint)))
 
 
 def test_adversarial_training_makes_robust(tmp_path, monkeypatch):

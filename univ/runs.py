@@ -106,6 +106,7 @@ class Distributed:
         local_rank = int(os.environ.get("LOCAL_RANK", rank))
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", local_rank)
+        if device.type == "cuda":
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             cuda = device.type == "cuda"

@@ -57,6 +57,17 @@ def test_an_in_place_change_after_the_node_does_not_reach_the_representation(ima
         assert tap.rep.shape == (6, 4, 30, 30)
 
 
+def test_any_network_can_be_tapped(images):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)).eval()
+    with torch.no_grad(), Tap(network, node="0", pool=True) as tap:
+        network(images)
+        assert torch.allclose(tap.rep, network[0](images).mean(dim=(2, 3)), atol=1e-6)
+    with pytest.raises(InputError, match="no module 'layer4'; it holds 0, 1, 2, 3"), Tap(network, node="layer4"):
+        pass
+    with pytest.raises(InputError, match="names no node of its own"):
+        Tap(network)
+
+
 def test_gradients_flow_through_the_head_input(images):
     model = build_model("vgg11", "digits", seed=0).eval()
     images.requires_grad_(True)

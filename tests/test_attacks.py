@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import types
 
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from univ import attacks
-from univ.attacks import Attack
+from univ.attacks import LARGEST, Attack, image_norms
+from univ.errors import InputError
 
 MEAN, STD = torch.tensor([0.4, 0.45, 0.5]), torch.tensor([0.2, 0.25, 0.3])
 NORMS = ["l2", "linf", "unconstrained", "fourier"]
@@ -320,6 +322,23 @@ def test_the_loss_scale_cancels(batch):
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
+        Attack(**settings)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_step_of_any_length_ends_on_the_ball(norm, batch):
+    """Squares of distances must not become infinite: the shrunken step would be none."""
+    images, labels = batch
+    model = seeded(resnet)
+    moved = Attack(norm, eps=0.1, step_size=LARGEST, steps=1, keep_best=False)(model, images, labels)
+    expected = Attack(norm, eps=0.1, step_size=1e3, steps=1, keep_best=False)(model, images, labels)
+    assert (image_norms(moved - images) > 0.05).all()
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"step_size": 1e30}, {"eps": 1e30}, {"eps": math.nan}, {"step_size": math.inf}])
+def test_lengths_that_float32_cannot_square_are_refused(settings):
+    with pytest.raises(InputError, match=r"-o/--eps .* -l/--lr"):
         Attack(**settings)
 
 

@@ -104,7 +104,23 @@ def test_what_cannot_be_written_is_found_out_before_the_work(tmp_path, monkeypat
 
 
 def test_auto_device_is_a_device():
-    assert cli.device("auto") == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert cli.device("auto") == torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "local_rank", "index"), [("auto", None, 0), ("cuda", None, 0), ("cuda", "2", 2), ("cuda:1", "2", 1)]
+)
+def test_a_cuda_device_has_an_index_and_is_the_current_one(text, local_rank, index, monkeypatch):
+    """Tensors say they are on `cuda:0`, which is not equal to `cuda`; threads work on the current device."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    device = torch.device("cuda", index)
+    assert cli.device(text) == device and current == [device]
 
 
 def test_help_shows_defaults(capsys):

@@ -4,6 +4,7 @@ Batch norm sees each process's own images, which no single process can reproduce
 needs CUDA), so equality is shown on a network with group norm; with batch norm the processes must agree.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -81,6 +82,14 @@ def together(rank: int, port: int, folder: Path) -> None:
         start = checkpoints.newest_readable(folder / "broken" / "batch")
         resumed, _ = train(process, folder / "broken", "batch", RECIPE, start_from=start)
         found["resumed"] = resumed.state_dict()
+        own = folder / "broken" / "batch" if rank == 0 else folder / "of another node"  # --save is not shared
+        with contextlib.suppress(FileNotFoundError):
+            start = None
+            start = checkpoints.newest_readable(own)
+        try:
+            train(process, own, "batch", start_from=start)
+        except InputError as error:
+            found["refused"] = str(error)
         scores = evaluate(model("batch"), data().val, attack=ATTACK, batch_size=10, process=process, quiet=True)
         found["scores"] = [dataclasses.asdict(score) for score in scores]
         torch.save(found, folder / f"{rank}.pt")
@@ -126,6 +135,13 @@ def test_a_resumed_run_of_two_processes_is_exact(both):
     _, first, second = both
     for found in (first, second):
         assert all(torch.equal(value, first["batch"]["weights"][name]) for name, value in found["resumed"].items())
+
+
+def test_processes_that_do_not_find_the_same_checkpoint_all_stop(both):
+    _, first, second = both
+    assert first["refused"] == second["refused"]
+    assert first["refused"].endswith("by rank: epoch 2, none; they must share -s/--save")
+    assert not (both[0] / "of another node").exists()
 
 
 def test_an_evaluation_by_two_processes_counts_every_image_once(both):

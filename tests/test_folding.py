@@ -86,6 +86,22 @@ def test_update_takes_over_new_weights_and_statistics(arch):
         torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_synchronised_batch_norms_are_folded_too():
+    """As processes on several devices have them with --sync-bn; in evaluation mode they are ordinary ones."""
+    model = build_model("resnext14_4x32d", "digits", seed=0)
+    shake(model)
+    plain = fold_batchnorm(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    folded = fold_batchnorm(model)
+    assert folded.pairs == plain.pairs
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(folded(images), model.eval()(images), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        model.model.bn1.running_mean += 0.1
+    folded.update(model)
+    torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-5)
+
+
 class Branches(nn.Module):
     """Convolutions whose batch norm must not be folded, for one reason each, and one that may be."""
 

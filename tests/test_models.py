@@ -256,6 +256,26 @@ LIBRARY = [
 ]
 
 
+@pytest.mark.parametrize("num_classes", [100, 64])  # 64: as many as channels elsewhere in the network
+def test_where_a_convolution_classifies_its_pooled_input_is_the_representation(num_classes):
+    model = build_model("torchvision:squeezenet1_1", "imagenet", num_classes, seed=0).eval()
+    assert model.spec.head == "classifier.1" and model.head.out_channels == num_classes
+    images = torch.rand(2, 3, 224, 224)
+    for node in (None, "head"):
+        with torch.no_grad(), Tap(model, node=node) as tap:
+            model(images)
+            expected = model.model.features(model.normalizer(images)).mean(dim=(2, 3))
+            torch.testing.assert_close(tap.rep, expected)
+
+
+def test_another_number_of_classes_is_named_where_a_convolution_classifies(tmp_path):
+    checkpoints.save_checkpoint(
+        tmp_path / "w.ckpt", build_model("torchvision:squeezenet1_1", "imagenet", 7, seed=0), epoch=1
+    )
+    with pytest.raises(InputError, match="has 7 classes, expected the 100"):
+        load_model("torchvision:squeezenet1_1", "imagenet100", tmp_path / "w.ckpt")
+
+
 @pytest.mark.parametrize("arch, head, width, size", LIBRARY)
 def test_any_classifier_of_a_library_needs_no_entry(arch, head, width, size):
     model = build_model(arch, "imagenet100", seed=0).eval()
@@ -280,11 +300,9 @@ def test_a_librarys_classifier_has_its_own_statistics():
     assert imagenet.new_std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
 
 
-@pytest.mark.parametrize("arch", ["torchvision:squeezenet1_1", "timm:deit_tiny_distilled_patch16_224"])
-def test_a_network_without_a_last_linear_layer_is_refused(arch):
-    """One classifies with a convolution, the other averages two heads."""
-    with pytest.raises(InputError, match="no last linear layer whose output is the logits"):
-        build_model(arch, "imagenet")
+def test_a_network_that_averages_two_heads_is_refused():
+    with pytest.raises(InputError, match="no last layer whose output is the logits"):
+        build_model("timm:deit_tiny_distilled_patch16_224", "imagenet")
 
 
 @pytest.mark.parametrize(

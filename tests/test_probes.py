@@ -1,5 +1,6 @@
 """Probes: as good as logistic regression, the same alone and together, stored safely; their two scripts on digits."""
 
+import dataclasses
 import json
 import math
 import pickle
@@ -145,6 +146,17 @@ def test_wrong_input_is_named():
         run([0], part, narrow, probes.Training())
 
 
+@pytest.mark.parametrize("what", ["training", "validation"])
+def test_nan_and_divergence_are_errors(what):
+    parts = {"training": pixels("train", 200), "validation": pixels("val", 200)}
+    settings = probes.Training(epochs=1, batch_size=64)
+    with pytest.raises(InputError, match=r"diverged in epoch 1: lower --lr \(now 3e\+37\)"):
+        run([0], *parts.values(), probes.Training(epochs=1, batch_size=64, lr=3e37))
+    parts[what].reps[[17, 30], 3] = math.nan
+    with pytest.raises(InputError, match=f"the {what} representations hold NaN or infinity, first in row 17"):
+        run([0], *parts.values(), settings)
+
+
 # ------------------------------------------------------------------------------------------------- predicting, storing
 
 
@@ -166,6 +178,9 @@ def test_checkpoint_round_trip(tmp_path):
     torch.save({"weight": torch.zeros(3, 2)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="not a probe"):
         probes.load(tmp_path / "other.pt")
+    probes.save(tmp_path / "nan.pt", dataclasses.replace(probe, bias=torch.full((10,), math.nan)), {})
+    with pytest.raises(InputError, match="weights are NaN"):
+        probes.load(tmp_path / "nan.pt")
     with pytest.raises(InputError, match="columns"):
         probes.predictions([probe], torch.zeros(5, 3), device=CPU)
 

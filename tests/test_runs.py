@@ -38,6 +38,19 @@ def test_without_torchrun_this_process_is_the_whole_group(monkeypatch):
     alone.close()
 
 
+def test_a_process_of_torchrun_tells_nccl_its_device(monkeypatch):
+    joined, current = [], []
+    monkeypatch.setattr(runs.dist, "init_process_group", lambda backend, device_id: joined.append((backend, device_id)))
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    device = torch.device("cuda:1")
+    for asked in ("cuda", "cuda:1"):
+        assert runs.Distributed.from_environment(torch.device(asked)).device == device
+    runs.Distributed.from_environment(torch.device("cpu"))
+    assert joined == [("nccl", device), ("nccl", device), ("gloo", None)] and current == [device, device]
+
+
 def test_log_lines_go_to_the_file_too(tmp_path):
     runs.start(quiet=True, log_file=tmp_path / "logs/run.log")
     runs.logger.info("wrote {:,} images", 1234)

@@ -26,21 +26,26 @@ class Tap:
     reference kept until later would hold other numbers on some devices. Gradients flow through `rep`.
 
     Args:
-        model: a classifier whose `spec` names its node, or any network when `node` is given.
-        node: dotted module name, or "head" for the input of the last linear layer; default: the node at which the
-            study compares this architecture.
+        model: a `Classifier`, or any network; names are those within `Classifier.model`, or within the network.
+        node: dotted module name; of a `Classifier` also "head", for the input of the layer that classifies (pooled, if
+            that is a convolution), and by default the node at which the study compares this architecture.
         pool: average a (N, C, H, W) activation over space; default: as the architecture's entry says.
         flatten: give (N, D); False keeps the activation's shape (the shape metric wants (N, C, H, W)).
 
     Raises:
-        InputError: the network has no module of that name (the message lists the nearest ones).
+        InputError: the network has no module of that name (the message lists the nearest ones), or none is named.
     """
 
     def __init__(
-        self, model: Classifier, *, node: str | None = None, pool: bool | None = None, flatten: bool = True
+        self, model: nn.Module, *, node: str | None = None, pool: bool | None = None, flatten: bool = True
     ) -> None:
-        self.node = model.spec.node if node is None else node
-        self.pool = (model.spec.pool if node is None else False) if pool is None else pool
+        default_pool = False
+        if node is None:
+            if not isinstance(model, Classifier):
+                raise InputError(f"{type(model).__name__} names no node of its own: say which module with node=")
+            node, default_pool = model.spec.node, model.spec.pool
+        self.node = node
+        self.pool = default_pool if pool is None else pool
         self.flatten = flatten
         self._model = model
         self._rep: Tensor | None = None
@@ -60,14 +65,15 @@ class Tap:
             self._rep = (activation.flatten(1) if self.flatten else activation).clone()
 
     def __enter__(self) -> Self:
-        if self.node == HEAD_INPUT:
-            # A matrix product writes nothing into its input, so it is kept as it is.
-            def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                self._rep = inputs[0]
+        classifier = self._model if isinstance(self._model, Classifier) else None
+        if self.node == HEAD_INPUT and classifier is not None:
+            # The head writes nothing into its input, so it is kept as it is.
+            def before(head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                self._rep = inputs[0].flatten(2).mean(dim=2) if isinstance(head, nn.Conv2d) else inputs[0]
 
-            self._handle = self._model.head.register_forward_pre_hook(before)
+            self._handle = classifier.head.register_forward_pre_hook(before)
             return self
-        network = self._model.model
+        network = self._model if classifier is None else classifier.model
         modules = dict(network.named_modules())
         if self.node not in modules:
             top = ", ".join(name for name, _ in network.named_children())
@@ -83,7 +89,7 @@ class Tap:
 
 @contextlib.contextmanager
 def head_input(model: Classifier) -> Iterator[Tap]:
-    """Tap the input of the last linear layer, post-ReLU and pooled: what inversion optimises in every architecture."""
+    """Tap the input of the layer that classifies, post-ReLU and pooled: what inversion optimises everywhere."""
     with Tap(model, node=HEAD_INPUT) as tap:
         yield tap
 

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from univ.errors import InputError
+
 Norm = Literal["l2", "linf", "unconstrained", "fourier"]
 
+LARGEST = 1e12  # radius and step: float32 holds their squares, summed over an image
 TINY = 1e-10  # added to gradient norms, as in `robustness`: a zero gradient gives a zero step, not NaN
 
 
@@ -272,7 +275,8 @@ class Attack:
         keep_best: keep the iterate with the highest loss, else the last.
 
     Raises:
-        ValueError: a value out of range, more than one run without a random start, or no random start for the norm.
+        InputError: a radius or a step out of range.
+        ValueError: another value out of range, more than one run without a random start, or none for the norm.
     """
 
     norm: Norm = "l2"
@@ -286,8 +290,13 @@ class Attack:
     def __post_init__(self) -> None:
         if self.norm not in STEP_RULES:
             raise ValueError(f"unknown norm {self.norm!r}; choose from {', '.join(STEP_RULES)}")
-        if self.eps < 0 or self.step_size < 0 or self.steps < 0 or self.restarts < 1:
-            raise ValueError(f"an attack needs eps, step_size and steps >= 0 and restarts >= 1, got {self}")
+        if not (0 <= self.eps <= LARGEST and 0 <= self.step_size <= LARGEST):
+            raise InputError(
+                f"an attack needs a radius and a step of 0 to {LARGEST:g} pixel units, got -o/--eps {self.eps:g} and "
+                f"-l/--lr {self.step_size:g}"
+            )
+        if self.steps < 0 or self.restarts < 1:
+            raise ValueError(f"an attack needs steps >= 0 and restarts >= 1, got {self}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"{self.restarts} restarts are all alike without a random start")
         if self.random_start and self.norm == "fourier":

@@ -221,19 +221,28 @@ def _writable(wanted: Path) -> Path:
 
 
 def device(text: str) -> torch.device:
-    """A torch device; `auto` is CUDA where there is one, else the CPU."""
+    """A torch device; `auto` is CUDA where there is one, else the CPU.
+
+    A CUDA device comes with its index, which is that of this process under torchrun, and is made the current one:
+    otherwise the thread that pins batches, and libraries, would work on the first.
+    """
     if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        text = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
         raise argparse.ArgumentTypeError(f"unknown device {text!r}: expected cpu, cuda or cuda:<n>")
     try:
         found = torch.device(text)
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"unknown device {text!r}: expected cpu, cuda or cuda:<n>") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if found.type != "cuda":
+        return found
+    if found.index is None:
+        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if found.index >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(
-            f"{text} is not here: this machine has {torch.cuda.device_count()} CUDA devices"
+            f"{found} is not here: this machine has {torch.cuda.device_count()} CUDA devices"
         )
+    torch.cuda.set_device(found)
     return found
 
 

@@ -190,6 +190,7 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
     finished = args.save / f"{file_stem(arch)}{'.pt' if train_set in SMALL_IMAGES else '.ckpt'}"
     files.destination(finished)
     start_from = _checkpoint_to_start_from(args, recipe, arch, finished)
+    training.check_start(start_from, process)
     if start_from is not None and start_from[1].get("epoch", 0) >= recipe.epochs:
         logger.info("{} has all its {} epochs behind it", start_from[0], recipe.epochs)
         _publish(args.save, finished, process)

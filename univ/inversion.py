@@ -22,9 +22,9 @@ from loguru import logger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from univ import files, safeload
+from univ import cli, files, safeload
 from univ.activations import head_input
-from univ.attacks import L2MomentumStep
+from univ.attacks import L2MomentumStep, at_least_float32
 from univ.data.inverted import to_uint8
 from univ.errors import InputError
 from univ.models import Classifier
@@ -67,9 +67,11 @@ class Inversion:
 class Inverted:
     """What came out for n images.
 
+    Everything is float32, or float64 if model and images are.
+
     Attributes:
-        images: (n, 3, H, W) float32 in [0, 1]: per image the iterate nearest to its target, the last included.
-        start_distance, final_distance: (n,) float32, relative distance of the first iterate and of `images`.
+        images: (n, 3, H, W) in [0, 1]: per image the iterate nearest to its target, the last included.
+        start_distance, final_distance: (n,), relative distance of the first iterate and of `images`.
         best_iteration: (n,) int64, steps after which `images` was reached; 0 is the first iterate itself.
     """
 
@@ -103,7 +105,7 @@ class _StepInPlace(L2MomentumStep):
 class _State:
     """The images of one batch on their way. All but `iteration` have one row per image."""
 
-    x: Tensor  # (n, 3, H, W) float32, whatever the network's precision
+    x: Tensor  # (n, 3, H, W), at least float32, whatever the network's precision
     mean: Tensor  # of the gradients' directions: the momentum
     target: Tensor  # (n, D) representations of the target images
     scale: Tensor  # (n,) what a distance is divided by
@@ -114,8 +116,8 @@ class _State:
 
     @classmethod
     def start(cls, x: Tensor, target: Tensor, scale: Tensor) -> _State:
-        x = x.to(torch.float32).clone(memory_format=torch.channels_last)
-        distance = torch.full((len(x),), float("inf"), device=x.device)
+        x = at_least_float32(x).clone(memory_format=torch.channels_last)
+        distance = torch.full((len(x),), float("inf"), device=x.device, dtype=target.dtype)
         iteration = torch.zeros((), dtype=torch.int64, device=x.device)
         best = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return cls(x, torch.zeros_like(x), target, scale, x.clone(), distance, best, iteration)
@@ -146,7 +148,8 @@ class _Captured:
                 for _ in range(WARM_UP):
                     advance(self.state)
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(self._graph, stream=stream):
+            # "thread_local": the thread that pins the next batch allocates meanwhile, as it may
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 advance(self.state)
 
     def __call__(self) -> None:
@@ -161,7 +164,7 @@ class Inverter:
     iteration, one forward pass more for the last iterate. Images do not depend on the others of their batch.
 
     Made inside `torch.autocast`, it runs the network in that dtype, and must be used there too. The images and their
-    momentum are float32 all the same, and the distances it gives are those of the model in float32.
+    momentum are float32 all the same, and the distances it gives are those of the model in float32, without TF32.
 
     Args:
         model: in evaluation mode. It is not changed, but kept: for the distances, where the copy is less precise.
@@ -232,14 +235,15 @@ class Inverter:
             before = state.best_distance.clone()
         if len(running):
             finish(state, running)
-        if self._autocast:
+        if self._autocast or (start.is_cuda and torch.backends.cudnn.allow_tf32):
             start, final = (self.distances(chosen, target_images) for chosen in (start_images, images))
         return Inverted(images.contiguous(), start, final, best)
 
     @torch.no_grad()
     def distances(self, images: Tensor, target_images: Tensor) -> Tensor:
         """Relative distance, (n,), of every image's representation to its target's in float32; 0 is equal."""
-        with torch.autocast(images.device.type, enabled=False):
+        device = images.device
+        with cli.precision("fp32", device), torch.autocast(device.type, enabled=False):
             target, scale = _scaled(_represent(self._model, target_images))
             return _distance(_represent(self._model, images), target, scale)
 
@@ -291,7 +295,7 @@ class Inverter:
 def _represent(model: Classifier, images: Tensor) -> Tensor:  # (n, 3, H, W) -> (n, D)
     with head_input(model) as tap:
         model(images.contiguous(memory_format=torch.channels_last))
-        return tap.rep.flatten(1).float()
+        return at_least_float32(tap.rep.flatten(1))
 
 
 def _scaled(target: Tensor) -> tuple[Tensor, Tensor]:

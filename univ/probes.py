@@ -114,7 +114,7 @@ def _fits(reps: Tensor, device: torch.device) -> bool:
 
 def _slices(reps: Tensor, order: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
     """Rows `order[i]` of the matrix on the device, slice by slice; the next one is gathered while one is used."""
-    if reps.device == device and device.type == "cuda":
+    if reps.is_cuda:
         for rows in order:
             yield reps[rows.to(device)]
         return
@@ -159,7 +159,8 @@ def train(
         quiet: no progress bar.
 
     Raises:
-        InputError: a label is not in [0, C), or training and validation representations differ in width.
+        InputError: a label is not in [0, C), training and validation representations differ in width, or a loss
+            becomes NaN or infinite.
     """
     for part, what in ((train_part, "training"), (val_part, "validation")):
         low, high = (int(bound) for bound in part.labels.aminmax())
@@ -188,21 +189,30 @@ def train(
                 of_slice = labels[rows].to(device)
                 mixed = torch.stack([torch.randperm(len(rows), generator=generator) for generator in within])
                 for chosen in mixed.to(device).split(batch, dim=1):  # (P, B): each probe its own rows
-                    logits = torch.baddbmm(biases, values[chosen].float(), weights)  # (P, B, C)
-                    losses = functional.cross_entropy(
-                        logits.flatten(0, 1), of_slice[chosen].flatten(), reduction="none"
-                    ).view(chosen.shape)
-                    means = losses.mean(dim=1)
-                    optimizer.zero_grad()
-                    means.sum().backward()  # a sum: the gradient of one probe does not see the others
-                    optimizer.step()
+                    means = _step(optimizer, weights, biases, values[chosen], of_slice[chosen])
                     steps += 1
-                    total += means.detach().double() * chosen.shape[1]
+                    total += means.double() * chosen.shape[1]
                     if on_step is not None:
-                        on_step(steps, means.detach())
+                        on_step(steps, means)
                     bar.update(chosen.shape[1])
             found = _state(weights, biases, seeds, val_part, number + 1, device)
-            yield Epoch(number + 1, lr, found, (total / len(labels)).tolist())
+            losses = (total / len(labels)).tolist()
+            if not all(map(math.isfinite, (*losses, *(probe.loss for probe in found)))):
+                for part, what in ((train_part, "training"), (val_part, "validation")):
+                    check_finite(part.reps, f"the {what} representations")
+                raise InputError(f"the probes diverged in epoch {number + 1}: lower --lr (now {settings.lr:g})")
+            yield Epoch(number + 1, lr, found, losses)
+
+
+def _step(optimizer: torch.optim.Optimizer, weights: Tensor, biases: Tensor, reps: Tensor, labels: Tensor) -> Tensor:
+    """One step of every probe on its own rows, (P, B, D) and (P, B); its losses before the step, (P,)."""
+    logits = torch.baddbmm(biases, reps.float(), weights)  # (P, B, C)
+    losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    means = losses.view(labels.shape).mean(dim=1)
+    optimizer.zero_grad()
+    means.sum().backward()  # a sum: the gradient of one probe does not see the others
+    optimizer.step()
+    return means.detach()
 
 
 def _state(
@@ -264,6 +274,18 @@ class Best:
         return best
 
 
+def check_finite(values: Tensor, what: str) -> None:
+    """Look for NaN and infinity in a matrix, possibly memory-mapped.
+
+    Raises:
+        InputError: there is one; names the row.
+    """
+    for start in range(0, len(values), PREDICT_ROWS):
+        bad = (~torch.isfinite(values[start : start + PREDICT_ROWS]).flatten(1).all(dim=1)).nonzero()
+        if len(bad):
+            raise InputError(f"{what} hold NaN or infinity, first in row {start + int(bad[0])}")
+
+
 def predictions(probes: Sequence[Probe], reps: Tensor, *, device: torch.device) -> Tensor:
     """The class each probe gives to each image: (P, N) int32 on the CPU, in one pass over the representations.
 
@@ -299,12 +321,14 @@ def load(path: Path | str) -> tuple[Probe, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no such file.
-        InputError: damaged, or not a probe's checkpoint.
+        InputError: damaged, not a probe's checkpoint, or its weights are NaN or infinite.
     """
     checkpoint = safeload.load(path, what="probe checkpoint")
     weight, bias = (checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in ("weight", "bias"))
     if not (isinstance(weight, Tensor) and isinstance(bias, Tensor) and weight.shape[:1] == bias.shape):
         raise InputError(f"{path} is not a probe's checkpoint: it has no weight (C, D) and bias (C,)")
+    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        raise InputError(f"{path}: the probe's weights are NaN or infinite")
     about = {key: value for key, value in checkpoint.items() if key not in ("weight", "bias")}
     scores = float(about.get("accuracy", math.nan)), float(about.get("loss", math.nan))
     return Probe(weight.float(), bias.float(), int(about.get("seed", 0)), int(about.get("epoch", 0)), *scores), about

@@ -142,9 +142,12 @@ class Distributed:
         local_rank = int(os.environ.get("LOCAL_RANK", rank))
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", local_rank)
+        if device.type == "cuda":
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            cuda = device.type == "cuda"
+            # told its device, NCCL builds its communicators at once and never guesses one from the rank
+            dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
         return cls(device, rank, world_size, local_rank, owns_group=True)
 
     @property
@@ -161,6 +164,14 @@ class Distributed:
         """The sum of `values` over processes, in place and returned."""
         if self.world_size > 1:
             dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes (any picklable objects), by rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, value: Any) -> Any:

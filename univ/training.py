@@ -23,12 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from univ import cli, files, runs
-from univ.attacks import Attack
+from univ.attacks import Attack, at_least_float32
 from univ.data import Images
 from univ.data.loaders import TrainingBatches, batches, stream
 from univ.errors import InputError
 from univ.models import Classifier, checkpoints
 from univ.models.folding import fold_batchnorm
+from univ.models.layout import channels_last
 from univ.runs import Distributed
 
 BAR_STEPS = 25  # steps between looks at the device's totals: each look waits for the device
@@ -192,6 +193,9 @@ def evaluate(
 
     Returns:
         Score on the clean images, and on the attacked ones (None without an attack).
+
+    Raises:
+        InputError: a loss is NaN or infinite.
     """
     device = process.device
     mine = torch.arange(process.rank, len(images), process.world_size)
@@ -216,11 +220,17 @@ def evaluate(
                         _count(robust, model(adversarial), labels)
     finally:
         model.train(training)
-    return Score.of(clean.over(process)), Score.of(robust.over(process)) if attack is not None else None
+    scores = [Score.of(totals.over(process)) for totals in ([clean] if attack is None else [clean, robust])]
+    if not all(math.isfinite(score.loss) for score in scores):
+        raise InputError(
+            f"{model.arch}: the logits of the evaluation are NaN or infinite (a broken checkpoint, or --precision too "
+            f"low, now {precision})"
+        )
+    return scores[0], scores[1] if attack is not None else None
 
 
 def _count(totals: Totals, logits: Tensor, labels: Tensor) -> None:
-    totals.add(logits, labels, functional.cross_entropy(logits.float(), labels, reduction="sum"))
+    totals.add(logits, labels, functional.cross_entropy(at_least_float32(logits), labels, reduction="sum"))
 
 
 def _loss_scale(precision: str) -> float:
@@ -269,6 +279,7 @@ def fit(
     """
     run = Run(model, data, recipe, saving, process, compile=compile, quiet=quiet)
     runs.seed_everything(recipe.seed + process.rank)  # dropout draws from the global generators, per process
+    check_start(start_from, process)
     if start_from is not None:
         run.restore(*start_from)
     records = []
@@ -282,15 +293,28 @@ def fit(
     return records
 
 
+def check_start(start_from: tuple[Path, Mapping[str, Any]] | None, process: Distributed) -> None:
+    """See that all processes start from the same epoch; every process has to call it.
+
+    Raises:
+        InputError: some found another checkpoint, or none, as on nodes that do not share --save.
+    """
+    found = process.gather(None if start_from is None else int(start_from[1].get("epoch") or 0))
+    if len(set(found)) > 1:
+        each = ", ".join("none" if epoch is None else f"epoch {epoch}" for epoch in found)
+        raise InputError(f"the processes found different checkpoints, by rank: {each}; they must share -s/--save")
+
+
 @contextlib.contextmanager
 def _cudnn(precision: str) -> Iterator[None]:
     """Let cuDNN choose its fastest algorithms by trial, except for fp32, whose runs are to be repeatable."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = precision != "fp32"
+    cudnn, exact = torch.backends.cudnn, precision == "fp32"
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = not exact, exact
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 class Run:
@@ -320,8 +344,8 @@ class Run:
                 raise InputError("--sync-bn needs CUDA: PyTorch has no synchronised batch norm for the CPU")
             if process.world_size > 1:
                 model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        # channels last: 0.6 to 0.75 of the time of a training step on the CPU; what tensor cores want on CUDA
-        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.model = model.to(device).train()
+        channels_last(self.model)
         network: nn.Module = torch.compile(self.model) if compile else self.model
         if process.world_size > 1:
             network = DistributedDataParallel(
@@ -417,7 +441,7 @@ class Run:
             if recipe.attack is not None:
                 pixels = self._attacked(epoch, pixels, labels)
             logits = self.network(pixels)
-        loss_sum = functional.cross_entropy(logits.float(), labels, reduction="sum")
+        loss_sum = functional.cross_entropy(at_least_float32(logits), labels, reduction="sum")
         # DistributedDataParallel averages over processes: this makes it the mean over the images of all of them,
         # also where their shares differ by one
         loss = loss_sum * (process.world_size / self.batches.global_size(self.step))
@@ -490,7 +514,7 @@ class Run:
 
     def save(self, *, best: bool = False, keep: bool = False) -> None:
         """Write checkpoint.pt.latest and, when asked for, the other two. Every process has to call it."""
-        random_states = _gather(checkpoints.random_state(), self.process)
+        random_states = self.process.gather(checkpoints.random_state())
         totals = self.totals.over(self.process)
         self._saved_at = time.monotonic()
         if not self.process.is_main:
@@ -540,9 +564,6 @@ class Run:
         """Continue from a checkpoint: exactly if it is of a run with this recipe, else from its epoch and weights."""
         checkpoints.load_weights(self.model, checkpoint["model"], path)
         self.epoch = int(checkpoint.get("epoch") or 0)
-        epochs = _gather(self.epoch, self.process)
-        if len(set(epochs)) > 1:
-            raise InputError(f"the processes read checkpoints of different epochs, {epochs}: they must share --save")
         self._restore_momentum(path, checkpoint.get("optimizer"))
         resume = checkpoint.get("resume")
         differing = differences(checkpoint, self.recipe)
@@ -564,17 +585,23 @@ class Run:
         """The momentum buffers of a checkpoint; rates and decay are the recipe's."""
         own = self.optimizer.state_dict()
         state = saved.get("state") if isinstance(saved, Mapping) else None
-        shapes = [tuple(weight.shape) for weight in self.model.parameters()]
+        weights = list(self.model.parameters())
         fits = isinstance(state, Mapping) and all(
             isinstance(number, int)
-            and number < len(shapes)
+            and 0 <= number < len(weights)
             and isinstance(buffers.get("momentum_buffer"), Tensor)
-            and tuple(buffers["momentum_buffer"].shape) == shapes[number]
+            and buffers["momentum_buffer"].shape == weights[number].shape
             for number, buffers in state.items()
         )
         if not fits:
             logger.warning("{} holds no momentum of this network: it starts at 0", path)
             return
+        # in the weights' own layout: the fused step walks through the memory of both side by side
+        state = {
+            number: {**buffers, "momentum_buffer": torch.empty_like(weight).copy_(buffers["momentum_buffer"])}
+            for number, buffers in state.items()
+            for weight in (weights[number],)
+        }
         self.optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
 
 
@@ -600,15 +627,6 @@ def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name != "attack"} | {
         f"attack {name}": value for name, value in attack.items()
     }
-
-
-def _gather(value: Any, process: Distributed) -> list[Any]:
-    """The values of all processes, by rank."""
-    if process.world_size == 1:
-        return [value]
-    values: list[Any] = [None] * process.world_size
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _average_statistics(model: nn.Module) -> None:

@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> None:
         judge = Inverter(model, inversion)  # measures the images of all with the same fp32 network
 
         def published(model=model, start=start, targets=targets, inversion=inversion) -> Tensor:
-            return published_inversion(model, start, targets, inversion)
+            with cli.precision("fp32", start.device):
+                return published_inversion(model, start, targets, inversion)
 
         contenders = {"published": published}
         for precision in args.precisions or (cli.PRECISIONS if cuda else ("fp32",)):

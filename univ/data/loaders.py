@@ -78,6 +78,8 @@ def _loader(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=keep_workers and workers > 0,
+        # the seeds of its workers, which draw nothing, would come from the global generator: that of dropout
+        generator=torch.Generator(),
     )
 
 

@@ -69,8 +69,8 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
 
     @property
-    def head(self) -> nn.Linear:
-        """The last linear layer; its input is what inversion optimises."""
+    def head(self) -> nn.Linear | nn.Conv2d:
+        """The layer that classifies; its input, pooled if it is a convolution, is what inversion optimises."""
         return self.model.get_submodule(self.spec.head)
 
     def forward(self, images: Tensor) -> Tensor:  # (N, 3, H, W) in [0, 1] -> (N, num_classes)
@@ -89,7 +89,7 @@ def build_model(arch: str, train_set: str, num_classes: int | None = None, *, se
         seed: draws the weights from a generator of their own; None draws them from PyTorch's global one.
 
     Raises:
-        InputError: unknown architecture or training set, or a network without a last linear layer.
+        InputError: unknown architecture or training set, or a network without one layer that classifies.
     """
     spec = find_arch(arch, train_set)
     classes = num_classes or DATASETS[train_set].num_classes

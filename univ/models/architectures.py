@@ -19,7 +19,7 @@ from univ.data import DATASETS, IMAGENET_MEAN, IMAGENET_STD
 from univ.errors import InputError
 
 HEAD_INPUT = "head"
-"""The `Arch.node` of a network whose representation is the input of its last linear layer."""
+"""The `Arch.node` of a network whose representation is the input of its head, pooled if that is a convolution."""
 
 Channels = tuple[float, float, float]
 
@@ -29,7 +29,7 @@ class Arch:
     """How to build a network and where its representation is read. Module names are those within the network."""
 
     build: Callable[[int], nn.Module]  # number of classes -> network with random weights
-    head: str | None  # dotted name of the last linear layer; None: found by running the network once
+    head: str | None  # dotted name of the layer that classifies; None: found by running the network once
     node: str = HEAD_INPUT  # dotted name of the module whose output is the representation, or HEAD_INPUT
     pool: bool = False  # average the node's output over space; otherwise it is flattened
     mean: Channels | None = None  # pixel statistics a new model normalises with; None: those of its training set
@@ -236,21 +236,24 @@ def _unknown(library: str, name: str, names: list[str]) -> InputError:
 
 
 def find_head(network: nn.Module, input_size: int) -> str:
-    """Dotted name of the linear layer whose output is the network's output, found by running one image through it.
+    """Dotted name of the layer that classifies, found by running one image through the network.
+
+    It is the linear layer whose output is the network's, or the convolution whose output, averaged over space, with
+    or without a ReLU before, is (SqueezeNet).
 
     Raises:
-        InputError: the output does not come from a linear layer (a convolution classifies, or two heads are averaged).
+        InputError: the output does not come from one such layer (two heads are averaged).
     """
     outputs: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, (nn.Linear, nn.Conv2d))
     ]
     training = network.training
     try:
         with torch.no_grad():
-            logits = network.eval()(torch.zeros(1, 3, input_size, input_size))
+            logits = network.eval()(torch.ones(1, 3, input_size, input_size))
     finally:
         for hook in hooks:
             hook.remove()
@@ -260,10 +263,17 @@ def find_head(network: nn.Module, input_size: int) -> str:
             # the same memory: what follows the layer, if anything, only reshapes
             if output.data_ptr() == logits.data_ptr() and output.numel() == logits.numel():
                 return name
+        for name, output in reversed(outputs.items()):
+            if output.ndim == 4 and output.shape[:2] == logits.shape and _averages_to(output, logits):
+                return name
     raise InputError(
-        f"{type(network).__name__} has no last linear layer whose output is the logits, so there is no representation "
+        f"{type(network).__name__} has no last layer whose output is the logits, so there is no representation "
         "to read: give it an entry in univ/models/architectures.py that names a node and a head"
     )
+
+
+def _averages_to(output: Tensor, logits: Tensor) -> bool:
+    return any(torch.allclose(values.mean(dim=(2, 3)), logits) for values in (output, output.relu()))
 
 
 def pixel_statistics(arch: Arch, train_set: str) -> tuple[Channels, Channels]:

@@ -114,7 +114,7 @@ def _check_classes(
     classifier: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str
 ) -> None:
     head = f"model.{classifier.spec.head}.weight"
-    if head not in state or state[head].ndim != 2 or state[head].shape[1:] != own[head].shape[1:]:
+    if head not in state or not state[head].ndim or state[head].shape[1:] != own[head].shape[1:]:
         return  # not this architecture: the caller says what differs
     found = len(state[head])
     if found != classifier.num_classes:

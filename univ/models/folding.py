@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from univ.models import Classifier
+from univ.models.layout import Strided1x1
 
 
 class FoldedClassifier(Classifier):
@@ -115,9 +116,9 @@ def _find_pairs(classifier: Classifier) -> tuple[tuple[str, str], ...]:
 
     hooks = []
     for name, module in classifier.model.named_modules():
-        if type(module) is nn.Conv2d:
+        if type(module) in (nn.Conv2d, Strided1x1):
             hooks.append(module.register_forward_hook(lambda _, __, output, name=name: after_conv(name, output)))
-        elif type(module) is nn.BatchNorm2d and module.track_running_stats:
+        elif type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) and module.track_running_stats:
             hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: before_norm(name, args[0])))
     modes = {module: module.training for module in classifier.modules()}
     parameter = next(classifier.model.parameters())

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import commands
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from synthetic_results import write_inversions, write_probe_agreement, write_scores, write_subgroups
 
 from univ import plots
+from univ.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -101,3 +103,33 @@ def test_no_results(studies):
     assert "imagenet: no results" in said["data_effect"] and "imagenet: no results" in said["jaccard_apx"]
     assert not any("[figure]" in text for text in said.values())
     assert not (studies["empty"].root / "figs").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "[]",
+        "3",
+        "{}",
+        '{"nbformat": 99}',
+        '{"cells": 3, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+        "\xff",
+    ],
+)
+def test_what_is_no_notebook_is_refused(text, tmp_path):
+    path = tmp_path / "no.ipynb"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"no\.ipynb is no notebook"):
+        commands.module_of("scripts/run_notebook.py").main([str(path)])
+
+
+def test_a_notebook_that_stops_says_where_and_is_kept(tmp_path):
+    path = tmp_path / "stops.ipynb"
+    cells = [nbformat.v4.new_code_cell(source) for source in ("print('begun')", "{}['lost']", "print('not reached')")]
+    path.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
+    with pytest.raises(InputError, match=r"stops\.ipynb stopped: KeyError: 'lost'$"):
+        commands.module_of("scripts/run_notebook.py").main([str(path), "--out", str(tmp_path / "made")])
+    kept = (tmp_path / "made/stops.ipynb").read_text()
+    assert "begun" in kept and "KeyError" in kept

@@ -313,11 +313,15 @@ def convert(folder: Path, path: Path, *, procs: int = 0, verify: bool = False, q
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("-f", "--folder", type=Path, required=True, help="folder that holds <split>/<class>/ images")
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument(
+        "-f", "--folder", type=cli.folder, required=True, help="folder that holds <split>/<class>/ images"
+    )
     parser.add_argument("-s", "--split", default="train", help="sub-folder to pack")
-    parser.add_argument("--out", type=Path, help="folder to write <split>.lmdb to (default: the folder of -f)")
-    parser.add_argument("-p", "--procs", type=cli.non_negative_int, default=0, help="reader processes")
+    parser.add_argument(
+        "--out", type=cli.output_dir, help="folder to write <split>.lmdb to (default: the folder of -f)"
+    )
+    parser.add_argument("-p", "--procs", type=cli.processes, default=0, help="reader processes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing <split>.lmdb")
     parser.add_argument("--verify", action="store_true", help="decode every image; name those that do not and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

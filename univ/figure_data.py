@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from univ import results
+from univ import results, schemas
 from univ.data import DATASETS, open_images
 from univ.data.indices import read_indices
 from univ.data.inverted import SUFFIXES, open_inverted
@@ -363,7 +363,7 @@ def load_inversions(
         if key[1] in shown:
             try:
                 pairs[key] = _seeds_and_targets(path, *index_files)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, InputError) as error:
                 missing.append(str(error))
     for model in dict.fromkeys(name for name, _ in paths):
         missing += [f"{model} at eps {radius:g}" for radius in sorted(shown) if (model, radius) not in paths]
@@ -393,7 +393,7 @@ def _seeds_and_targets(path: Path, target_indices: Path, seed_indices: Path) -> 
     """Target and seed indices of a file of inverted images, (n,) each: from the CSV beside it, else the index files."""
     beside = path.with_suffix(".csv")
     if beside.is_file():
-        table = pd.read_csv(beside)
+        table = schemas.read_table(beside, schemas.ReportRow, ["target_index", "seed_index"])
         return torch.tensor(table["target_index"].to_numpy()), torch.tensor(table["seed_index"].to_numpy())
     if not (target_indices.is_file() and seed_indices.is_file()):
         raise FileNotFoundError(f"{path.name}: seeds unknown, there is no {beside.name} and no {seed_indices.name}")

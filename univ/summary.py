@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from univ.eps import eps_value
 from univ.figure_data import SHOWN
 from univ.results import load_accuracies, load_long_table, load_probe_agreement
+from univ.schemas import EvaluationRow, read_table
 
 INPUTS = {"standard": "regular", "inverted": "inverted"}
 SHARE = "{:.3f}".format
@@ -52,13 +52,9 @@ def read_accuracies(folder: Path) -> pd.DataFrame:
     files = sorted(folder.glob("*.csv"))
     if not files:
         return pd.DataFrame(columns=["model", "eps", "attack_eps", "acc"])
-    rows = pd.concat([pd.read_csv(file, dtype={"trained_eps": str}) for file in files], ignore_index=True)
-    rows["eps"] = [_eps(text) for text in rows["trained_eps"]]
+    rows = pd.concat([read_table(file, EvaluationRow) for file in files], ignore_index=True)
+    rows["eps"] = rows["trained_eps"]
     return rows.drop_duplicates(["model", "eps", "attack_eps"], keep="last")[["model", "eps", "attack_eps", "acc"]]
-
-
-def _eps(text: str) -> float:
-    return eps_value(text) if text.startswith("eps") else float(text)
 
 
 def _accuracies(folder: Path) -> str:

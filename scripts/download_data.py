@@ -35,7 +35,7 @@ from tqdm import tqdm
 from univ import cli, files, runs, schemas
 from univ.data import DATASETS
 from univ.eps import eps_name, eps_value
-from univ.errors import InputError
+from univ.errors import InputError, plain
 from univ.models import ARCHS, read_hugging_face_name
 
 ZENODO_RECORDS = ("13936007", "14802537", "13936033", "14802491")
@@ -609,7 +609,7 @@ def list_plan(remotes: Sequence[Remote], choice: Choice, args: argparse.Namespac
     for remote in chosen:
         where = "unpacked by name" if remote.is_archive else remote.place.path(args.root, Path(remote.name).suffix)
         there = "" if remote in todo else "  (there)"
-        print(f"{_size(remote.size):>11}  {remote.source:<16}  {remote.name} -> {where}{there}")
+        print(f"{_size(remote.size):>11}  {remote.source:<16}  {plain(remote.name)} -> {where}{there}")
     print(
         f"{_size(sum(remote.size for remote in chosen)):>11}  in {len(chosen)} files, {len(chosen) - len(todo)} there"
     )

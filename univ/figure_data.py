@@ -369,6 +369,17 @@ def load_inversions(
         missing += [f"{model} at eps {radius:g}" for radius in sorted(shown) if (model, radius) not in paths]
     if not pairs:
         return Inversions(nothing, nothing, {}, [*missing, f"no inverted images that can be shown in {folder}"])
+    opened = {}
+    for key, (targets, seeds) in list(pairs.items()):
+        try:
+            opened[key] = open_inverted(paths[key])
+            if not len(targets) == len(seeds) == len(opened[key]):
+                raise InputError(f"{paths[key].name} holds {len(opened[key])} images for {len(targets)} targets")
+        except InputError as error:
+            missing.append(str(error))
+            del pairs[key]
+    if not pairs:
+        return Inversions(nothing, nothing, {}, missing)
     first, (targets, seeds) = next(iter(pairs.items()))
     same = [key for key, pair in pairs.items() if torch.equal(pair[0], targets) and torch.equal(pair[1], seeds)]
     missing += [f"{paths[key].name}: other targets or seeds than {paths[first].name}" for key in pairs.keys() - same]
@@ -376,11 +387,14 @@ def load_inversions(
         images = open_images(dataset, **places)
     except (FileNotFoundError, InputError) as error:
         return Inversions(nothing, nothing, {}, [*missing, str(error)])
+    if max(targets.max(), seeds.max()) >= len(images):
+        missing.append(f"{paths[first].name}: a target or seed lies past the {len(images):,} images")
+        return Inversions(nothing, nothing, {}, missing)
     chosen = _of_different_classes(images.labels[targets], rows)
-    size = open_inverted(paths[first]).pixels.shape[-1]
+    size = opened[first].pixels.shape[-1]
     if size != images[0][0].shape[-1]:
         images = open_images(dataset, **places, image_size=size)
-    inverted = {key: open_inverted(paths[key]).floats(chosen).clone() for key in same}
+    inverted = {key: opened[key].floats(chosen).clone() for key in same}
     return Inversions(
         torch.stack([images[int(i)][0] for i in seeds[chosen]]),
         torch.stack([images[int(i)][0] for i in targets[chosen]]),
@@ -393,8 +407,9 @@ def _seeds_and_targets(path: Path, target_indices: Path, seed_indices: Path) -> 
     """Target and seed indices of a file of inverted images, (n,) each: from the CSV beside it, else the index files."""
     beside = path.with_suffix(".csv")
     if beside.is_file():
-        table = schemas.read_table(beside, schemas.ReportRow, ["target_index", "seed_index"])
-        return torch.tensor(table["target_index"].to_numpy()), torch.tensor(table["seed_index"].to_numpy())
+        table = schemas.read_table(beside, schemas.ReportRow, columns := ("target_index", "seed_index"))
+        targets, seeds = (torch.tensor(table[name].to_list(), dtype=torch.int64) for name in table[list(columns)])
+        return targets, seeds
     if not (target_indices.is_file() and seed_indices.is_file()):
         raise FileNotFoundError(f"{path.name}: seeds unknown, there is no {beside.name} and no {seed_indices.name}")
     return read_indices(target_indices), read_indices(seed_indices)

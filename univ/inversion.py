@@ -10,6 +10,7 @@ import csv
 import fcntl
 import io
 import json
+import reprlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -469,7 +470,10 @@ def _writing(path: Path) -> Iterator[None]:
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The entries in which two settings differ, in words."""
     keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    return ", ".join(f"{key} {found.get(key)!r} instead of {wanted.get(key)!r}" for key in keys)
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = 80
+    parts = [f"{key[:80]} {shown.repr(found.get(key))} instead of {shown.repr(wanted.get(key))}" for key in keys[:20]]
+    return ", ".join(parts)
 
 
 # --- report ---------------------------------------------------------------------------------------------------------

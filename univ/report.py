@@ -534,7 +534,7 @@ def _draw(sources: Sources) -> Figures:
         for name, figure in figures(sources):
             if figure is not None:
                 inputs = INPUT_LABELS["inverted" if name.endswith("_inverted") else "standard"]
-                caption = _matching(name, CAPTIONS, name.replace("_", " ") + ".").format(inputs)
+                caption = _matching(name, CAPTIONS, name.replace("_", " ") + ".").replace("{}", inputs)
                 drawn.setdefault(notebook, {})[name] = _embedded(figure, name, caption)
     return drawn
 

@@ -125,7 +125,9 @@ def read_table(path: Path | str, row: type[Schema], needed: Sequence[str] = ()) 
     table = read_csv(path)
     needed = needed or [name for name, field in row.model_fields.items() if field.is_required()]
     if lacking := [name for name in needed if name not in table]:
-        raise InputError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
+        raise InputError(
+            f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(map(str, table.columns))[:300]}"
+        )
     for name, field in row.model_fields.items():
         if name in table:
             kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
@@ -138,6 +140,11 @@ def read_table(path: Path | str, row: type[Schema], needed: Sequence[str] = ()) 
 
 def _radius(value: Any) -> Any:
     return eps_value(value) if isinstance(value, str) and value.startswith("eps") else value
+
+
+def _radius_name(value: str) -> str:
+    eps_value(value)
+    return value
 
 
 def _python_number(value: Any) -> Any:
@@ -189,8 +196,9 @@ class ProbeAbout(Schema):
     """A probe as compare_probes.py describes it."""
 
     arch: str | None = None
-    eps: str | None = None
+    eps: Annotated[str, AfterValidator(_radius_name)] | None = None
     dataset: str | None = None
+    accuracy: float | None = None
 
 
 class Sidecar(Schema):
@@ -202,7 +210,7 @@ class Sidecar(Schema):
     commit: str | None = None
     versions: dict[str, str] | None = None
     accuracy: dict[str, float] | dict[str, dict[str, float]] | None = None
-    num_classes: Annotated[int, Field(ge=1)] | None = None
+    num_classes: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     probes: dict[str, ProbeAbout] | None = None
 
 
@@ -242,9 +250,9 @@ class EvaluationRow(Schema):
 class ReportRow(Schema):
     """What is read back of the CSV that inversion.py writes beside the images."""
 
-    target_index: Annotated[int, Field(ge=0)] = 0
-    seed_index: Annotated[int, Field(ge=0)] = 0
-    target_label: Annotated[int, Field(ge=-1)] = -1
+    target_index: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    seed_index: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    target_label: Annotated[int, Field(ge=-1, lt=1 << 63)] = -1
 
 
 # --- inversion and representations ----------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import bombs
+import damage
+import pytest
 
 
 def test_small_files_take_no_time_and_no_memory(tmp_path):
@@ -17,3 +20,24 @@ def test_small_files_take_no_time_and_no_memory(tmp_path):
     for answer in answers:
         assert float(answer.split()[0]) < 10, answer
         assert "not a readable" in answer or answer.endswith("read as Placeholder"), answer
+
+
+def check(name: str, folder: Path, count: int, seed: int) -> Counter:
+    """Damage files of a kind; what came of it, by word."""
+    found: Counter = Counter()
+    for how, word, what in damage.attempts(name, folder, count, seed):
+        assert word not in ("traceback", "crash", "hang"), (name, how, word, what)
+        assert word != "silent" or not damage.KINDS_OF_FILE[name].checked, (name, how)
+        found[word] += 1
+    return found
+
+
+@pytest.mark.parametrize("name", damage.KINDS_OF_FILE)
+def test_a_damaged_file_is_its_value_or_one_line(name, tmp_path):
+    check(name, tmp_path, 8, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", damage.KINDS_OF_FILE)
+def test_a_damaged_file_is_its_value_or_one_line_at_length(name, tmp_path):
+    print(name, dict(check(name, tmp_path, 300, seed=1)))  # shown with -s

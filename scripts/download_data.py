@@ -325,7 +325,13 @@ class HuggingFace:
         except (HfHubHTTPError, httpx2.HTTPError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"cannot list {HUGGING_FACE_REPO} on Hugging Face: {reason}") from error
-        except (LookupError, TypeError, AttributeError, ValueError) as error:  # its client takes the shape for granted
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            RecursionError,
+        ) as error:  # its client takes the shape for granted
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"Hugging Face's list of {HUGGING_FACE_REPO} is of another kind: {reason}") from error
         where = f"Hugging Face's list of {HUGGING_FACE_REPO}"

@@ -27,7 +27,8 @@ def check(name: str, folder: Path, count: int, seed: int) -> Counter:
     found: Counter = Counter()
     for how, word, what in damage.attempts(name, folder, count, seed):
         assert word not in ("traceback", "crash", "hang"), (name, how, word, what)
-        assert word != "silent" or not damage.KINDS_OF_FILE[name].checked, (name, how)
+        # "fields" makes another valid file, with checksums that fit
+        assert word != "silent" or how == "fields" or not damage.KINDS_OF_FILE[name].checked, (name, how)
         found[word] += 1
     return found
 

@@ -14,7 +14,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from univ import cli, files, inversion, runs
+from univ import cli, files, inversion, runs, schemas
 from univ.data import DATASETS, TRAINABLE, Images, find_dataset, indices, open_images
 from univ.data.images import to_float
 from univ.data.loaders import batches, stream
@@ -202,7 +201,7 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
 def remarks(output: Path, procedure: dict[str, Any]) -> str:
     """What to know about an existing file: other settings than those asked for, an unfinished replacement."""
     record = output.with_suffix(".json")
-    made = json.loads(record.read_text())["settings"] if record.exists() else procedure
+    made = schemas.read_json(record, schemas.InversionRecord).settings if record.exists() else procedure
     found = {key: made.get(key) for key in procedure}
     remark = "" if found == procedure else f", though made with {inversion.differences(found, procedure)}"
     if inversion.parts_folder(output).exists():

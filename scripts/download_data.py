@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -33,10 +32,10 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # univ, when it
 from loguru import logger
 from tqdm import tqdm
 
-from univ import cli, files, runs
+from univ import cli, files, runs, schemas
 from univ.data import DATASETS
 from univ.eps import eps_name, eps_value
-from univ.errors import InputError
+from univ.errors import InputError, plain
 from univ.models import ARCHS, read_hugging_face_name
 
 ZENODO_RECORDS = ("13936007", "14802537", "13936033", "14802491")
@@ -217,21 +216,21 @@ class Zenodo:
 
         url = f"{self._endpoint}/api/records/{record}"
         try:
-            metadata = self._client.get(url, timeout=30).raise_for_status().json()
+            answer = self._client.get(url, timeout=30).raise_for_status().content
         except httpx2.HTTPError as error:
             raise InputError(f"cannot read the Zenodo record {record} ({url}): {error}") from error
-        title = str(metadata.get("metadata", {}).get("title", ""))
+        metadata = schemas.parse_json(answer, schemas.ZenodoRecord, f"Zenodo record {record} ({url})")
+        title = metadata.metadata.title
         remotes = []
-        for entry in metadata.get("files", []):
-            name = entry.get("key") or entry["filename"]
+        for entry in metadata.files:
             remotes.append(
                 Remote(
                     source=f"zenodo {record}",
-                    name=name,
-                    url=entry.get("links", {}).get("self") or f"{self._endpoint}/records/{record}/files/{name}",
-                    size=entry.get("size") or entry["filesize"],
-                    checksum=entry["checksum"] if ":" in entry["checksum"] else f"md5:{entry['checksum']}",
-                    place=recognise(name, title),
+                    name=entry.name,
+                    url=entry.links.content or f"{self._endpoint}/records/{record}/files/{entry.name}",
+                    size=entry.size,
+                    checksum=entry.checksum if ":" in entry.checksum else f"md5:{entry.checksum}",
+                    place=recognise(entry.name, title),
                     context=title,
                     fetch=self.fetch,
                 )
@@ -326,18 +325,30 @@ class HuggingFace:
         except (HfHubHTTPError, httpx2.HTTPError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"cannot list {HUGGING_FACE_REPO} on Hugging Face: {reason}") from error
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            RecursionError,
+        ) as error:  # its client takes the shape for granted
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"Hugging Face's list of {HUGGING_FACE_REPO} is of another kind: {reason}") from error
+        where = f"Hugging Face's list of {HUGGING_FACE_REPO}"
+        schemas.validate(info.sha, str, f"{where}, sha,")
         remotes = []
-        for sibling in info.siblings:
-            found = read_hugging_face_name(sibling.rfilename)
+        for sibling in schemas.validate(info.siblings, list[Any], f"{where}, siblings,"):
+            found = read_hugging_face_name(schemas.validate(sibling.rfilename, str, f"{where}, rfilename,"))
             if found is None or sibling.lfs is None or found[0] not in ARCHS["imagenet"]:
                 continue  # networks for linf, and files that are not networks
+            lfs = schemas.validate(dict(sibling.lfs), schemas.HubFile, f"{where}, {sibling.rfilename},")
             remotes.append(
                 Remote(
                     source="huggingface",
                     name=sibling.rfilename,
                     url=hf_hub_url(HUGGING_FACE_REPO, sibling.rfilename, revision=info.sha, endpoint=self._endpoint),
-                    size=sibling.lfs.size,
-                    checksum=f"sha256:{sibling.lfs.sha256}",
+                    size=lfs.size,
+                    checksum=f"sha256:{lfs.sha256}",
                     place=Place("models", "imagenet", eps_name(found[1]), found[0]),
                     fetch=self.fetch,
                 )
@@ -409,11 +420,13 @@ def is_placed(remote: Remote, root: Path, choice: Choice, *, overwrite: bool) ->
         record = _contents_record(remote, root)
         if not record.exists():
             return False
-        known = json.loads(record.read_text())
-        wanted = [(Place(*place), suffix) for *place, suffix in known["members"] if choice.admits(Place(*place))]
-        return known["checksum"] == remote.checksum and all(
-            place.path(root, suffix).exists() for place, suffix in wanted
-        )
+        try:
+            known = schemas.read_json(record, schemas.ArchiveContents)
+        except InputError as error:
+            logger.warning("fetching {} again: {}", remote.name, error)
+            return False
+        wanted = [(Place(*place), suffix) for *place, suffix in known.members if choice.admits(Place(*place))]
+        return known.checksum == remote.checksum and all(place.path(root, suffix).exists() for place, suffix in wanted)
     target = remote.place.path(root, PurePosixPath(remote.name).suffix)
     if not target.exists():
         return False
@@ -602,7 +615,7 @@ def list_plan(remotes: Sequence[Remote], choice: Choice, args: argparse.Namespac
     for remote in chosen:
         where = "unpacked by name" if remote.is_archive else remote.place.path(args.root, Path(remote.name).suffix)
         there = "" if remote in todo else "  (there)"
-        print(f"{_size(remote.size):>11}  {remote.source:<16}  {remote.name} -> {where}{there}")
+        print(f"{_size(remote.size):>11}  {remote.source:<16}  {plain(remote.name)} -> {where}{there}")
     print(
         f"{_size(sum(remote.size for remote in chosen)):>11}  in {len(chosen)} files, {len(chosen) - len(todo)} there"
     )

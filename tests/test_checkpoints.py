@@ -194,7 +194,7 @@ def test_everything_a_resumed_run_needs_comes_back(tmp_path, model):
     model(torch.rand(2, 3, 32, 32)).sum().backward()
     optimizer.step()
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 30)
-    extra = {"resume": {"best": 61.5, "random": checkpoints.random_state()}}
+    extra = {"mine": {"best": 61.5, "random": checkpoints.random_state()}}
     expected = random.random(), np.random.rand(), torch.rand(1).item()
     checkpoints.save_checkpoint(
         tmp_path / LATEST, model, epoch=5, optimizer=optimizer.state_dict(), schedule=schedule.state_dict(), extra=extra
@@ -207,8 +207,8 @@ def test_everything_a_resumed_run_needs_comes_back(tmp_path, model):
         other.state_dict()["state"][0]["momentum_buffer"], optimizer.state_dict()["state"][0]["momentum_buffer"]
     )
     torch.optim.lr_scheduler.StepLR(other, 30).load_state_dict(checkpoint["schedule"])
-    assert checkpoint["resume"]["best"] == 61.5
-    checkpoints.restore_random_state(checkpoint["resume"]["random"])
+    assert checkpoint["mine"]["best"] == 61.5
+    checkpoints.restore_random_state(checkpoint["mine"]["random"])
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
 
 

@@ -200,7 +200,8 @@ def test_a_csv_that_does_not_fit_its_json_is_not_done(tmp_path, damage):
     damaged = path if damage == "csv" else path.with_suffix(".json")
     damaged.write_text(damaged.read_text()[:-20])
     status = results.check(tmp_path, setting("cka"), {})
-    assert not status and "does not fit" in status.reason
+    assert not status and str(path) in status.reason
+    assert ("does not fit" if damage == "csv" else "is not JSON") in status.reason
 
 
 def test_killed_between_json_and_csv(tmp_path, monkeypatch):

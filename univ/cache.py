@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from univ import files
+from univ import files, schemas
 from univ.activations import Extraction
 from univ.errors import InputError
 
@@ -111,7 +111,20 @@ class TensorFile:
         return name in self.names
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._file.get_tensor(name)
+        try:
+            return self._file.get_tensor(name)
+        except SafetensorError as error:
+            raise InputError(f"{self.path} holds no tensor {name!r} ({error}): delete it") from error
+
+    def about(self, name: str) -> str:
+        """The metadata's entry `name`.
+
+        Raises:
+            InputError: there is none.
+        """
+        if name not in self.metadata:
+            raise InputError(f"{self.path} does not say where {name!r} comes from: delete it")
+        return self.metadata[name]
 
 
 class RepCache:
@@ -169,8 +182,8 @@ class RepCache:
                 tensors = {key: old[key] for key in old.names} if old is not None else {}
                 metadata = dict(old.metadata) if old is not None else {}
                 for part in parts:
-                    tensors[part.metadata["key"]] = part[name]
-                    metadata[part.metadata["key"]] = part.metadata["identity"]
+                    tensors[part.about("key")] = part[name]
+                    metadata[part.about("key")] = part.about("identity")
                 write_tensors(path, tensors, metadata)
             shutil.rmtree(self._parts)
 
@@ -199,5 +212,8 @@ def read_cache(folder: Path, kind: str, dataset: str, eps: str, *, inverted: boo
             f"-i {int(inverted)} --cache-dir {folder} --no-comparisons"
         )
     file = TensorFile(path)
-    inputs = {key: Inputs(**json.loads(file.metadata[key])["inputs"]) for key in file.names}
+    inputs = {}
+    for key in file.names:
+        made = schemas.parse_json(file.about(key), schemas.CacheIdentity, f"{path}, {key!r},")
+        inputs[key] = Inputs(**dict(made.inputs))
     return Cached({key: file[key] for key in file.names}, inputs)

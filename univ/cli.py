@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 from univ import files
-from univ.errors import InputError
+from univ.errors import InputError, plain
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MOST = 2**48  # of anything that is counted: products with others stay within 64 bits
@@ -60,8 +60,7 @@ def _is_unicode(text: str) -> bool:
 
 def one_line(text: object) -> str:
     """`text` as one line that a terminal shows as it is: control characters are escaped, newlines become semicolons."""
-    line = "; ".join(filter(None, map(str.strip, str(text).splitlines())))
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = plain("; ".join(filter(None, map(str.strip, str(text).splitlines()))))
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from univ import results
+from univ import results, schemas
 from univ.data import DATASETS, open_images
 from univ.data.indices import read_indices
 from univ.data.inverted import SUFFIXES, open_inverted
@@ -363,12 +363,23 @@ def load_inversions(
         if key[1] in shown:
             try:
                 pairs[key] = _seeds_and_targets(path, *index_files)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, InputError) as error:
                 missing.append(str(error))
     for model in dict.fromkeys(name for name, _ in paths):
         missing += [f"{model} at eps {radius:g}" for radius in sorted(shown) if (model, radius) not in paths]
     if not pairs:
         return Inversions(nothing, nothing, {}, [*missing, f"no inverted images that can be shown in {folder}"])
+    opened = {}
+    for key, (targets, seeds) in list(pairs.items()):
+        try:
+            opened[key] = open_inverted(paths[key])
+            if not len(targets) == len(seeds) == len(opened[key]):
+                raise InputError(f"{paths[key].name} holds {len(opened[key])} images for {len(targets)} targets")
+        except InputError as error:
+            missing.append(str(error))
+            del pairs[key]
+    if not pairs:
+        return Inversions(nothing, nothing, {}, missing)
     first, (targets, seeds) = next(iter(pairs.items()))
     same = [key for key, pair in pairs.items() if torch.equal(pair[0], targets) and torch.equal(pair[1], seeds)]
     missing += [f"{paths[key].name}: other targets or seeds than {paths[first].name}" for key in pairs.keys() - same]
@@ -376,11 +387,14 @@ def load_inversions(
         images = open_images(dataset, **places)
     except (FileNotFoundError, InputError) as error:
         return Inversions(nothing, nothing, {}, [*missing, str(error)])
+    if max(targets.max(), seeds.max()) >= len(images):
+        missing.append(f"{paths[first].name}: a target or seed lies past the {len(images):,} images")
+        return Inversions(nothing, nothing, {}, missing)
     chosen = _of_different_classes(images.labels[targets], rows)
-    size = open_inverted(paths[first]).pixels.shape[-1]
+    size = opened[first].pixels.shape[-1]
     if size != images[0][0].shape[-1]:
         images = open_images(dataset, **places, image_size=size)
-    inverted = {key: open_inverted(paths[key]).floats(chosen).clone() for key in same}
+    inverted = {key: opened[key].floats(chosen).clone() for key in same}
     return Inversions(
         torch.stack([images[int(i)][0] for i in seeds[chosen]]),
         torch.stack([images[int(i)][0] for i in targets[chosen]]),
@@ -393,8 +407,9 @@ def _seeds_and_targets(path: Path, target_indices: Path, seed_indices: Path) -> 
     """Target and seed indices of a file of inverted images, (n,) each: from the CSV beside it, else the index files."""
     beside = path.with_suffix(".csv")
     if beside.is_file():
-        table = pd.read_csv(beside)
-        return torch.tensor(table["target_index"].to_numpy()), torch.tensor(table["seed_index"].to_numpy())
+        table = schemas.read_table(beside, schemas.ReportRow, columns := ("target_index", "seed_index"))
+        targets, seeds = (torch.tensor(table[name].to_list(), dtype=torch.int64) for name in table[list(columns)])
+        return targets, seeds
     if not (target_indices.is_file() and seed_indices.is_file()):
         raise FileNotFoundError(f"{path.name}: seeds unknown, there is no {beside.name} and no {seed_indices.name}")
     return read_indices(target_indices), read_indices(seed_indices)

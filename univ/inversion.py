@@ -10,6 +10,7 @@ import csv
 import fcntl
 import io
 import json
+import reprlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from loguru import logger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from univ import cli, files, safeload
+from univ import cli, files, safeload, schemas
 from univ.activations import head_input
 from univ.attacks import L2MomentumStep, at_least_float32
 from univ.data.inverted import to_uint8
@@ -365,7 +366,12 @@ class Parts:
             raise InputError(f"another run is making {self.output} (it holds {self.folder}/lock)") from error
         self._lock = lock
         path = self.folder / "settings.json"
-        found = json.loads(path.read_text()) if path.exists() else None
+        try:
+            found = schemas.read_json(path, dict[str, Any]) if path.exists() else None
+        except InputError as error:
+            if not discard:
+                raise InputError(f"{error}: remove the folder, or give --overwrite") from error
+            found = {}
         if found is not None and found != self._settings:
             if not discard:
                 raise InputError(
@@ -418,7 +424,12 @@ class Parts:
         whole: Inverted | None = None
         for path, (first, last) in zip(self._files(), self._done()):
             try:
-                part = Inverted(**safeload.load(path, what="part", mmap=True))
+                loaded = safeload.load(path, what="part", mmap=True)
+                part = Inverted(**dict(schemas.validate(loaded, schemas.InvertedPart, path)))
+                for name, value in vars(part).items():
+                    held = value if whole is None else getattr(whole, name)
+                    if len(value) != last - first or value.shape[1:] != held.shape[1:] or value.dtype != held.dtype:
+                        raise InputError(f"{path} does not hold {last - first} images like those of other parts")
             except InputError as error:
                 path.unlink()
                 raise InputError(f"{error}; it was removed: run again to make it anew") from error
@@ -463,7 +474,10 @@ def _writing(path: Path) -> Iterator[None]:
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The entries in which two settings differ, in words."""
     keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    return ", ".join(f"{key} {found.get(key)!r} instead of {wanted.get(key)!r}" for key in keys)
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = 80
+    parts = [f"{key[:80]} {shown.repr(found.get(key))} instead of {shown.repr(wanted.get(key))}" for key in keys[:20]]
+    return ", ".join(parts)
 
 
 # --- report ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import mistune
 
+from univ.errors import plain
+
 STYLE = """
 :root { --page: #fff; --text: #1b2126; --soft: #59636b; --line: #d5dbdf; --band: #f2f5f6; --link: #00616b;
   --mark: #8a5a00; color-scheme: light dark; }
@@ -110,7 +112,7 @@ NOTHING = "–"  # in cells of what there is not
 
 def text(value: object) -> str:
     """A value as HTML text."""
-    return html.escape(str(value))
+    return html.escape(plain(value, keep="\n\t"))
 
 
 def path(value: object) -> str:

@@ -28,6 +28,7 @@ from matplotlib.patches import Patch
 
 from univ import cli, figure_data, files, results, runs
 from univ.data import DATASETS
+from univ.errors import plain
 from univ.figure_data import DATASET_LABELS, FUNCTIONAL, REPRESENTATIONAL, SHOWN, Inversions
 
 INPUT_COLORS = {"standard": ("#e0f9fa", "darkturquoise", "#00393d"), "inverted": ("#faf0fa", "plum", "#4b1d52")}
@@ -52,7 +53,10 @@ STYLE = {
     "grid.color": "0.9",
     "pdf.fonttype": 42,  # editable text instead of outlines
     "savefig.dpi": 200,
+    "text.parse_math": False,  # a $ in the name of a model or data set is a $
+    "text.usetex": False,
 }
+LONGEST_NAME = 60
 FEW = 15  # with fewer scores than this in every box, the scores themselves are drawn too
 
 
@@ -69,7 +73,12 @@ def _figure(rows: int, columns: int, width: float, height: float, **subplots: ob
 
 
 def _label(dataset: str) -> str:
-    return DATASET_LABELS.get(dataset, dataset)
+    return DATASET_LABELS.get(dataset, _name(dataset))
+
+
+def _name(text: str) -> str:
+    """A name from a file as a figure can show it."""
+    return plain(text, keep="\n")[:LONGEST_NAME]
 
 
 def _box(axes: Axes, position: float, scores: np.ndarray, color: object, *, width: float = 0.8, outliers: bool) -> None:
@@ -305,7 +314,7 @@ def probe_agreement(table: pd.DataFrame, probes: pd.DataFrame) -> Figure | None:
                 scores = data.loc[data["group"] == group, "agreement"].to_numpy(dtype=float)
                 _box(panel, position, scores, "paleturquoise", width=0.6, outliers=False)
                 _points(panel, position, scores, 0.5)
-            panel.set_xticks(range(len(groups[name])), groups[name])
+            panel.set_xticks(range(len(groups[name])), list(map(_name, groups[name])))
             panel.set_title(_label(name))
             panel.tick_params(axis="x", labelsize=8)
         axes[0, 0].set_ylabel("agreement")
@@ -337,8 +346,9 @@ def heat_maps(table: pd.DataFrame, measure: str, dataset: str, kind: str) -> Fig
                     dark = score < low + 0.6 * (high - low)
                     text = {"color": "white" if dark else "black", "ha": "center", "va": "center", "fontsize": 7}
                     panel.text(column, row, f"{score:.2f}", **text)
-            panel.set_xticks(range(len(models)), models, rotation=60, ha="right", rotation_mode="anchor")
-            panel.set_yticks(range(len(models)), models)
+            names = list(map(_name, models))
+            panel.set_xticks(range(len(models)), names, rotation=60, ha="right", rotation_mode="anchor")
+            panel.set_yticks(range(len(models)), names)
             panel.set_title(f"eps {eps:g}")
         if kind == "inverted":
             axes[0, 0].set_ylabel("inverted through")
@@ -357,7 +367,7 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
     models = list(dict.fromkeys(model for model, _ in inversions.inverted))
     keys = [(model, eps) for model in models for name, eps in sorted(inversions.inverted) if name == model]
     columns = {"seed": inversions.seeds, "target": inversions.targets}
-    columns |= {f"{model}\neps {eps:g}": inversions.inverted[model, eps] for model, eps in keys}
+    columns |= {f"{_name(model)}\neps {eps:g}": inversions.inverted[model, eps] for model, eps in keys}
     rows, _, height, width = inversions.targets.shape
     gap = max(1, width // 16)
     # one picture of all: a grid of axes takes a second to draw for every few dozen images

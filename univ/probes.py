@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from univ import files, safeload
+from univ import files, safeload, schemas
 from univ.data.loaders import stream
 from univ.errors import InputError
 
@@ -323,12 +323,11 @@ def load(path: Path | str) -> tuple[Probe, dict[str, Any]]:
         FileNotFoundError: no such file.
         InputError: damaged, not a probe's checkpoint, or its weights are NaN or infinite.
     """
-    checkpoint = safeload.load(path, what="probe checkpoint")
-    weight, bias = (checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in ("weight", "bias"))
-    if not (isinstance(weight, Tensor) and isinstance(bias, Tensor) and weight.shape[:1] == bias.shape):
+    saved = schemas.validate(safeload.load(path, what="probe checkpoint"), schemas.ProbeCheckpoint, path)
+    weight, bias = saved.weight, saved.bias
+    if not weight.numel() or weight.shape[:1] != bias.shape:
         raise InputError(f"{path} is not a probe's checkpoint: it has no weight (C, D) and bias (C,)")
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
         raise InputError(f"{path}: the probe's weights are NaN or infinite")
-    about = {key: value for key, value in checkpoint.items() if key not in ("weight", "bias")}
-    scores = float(about.get("accuracy", math.nan)), float(about.get("loss", math.nan))
-    return Probe(weight.float(), bias.float(), int(about.get("seed", 0)), int(about.get("epoch", 0)), *scores), about
+    about = saved.model_dump(exclude_unset=True, exclude={"weight", "bias"})
+    return Probe(weight.float(), bias.float(), saved.seed, saved.epoch, saved.accuracy, saved.loss), about

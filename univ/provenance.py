@@ -44,9 +44,7 @@ class Made:
     @classmethod
     def read(cls, path: Path, root: Path) -> "Made":
         special = path.name in (results.SUBGROUPS_NAME, results.PROBES_NAME)
-        record = results.read_record(path)
-        there = results.sidecar_path(path).is_file()
-        problem = "" if record else "does not fit its JSON (interrupted or edited)" if there else "no JSON beside it"
+        record, problem = results.read_sidecar(path)
         return cls(path.relative_to(root), None if special else results.parse_path(path, root), record, problem)
 
     @property

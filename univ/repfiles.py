@@ -16,7 +16,7 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from univ import activations, cli, files, safeload
+from univ import activations, cli, files, safeload, schemas
 from univ.data import Images
 from univ.data.loaders import batches
 from univ.errors import InputError
@@ -37,11 +37,7 @@ def read_identity(path: Path | str) -> dict[str, Any]:
     beside = identity_path(path)
     if not beside.is_file():
         return {}
-    try:
-        identity = json.loads(beside.read_text())
-    except ValueError as error:
-        raise InputError(f"{beside} is damaged: {error}") from error
-    return identity if isinstance(identity, dict) else {}
+    return schemas.read_json(beside, schemas.RepsIdentity).model_dump(exclude_unset=True)
 
 
 def open_reps(path: Path | str) -> Tensor:
@@ -61,8 +57,9 @@ def open_reps(path: Path | str) -> Tensor:
         try:
             # copy-on-write: torch wants a writable array, and the file stays as it is
             reps = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-        except (ValueError, TypeError, EOFError, OSError) as error:
-            raise InputError(f"{path} is not a readable array: {error}") from error
+        except Exception as error:  # NumPy parses the header as Python source: damage surfaces as any of a dozen types
+            reason = str(error).partition("\n")[0][:300] or type(error).__name__
+            raise InputError(f"{path} is not a readable array: {reason}") from error
     else:
         reps = safeload.load(path, what="file of representations", mmap=True)
     if not isinstance(reps, Tensor) or reps.dim() < 2 or not reps.dtype.is_floating_point or len(reps) == 0:
@@ -166,7 +163,8 @@ def _read_progress(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | No
     if not path.is_file():
         return None
     try:
-        progress = json.loads(path.read_text())
-    except ValueError:
+        progress = schemas.read_json(path, schemas.RepsProgress)
+    except InputError as error:
+        logger.warning("extracting anew: {}", error)
         return None
-    return progress if isinstance(progress, dict) and progress.get("identity") == wanted else None
+    return progress.model_dump() if progress.identity == wanted else None

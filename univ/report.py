@@ -17,8 +17,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from univ import figure_data, plots, results, runs
-from univ.eps import eps_value
+from univ import figure_data, plots, results, runs, schemas
 from univ.errors import InputError
 from univ.figure_data import DATASET_LABELS, FUNCTIONAL, REPRESENTATIONAL, SHOWN
 from univ.markup import (
@@ -47,7 +46,6 @@ DIFFERENCES = "Differences from the original"
 NBSP = "\N{NO-BREAK SPACE}"
 
 KINDS = {"adv": "adversarial images", "sample": "inverted images pooled over models", "base": "permuted images"}
-EVALUATION_COLUMNS = ["model", "dataset", "acc", "trained_eps", "attack_eps"]
 
 
 def build(sources: Sources, readme: Path | None = None) -> str:
@@ -195,14 +193,8 @@ def read_evaluations(paths: Iterable[Path]) -> pd.DataFrame:
     columns = ["model", "dataset", "eps", "attack_eps", "accuracy"]
     parts = []
     for path in paths:
-        try:
-            rows = pd.read_csv(path, dtype={"trained_eps": str})
-        except (ValueError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not a CSV: {error}") from error
-        if lacking := [column for column in EVALUATION_COLUMNS if column not in rows]:
-            raise InputError(f"{path} lacks the columns {', '.join(lacking)} of an evaluation's CSV")
-        rows["eps"] = [eps_value(eps) if str(eps).startswith("eps") else float(eps) for eps in rows["trained_eps"]]
-        parts.append(rows.assign(accuracy=rows["acc"] / 100)[columns])
+        rows = schemas.read_table(path, schemas.EvaluationRow)
+        parts.append(rows.assign(eps=rows["trained_eps"], accuracy=rows["acc"] / 100)[columns])
     if not parts:
         return pd.DataFrame(columns=columns)
     return pd.concat(parts, ignore_index=True).drop_duplicates(columns[:-1], keep="last")
@@ -542,7 +534,7 @@ def _draw(sources: Sources) -> Figures:
         for name, figure in figures(sources):
             if figure is not None:
                 inputs = INPUT_LABELS["inverted" if name.endswith("_inverted") else "standard"]
-                caption = _matching(name, CAPTIONS, name.replace("_", " ") + ".").format(inputs)
+                caption = _matching(name, CAPTIONS, name.replace("_", " ") + ".").replace("{}", inputs)
                 drawn.setdefault(notebook, {})[name] = _embedded(figure, name, caption)
     return drawn
 

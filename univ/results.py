@@ -5,6 +5,7 @@ module knows them. See `ResultFile` for the path, `write` and `check` for the fi
 figures are drawn from.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 from loguru import logger
 
-from univ import files
+from univ import files, schemas
 from univ.data import DATASETS
 from univ.eps import eps_value
 from univ.errors import InputError
@@ -355,9 +356,9 @@ def check_csv(path: Path, settings: Mapping[str, Any]) -> Status:
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
         return Status(True, f"{path} has no {sidecar.name}: taken as done, with settings that are unknown", path)
-    made = _read_sidecar(path)
-    if made is None:
-        return Status(False, f"{path} does not fit its {sidecar.name} (interrupted or edited)", path)
+    made, problem = read_sidecar(path)
+    if problem:
+        return Status(False, f"{path}: {problem}", path)
     asked = _plain(settings)
     different = [
         f"{key}: was {_shown(made['settings'], key)}, now {_shown(asked, key)}"
@@ -378,18 +379,18 @@ def _shown(settings: Mapping[str, Any], key: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _read_sidecar(path: Path) -> dict[str, Any] | None:
-    """The JSON beside a CSV; None if there is none, it is damaged, or it describes another CSV."""
+def read_sidecar(path: Path) -> tuple[dict[str, Any], str]:
+    """The JSON beside a CSV, and, where it is empty, what to say of the CSV: there is none, or none that fits."""
     sidecar = sidecar_path(path)
-    if not sidecar.is_file():
-        return None
     try:
-        made = json.loads(sidecar.read_text())
-    except ValueError:
-        return None
-    if not isinstance(made, dict) or not isinstance(made.get("settings"), dict):
-        return None
-    return made if made.get("csv_sha256") == hashlib.sha256(path.read_bytes()).hexdigest() else None
+        made = schemas.read_json(sidecar, schemas.Sidecar)
+    except FileNotFoundError:
+        return {}, "no JSON beside it"
+    except InputError as error:
+        return {}, f"its JSON, {sidecar.name},{str(error).removeprefix(str(sidecar))}"
+    if made.csv_sha256 != hashlib.sha256(path.read_bytes()).hexdigest():
+        return {}, "does not fit its JSON (interrupted or edited)"
+    return made.model_dump(exclude_unset=True), ""
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -401,30 +402,34 @@ def read_matrix(path: Path | str) -> pd.DataFrame:
     Raises:
         InputError: the file is not a CSV whose rows and columns name the same models.
     """
-    path = Path(path)
-    try:
-        scores = pd.read_csv(path, index_col=0)
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser and empty-file errors are ValueErrors
-        raise InputError(f"{path} is not a CSV of scores: {error}") from error
+    scores = schemas.read_csv(path, index_col=0)
     scores.index = scores.index.astype(str)
     if set(scores.index) != set(scores.columns) or scores.index.has_duplicates:
         raise InputError(f"{path} is not a square matrix: rows {list(scores.index)}, columns {list(scores.columns)}")
     try:
         return scores[list(scores.index)].astype(float)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path} holds cells that are not numbers: {error}") from error
 
 
 def read_singles(path: Path | str) -> pd.DataFrame:
     """The single baseline scores: like `read_matrix`, with a list of floats in each cell."""
-    cells = pd.read_csv(path, index_col=0, dtype=str)
+    cells = schemas.read_csv(path, index_col=0, dtype=str)
     cells.index = cells.columns
     return cells.map(lambda text: [float(word) for word in text.strip("[] \n").replace(",", " ").split()])
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
-    """What the JSON beside a CSV holds: `settings` and the record; empty if there is none that fits."""
-    return _read_sidecar(Path(path)) or {}
+    """What the JSON beside a CSV holds: `settings` and the record; empty, said so once, if it is not one that fits."""
+    record, problem = read_sidecar(Path(path))
+    if problem and sidecar_path(path).is_file():
+        _say_once(f"{path}: {problem}: its settings are unknown")
+    return record
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning("{}", message)
 
 
 @dataclass(frozen=True)
@@ -467,7 +472,7 @@ def find_results(
             continue
         key = replace(file, exp=canonical_exp(file.exp))
         if key in chosen:
-            keep = Found(key, path) if _read_sidecar(path) is not None else chosen[key]
+            keep = Found(key, path) if read_record(path) else chosen[key]
             logger.warning("{} and {} are the same result: taking {}", chosen[key].path, path, keep.path)
             chosen[key] = keep
         else:
@@ -506,19 +511,12 @@ def load_long_table(
         file = found.file
         if not place(file.measure).pairs:
             continue
-        made = _settings_of(found.path)
+        made = read_record(found.path).get("settings", {})
         extra = [made.get(name, np.nan) for name in settings]
         about = (file.measure, eps_value(file.eps), found.dataset, file.input, file.exp, *extra)
         rows += [(*cell, *about) for cell in _cells(file, read_matrix(found.path))]
     table = pd.DataFrame(rows, columns=[*LONG_COLUMNS, *settings])
     return table.astype({"score": float, "eps": float})
-
-
-def _settings_of(path: Path) -> dict[str, Any]:
-    made = _read_sidecar(path)
-    if made is None and sidecar_path(path).is_file():
-        logger.warning("{} does not fit its JSON (interrupted or edited): its settings are unknown", path)
-    return made["settings"] if made is not None else {}
 
 
 def _cells(file: ResultFile, scores: pd.DataFrame) -> Iterator[tuple[str, str, float]]:
@@ -554,13 +552,20 @@ def load_model_table(
         about = (file.measure, eps_value(file.eps), found.dataset, file.input, file.exp)
         of_set = file.measure in ("amb", "disc")
         if of_set or not file.rowwise:
-            for name, score in pd.read_csv(found.path, index_col=0).iloc[0].items():
+            for name, score in _only_row(found.path).items():
                 source, model = ("", str(name)) if not of_set else (str(name) if file.rowwise else "", "")
-                rows.append((source, model, float(score), *about))
+                rows.append((source, model, score, *about))
         else:
             scores = read_matrix(found.path)
             rows += [(source, model, scores.loc[model, source], *about) for source in scores for model in scores.index]
     return pd.DataFrame(rows, columns=["source", "model", *LONG_COLUMNS[2:]]).astype({"score": float, "eps": float})
+
+
+def _only_row(path: Path) -> dict[str, float]:
+    table = schemas.read_csv(path, index_col=0)
+    if len(table) != 1:
+        raise InputError(f"{path} holds {len(table)} rows, expected one of scores")
+    return schemas.validate({str(name): cell for name, cell in table.iloc[0].items()}, dict[str, float], path)
 
 
 def load_accuracies(results_dir: Path | str) -> pd.DataFrame:
@@ -577,6 +582,9 @@ def load_accuracies(results_dir: Path | str) -> pd.DataFrame:
         if not accuracy or num_classes is None:
             continue
         by_source = accuracy if file.rowwise else {"": accuracy}
+        if not all(isinstance(of_model, dict) for of_model in by_source.values()):
+            _say_once(f"{sidecar_path(found.path)} holds accuracies of another kind of images: left out")
+            continue
         about = (num_classes, eps_value(file.eps), found.dataset, file.input, file.exp)
         rows += [
             (source, model, value, *about)
@@ -595,13 +603,12 @@ def load_evaluations(paths: Iterable[Path | str]) -> pd.DataFrame:
     Raises:
         InputError: a file that is no such CSV.
     """
-    tables = [_read_columns(Path(path), ["model", "dataset", "acc", "trained_eps", "attack_eps"]) for path in paths]
+    tables = [schemas.read_table(path, schemas.EvaluationRow) for path in paths]
     columns = ["source", "model", "accuracy", "num_classes", "eps", "dataset", "input", "exp"]
     if not tables:
         return pd.DataFrame(columns=columns)
     table = pd.concat(tables)
-    table = table[table["attack_eps"].astype(float) == 0].copy()
-    table["eps"] = [eps_value(eps) if str(eps).startswith("eps") else float(eps) for eps in table["trained_eps"]]
+    table = table[table["attack_eps"] == 0].assign(eps=table["trained_eps"])
     table["num_classes"] = [DATASETS[name].num_classes if name in DATASETS else None for name in table["dataset"]]
     table = table.dropna(subset=["eps", "num_classes"]).drop_duplicates(["model", "dataset", "eps"], keep="last")
     return table.assign(source="", input="standard", exp="", accuracy=table["acc"] / 100)[columns]
@@ -611,16 +618,6 @@ def _csvs(path: Path | str, name: str) -> list[Path]:
     """The file itself, or every file called `name` below a folder."""
     path = Path(path)
     return [path] if path.is_file() else sorted(path.rglob(name))
-
-
-def _read_columns(path: Path, columns: Collection[str]) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a CSV: {error}") from error
-    if lacking := [column for column in columns if column not in table]:
-        raise InputError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
-    return table.drop(columns=[column for column in table if str(column).startswith("Unnamed")])
 
 
 SUBGROUPS_NAME = "repsim_subgroups.csv"
@@ -644,16 +641,15 @@ def load_subgroups(path: Path | str) -> pd.DataFrame:
     """
     tables = []
     for csv in _csvs(path, SUBGROUPS_NAME):
-        table = _read_columns(csv, SUBGROUP_COLUMNS)
+        table = schemas.read_table(csv, schemas.SubgroupRow)
         settings = read_record(csv).get("settings", {})
         in_layout = csv.parent.name in ("standard", "inverted")
         found = {
-            "dataset": settings.get("dataset", csv.parent.parent.name if in_layout else ""),
-            "input": settings.get("input", csv.parent.name if in_layout else "standard"),
+            "dataset": settings.get("dataset") or (csv.parent.parent.name if in_layout else ""),
+            "input": settings.get("input") or (csv.parent.name if in_layout else "standard"),
         }
         table = table.assign(**{name: value for name, value in found.items() if name not in table})
         table["metric"] = table["metric"].replace(_KEY_OF_METRIC)
-        table["eps"] = [eps_value(eps) if str(eps).startswith("eps") else float(eps) for eps in table["eps"]]
         tables.append(table)
     if not tables:
         return pd.DataFrame(columns=[*SUBGROUP_COLUMNS, "dataset", "input"])
@@ -676,12 +672,12 @@ def load_probe_agreement(path: Path | str) -> pd.DataFrame:
     """
     tables = []
     for csv in _csvs(path, PROBES_NAME):
-        table = _read_columns(csv, PROBE_COLUMNS)
+        table = schemas.read_table(csv, schemas.ProbeRow)
         about = read_record(csv).get("probes", {})
         for side in ("1", "2"):
-            names = table[f"probe_{side}"].astype(str)
+            names = table[f"probe_{side}"]
             table[f"arch_{side}"] = [about.get(name, {}).get("arch") or name.split("/")[0] for name in names]
-        first = [about.get(str(name), {}) for name in table["probe_1"]]
+        first = [about.get(name, {}) for name in table["probe_1"]]
         table["eps"] = [eps_value(probe["eps"]) if probe.get("eps") else np.nan for probe in first]
         table["dataset"] = [probe.get("dataset") or "" for probe in first]
         tables.append(table)

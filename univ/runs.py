@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from univ import files
+from univ.errors import plain
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "gudhi", "robustness")
 
@@ -29,6 +30,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "gudhi", "robustne
 def start(*, quiet: bool = False, log_file: Path | None = None) -> None:
     """Send log lines through tqdm, so that they do not tear the progress bars; only the first process speaks."""
     logger.remove()
+    logger.configure(patcher=lambda record: record.update(message=plain(record["message"], keep="\n\t")))
     if int(os.environ.get("RANK", "0")) != 0:
         return
     if log_file is not None:

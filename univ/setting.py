@@ -10,12 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from loguru import logger
 from torch import Tensor
 
-from univ import activations, cli, files, models, runs
+from univ import activations, cli, files, models, runs, schemas
 from univ.activations import Extraction
 from univ.cache import Identity, Inputs, RepCache, hash_indices
 from univ.data import DATASETS, Images, find_dataset, indices, inverted, open_images
@@ -377,12 +376,10 @@ def read_report(report: Path, column: str) -> Tensor:
         InputError: there is no such file, or it is no such report.
     """
     try:
-        values = pd.read_csv(report)[column].astype("int64").to_list()
+        table = schemas.read_table(report, schemas.ReportRow, [column])
     except FileNotFoundError as error:
         raise InputError(f"there is no report {report} beside the images: inversion.py writes it") from error
-    except (KeyError, ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{report} has no column {column} of whole numbers: {error}") from error
-    return torch.tensor(values, dtype=torch.int64)
+    return torch.tensor(table[column].to_list(), dtype=torch.int64)
 
 
 def find_checkpoints(names: list[str], train_set: str, eps: str, model_dir: Path | None) -> dict[str, Path]:

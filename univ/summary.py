@@ -3,13 +3,15 @@
 In: the CSVs that evaluation, rep.py, func.py, subgroup_sim.py and compare_probes.py wrote. Out: Markdown.
 """
 
+import re
 from pathlib import Path
 
 import pandas as pd
 
-from univ.eps import eps_value
+from univ.errors import plain
 from univ.figure_data import SHOWN
 from univ.results import load_accuracies, load_long_table, load_probe_agreement
+from univ.schemas import EvaluationRow, read_table
 
 INPUTS = {"standard": "regular", "inverted": "inverted"}
 SHARE = "{:.3f}".format
@@ -26,7 +28,7 @@ def summarize(results_dir: Path, dataset: str, accuracy_dir: Path, *, scale: str
     """
     scores = load_long_table(results_dir)
     scores = scores[scores["dataset"] == dataset]
-    parts = [f"# {dataset}: are robust models more alike?", scale, _conclusion(scores)]
+    parts = [f"# {plain(dataset)}: are robust models more alike?", scale, _conclusion(scores)]
     parts += _section("Accuracy", _accuracies(accuracy_dir))
     parts += _section("Similarity, mean over pairs of models", _similarities(scores))
     parts += _section("Inverted images as other models see them", _transfer(results_dir, dataset))
@@ -41,6 +43,7 @@ def _section(title: str, text: str) -> list[str]:
 def markdown(table: pd.DataFrame) -> str:
     """A table of text cells as Markdown, its index first."""
     rows = [[table.index.name or "", *map(str, table.columns)], *([str(row), *table.loc[row]] for row in table.index)]
+    rows = [[re.sub(r"([\\|<`*$\[])", r"\\\1", plain(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
@@ -52,13 +55,9 @@ def read_accuracies(folder: Path) -> pd.DataFrame:
     files = sorted(folder.glob("*.csv"))
     if not files:
         return pd.DataFrame(columns=["model", "eps", "attack_eps", "acc"])
-    rows = pd.concat([pd.read_csv(file, dtype={"trained_eps": str}) for file in files], ignore_index=True)
-    rows["eps"] = [_eps(text) for text in rows["trained_eps"]]
+    rows = pd.concat([read_table(file, EvaluationRow) for file in files], ignore_index=True)
+    rows["eps"] = rows["trained_eps"]
     return rows.drop_duplicates(["model", "eps", "attack_eps"], keep="last")[["model", "eps", "attack_eps", "acc"]]
-
-
-def _eps(text: str) -> float:
-    return eps_value(text) if text.startswith("eps") else float(text)
 
 
 def _accuracies(folder: Path) -> str:

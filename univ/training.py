@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from univ import cli, files, runs
+from univ import cli, files, runs, schemas
 from univ.attacks import Attack, at_least_float32
 from univ.data import Images
 from univ.data.loaders import TrainingBatches, batches, stream
@@ -496,8 +496,8 @@ class Run:
             return
         path = self.saving.folder / "log.jsonl"
         # of an interrupted run, the epochs that are done again
-        earlier = path.read_text().splitlines(keepends=True) if path.exists() and self.epoch else []
-        files.write_text(path, "".join(line for line in earlier if json.loads(line)["epoch"] <= self.epoch))
+        earlier = _read_log(path) if path.exists() and self.epoch else []
+        files.write_text(path, "".join(f"{line}\n" for epoch, line in earlier if epoch <= self.epoch))
         board = self.saving.folder / "tensorboard"
         add_scalar = runs.scalars(board, purge_step=self.epoch + 1) if self.saving.tensorboard else None
 
@@ -620,6 +620,17 @@ def differences(checkpoint: Mapping[str, Any], recipe: Recipe) -> list[str]:
         for name in sorted(before.keys() | now.keys())
         if name not in free and before.get(name) != now.get(name)
     ]
+
+
+def _read_log(path: Path) -> list[tuple[int, str]]:
+    """Epoch and line of every record of a log; a damaged line, such as the last one after a crash, is left out."""
+    lines = []
+    for number, line in enumerate(files.read_text(path).splitlines(), start=1):
+        try:
+            lines.append((schemas.parse_json(line, schemas.EpochRecord, f"{path}, line {number},").epoch, line))
+        except InputError as error:
+            logger.warning("left out: {}", error)
+    return lines
 
 
 def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,10 +58,10 @@ def _read_column(path: Path, what: str, *, length: int | None = None) -> Tensor:
         raise InputError(f"{what} {path} holds a header and no values")
     for number, row in enumerate(body):
         if not _is_integer(row[-1]):
-            raise InputError(f"{what} {path}: row {number} is {','.join(row)!r}, expected a non-negative integer")
+            raise InputError(f"{what} {path}: row {number} is {','.join(row)[:100]!r}, expected a non-negative integer")
         if numbered and row[0].strip() != str(number):
             raise InputError(
-                f"{what} {path}: row {number} is numbered {row[0]!r}; a row is missing, or it is no {what}"
+                f"{what} {path}: row {number} is numbered {row[0][:100]!r}; a row is missing, or it is no {what}"
             )
     return torch.tensor([int(row[-1]) for row in body], dtype=torch.int64)
 
@@ -86,7 +86,7 @@ def read_indices(path: Path | str, length: int | None = None) -> Tensor:
     rows = _read_rows(path, "index file")
     if len(rows[0]) != 2 or [cell.strip() for cell in rows[0]] != ["", "0"]:
         raise InputError(
-            f"index file {path} begins with {','.join(rows[0])!r}; expected ',0', then one 'row,index' a line"
+            f"index file {path} begins with {','.join(rows[0])[:100]!r}; expected ',0', then one 'row,index' a line"
         )
     indices = _read_column(path, "index file")
     if length is not None and indices.max() >= length:

@@ -10,7 +10,7 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
-from univ import files, safeload
+from univ import files, safeload, schemas
 from univ.errors import InputError
 
 LATEST, BEST = "checkpoint.pt.latest", "checkpoint.pt.best"
@@ -30,7 +30,10 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         FileNotFoundError: no such file.
         InputError: damaged, or without weights.
     """
-    return _load(path, mmap=False)
+    content = _load(path, mmap=False)
+    named = {name: content[name] for name in schemas.CheckpointFields.model_fields if name in content}
+    fields = schemas.validate(named, schemas.CheckpointFields, path)
+    return content | {"epoch": fields.epoch} if "epoch" in content else content
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -44,8 +47,11 @@ def _load(path: Path | str, *, mmap: bool) -> dict[str, Any]:
         raise InputError(f"{path} holds a {type(content).__name__}: expected a checkpoint, a dict with the weights")
     key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
     state = content if key is None else content[key]
-    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+    if not state or not all(isinstance(name, str) for name in state):
         raise InputError(f"{path} holds no weights: expected them under 'model' or 'state_dict'")
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        found = f"{others[0]!r} is {str(state[others[0]])[:100]}"
+        raise InputError(f"{path} holds no weights under 'model' or 'state_dict': {found}, expected a plain tensor")
     rest = {} if key is None else {name: value for name, value in content.items() if name != key}
     return {**rest, "model": _classifier_state(dict(state), path)}
 
@@ -64,7 +70,7 @@ def _classifier_state(state: dict[str, Tensor], path: Path | str) -> dict[str, T
             name.replace("normalize.", "normalizer.", 1) if name.startswith("normalize.") else name, value
         )
         same_memory = first.data_ptr() == value.data_ptr() and first.shape == value.shape
-        if not same_memory and not torch.equal(first, value):
+        if not same_memory and (first.dtype != value.dtype or not torch.equal(first, value)):
             raise InputError(f"{path} holds two different values of the weight {name!r}")
     statistics = {name: value for name, value in state.items() if name.startswith("normalizer.")}
     network = {name: value for name, value in state.items() if name not in statistics}
@@ -97,9 +103,19 @@ def load_weights(classifier: nn.Module, state: Mapping[str, Tensor], source: Pat
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    kinds = [
+        f"{name.removeprefix('model.')} is {state[name].dtype}, not {own[name].dtype}"
+        for name in own
+        if name in state and state[name].is_floating_point() != own[name].is_floating_point()
+    ]
     problems = [
         f"{label} {_some(names)}"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape:", shapes))
+        for label, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape:", shapes),
+            ("of another kind:", kinds),
+        )
         if names
     ]
     if problems:
@@ -198,7 +214,7 @@ def newest_readable(folder: Path | str) -> tuple[Path, dict[str, Any]]:
             continue
         if path.name == LATEST:
             return path, checkpoint
-        if newest is None or checkpoint.get("epoch", 0) > newest[1].get("epoch", 0):
+        if newest is None or (checkpoint.get("epoch") or 0) > (newest[1].get("epoch") or 0):
             newest = path, checkpoint
     if newest is None:
         raise InputError(f"none of the checkpoints in {folder} can be read: {', '.join(path.name for path in paths)}")

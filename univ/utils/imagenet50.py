@@ -14,7 +14,6 @@ The classes are drawn with a fixed seed, so they are the published ones; they ar
 
 import argparse
 import contextlib
-import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # univ, when it is not installed
 
-from univ import cli, files, runs
+from univ import cli, files, runs, schemas
 from univ.data.indices import write_labels
 from univ.data.lmdb import ImageFolderLMDB
 from univ.errors import InputError
@@ -99,8 +98,8 @@ def _check_numbering(folder: Path, split: str, label_map: dict[int, int]) -> Non
         if path == label_map_path(folder, split):
             continue
         try:
-            other = {int(old): new for old, new in json.loads(path.read_text()).items()}
-        except (ValueError, AttributeError) as error:
+            other = {int(old): new for old, new in schemas.read_json(path, dict[str, int]).items()}
+        except ValueError as error:
             raise InputError(f"{path} is not a map of labels: remove it and its part, and make that again") from error
         if other != label_map:
             raise InputError(f"the classes appear in another order than in {path}: their labels would not agree")

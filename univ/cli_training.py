@@ -1,14 +1,14 @@
 """What imagenet_training.py and cifar10_training.py share: their flags, the checks before anything starts, the run."""
 
 import argparse
+import contextlib
 import csv
 import datetime
-import fcntl
 import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,39 @@ def run(args: argparse.Namespace, train_set: str) -> None:
     process = Distributed.from_environment(args.device)
     runs.start(quiet=args.quiet)
     try:
-        (train if args.train else evaluate)(args, train_set, process)
+        if args.train:
+            with _only_run(args.save, process):
+                train(args, train_set, process)
+        else:
+            evaluate(args, train_set, process)
     finally:
         process.close()
+
+
+@contextlib.contextmanager
+def _only_run(folder: Path, process: Distributed) -> Iterator[None]:
+    """Hold --save for this run, which may have several processes: the first one locks it for all.
+
+    Raises:
+        InputError: in every process, when another run trains there.
+    """
+    problem = None
+    with contextlib.ExitStack() as held:
+        if process.is_main:
+            try:
+                if not folder.exists():
+                    held.callback(_remove_if_empty, folder)  # by a run that is refused
+                held.enter_context(files.locked(folder / checkpoints.LATEST))
+            except InputError as error:
+                problem = error
+        if problem := process.broadcast(problem):
+            raise problem
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def attack_of(args: argparse.Namespace) -> Attack:
@@ -398,20 +428,6 @@ def append_results(path: Path, rows: list[dict[str, Any]]) -> None:
     Raises:
         InputError: the file has other columns, or cannot be written.
     """
-    header = ",".join(RESULT_COLUMNS)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-            file.seek(0)
-            first = file.readline().rstrip("\r\n")
-            if first and first != header:
-                raise InputError(f"--results-file {path} has the columns {first}, expected {header}")
-            text = io.StringIO()
-            writer = csv.DictWriter(text, RESULT_COLUMNS, lineterminator="\n")
-            if not first:
-                writer.writeheader()
-            writer.writerows(rows)
-            file.write(text.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write --results-file {path}: {error.strerror}") from error
+    text = io.StringIO()
+    csv.DictWriter(text, RESULT_COLUMNS, lineterminator="\n").writerows(rows)
+    files.append_text(path, text.getvalue(), header=",".join(RESULT_COLUMNS))

@@ -4,6 +4,7 @@ Every module writes through here, so that links, devices, full disks, killed run
 """
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -266,6 +267,10 @@ def _acquire(lock: Path, path: Path, wait: bool) -> int:
                     logger.info("waiting: {} is being written by {}", path, holder)
                     said = True
                 fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                    raise
+                logger.warning("this file system has no locks: write {} from one process only", path)
             if os.fstat(handle).st_nlink:
                 return handle
         except OSError as error:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from loguru import logger
@@ -321,6 +320,14 @@ def parts_folder(output: Path) -> Path:
     return output.with_suffix(".parts")
 
 
+def remove_finished_parts(output: Path) -> None:
+    """Remove parts that a run left which was killed after it had written `output` from them: none is newer than it."""
+    folder, written = parts_folder(output), output.stat().st_mtime_ns
+    if folder.is_dir() and all(path.stat().st_mtime_ns <= written for path in folder.iterdir()):
+        with files.locked(output, wait=True):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class Parts:
     """The finished images of a file that is still being made, a few at a time, in a folder beside it.
 
@@ -340,7 +347,7 @@ class Parts:
         self.count = count
         self._settings = json.loads(json.dumps(settings))
         self._as_uint8 = as_uint8
-        self._lock: BinaryIO | None = None
+        self._lock = contextlib.ExitStack()
 
     def open(self, *, discard: bool = False) -> None:
         """Make the folder, or continue what it holds. For one process; the others only save.
@@ -351,15 +358,9 @@ class Parts:
         Raises:
             InputError: another run is at it, or the parts were made with other settings: names them.
         """
-        with _writing(self.folder):
+        with files.cannot_write(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / "lock").open("wb")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however this process ends
-        except OSError as error:
-            lock.close()
-            raise InputError(f"another run is making {self.output} (it holds {self.folder}/lock)") from error
-        self._lock = lock
+        self._lock.enter_context(files.locked(self.output))
         path = self.folder / "settings.json"
         found = json.loads(path.read_text()) if path.exists() else None
         if found is not None and found != self._settings:
@@ -430,17 +431,13 @@ class Parts:
 
     def finish(self, inverted: Inverted) -> None:
         """Write the finished file at once and remove the parts."""
-        whole = self.folder / "whole.tmp"  # in the folder, so that what a kill leaves of it goes with the folder
-        files.save_torch(whole, inverted.images)
-        whole.replace(self.output)
+        files.save_torch(self.output, inverted.images)
         shutil.rmtree(self.folder)
         self.close()
 
     def close(self) -> None:
         """Let other runs have the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*-[0-9]*.pt"))
@@ -448,14 +445,6 @@ class Parts:
     def _done(self) -> list[tuple[int, int]]:
         spans = (path.stem.split("-") for path in self._files())
         return [(int(first), int(last)) for first, last in spans]
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -249,8 +249,10 @@ def write_csv(
         record: what else is worth knowing (all arguments, commit, versions, accuracies); never compared.
     """
     digest = hashlib.sha256(text.encode()).hexdigest()
-    files.write_json(sidecar_path(path), {"settings": _plain(settings), **_plain(record or {}), "csv_sha256": digest})
-    files.write_text(path, text)
+    made = {"settings": _plain(settings), **_plain(record or {}), "csv_sha256": digest}
+    with files.locked(path, wait=True):  # two writers would leave one's JSON beside the other's CSV
+        files.write_json(sidecar_path(path), made)
+        files.write_text(path, text)
 
 
 def write(

@@ -9,10 +9,9 @@ then paths. The file appears under its name only when it is complete. At the end
 
     50,000 images of 1000 classes (6.7 GB) in data/imagenet/ILSVRC/val.lmdb
 
-This script needs lmdb and tqdm (Pillow too with --verify), and nothing else of this repository.
+A second run on the same file ends with one line as long as the first one writes.
 """
 
-# Run by its path, this file has univ/utils in place of the repository first on sys.path: it must not import univ.
 # univ.data.lmdb, which reads the files, imports the record format from here.
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ import argparse
 import array
 import collections
 import contextlib
-import errno
-import fcntl
 import io
 import itertools
 import json
@@ -39,6 +36,10 @@ from typing import Any, NoReturn
 
 import lmdb
 from tqdm import tqdm
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # univ, when it is not installed
+
+from univ import files, runs
 
 # --- the record format -----------------------------------------------------------------------------------------------
 # Image i lies under the key str(i). Its record is a header and the image file's bytes; the header is, little-endian, a
@@ -138,7 +139,7 @@ class _Writer:
     """Puts records into a fresh LMDB environment, in portions, enlarging its map when it is full."""
 
     def __init__(self, path: Path) -> None:
-        # no lock file: the `.partial` file is locked as a whole; no fsync per portion: one at the end
+        # no lock file: nobody else knows the temporary file; no fsync per portion: one at the end
         self._env = lmdb.open(str(path), subdir=False, lock=False, map_size=FIRST_MAP_BYTES, sync=False)
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
@@ -168,38 +169,6 @@ class _Writer:
         self._env.close()
 
 
-def _lock(file: int, path: Path) -> bool:
-    """Lock an open file; False if another process has it, or has just finished with it and renamed it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise
-        print(f"warning: this file system has no locks; write {path} from one process only", file=sys.stderr)
-    return path.exists() and os.path.samestat(os.fstat(file), path.stat())
-
-
-@contextlib.contextmanager
-def _partial_file(path: Path) -> Iterator[Path]:
-    """Yield `<path>.partial`, locked and empty; rename it to `path` when the block ends well, else remove it.
-
-    The name is fixed, so that what a killed run has left is overwritten by the next one and not by a parallel one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("ab") as lock:
-        if not _lock(lock.fileno(), partial):
-            raise ValueError(f"another process is writing {path}")
-        try:
-            lock.truncate(0)
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
 def write_lmdb(path: Path, records: Iterable[tuple[bytes, int]], classes: Sequence[str]) -> int:
     """Write (image file's bytes, label) pairs to a new LMDB file at `path`, which is replaced if it exists.
 
@@ -210,12 +179,11 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, int]], classes: Sequen
         The number of records.
 
     Raises:
-        ValueError: another process is writing the same file.
-        OSError, lmdb.Error: it cannot be written.
+        InputError, OSError, lmdb.Error: it cannot be written.
     """
     labels = array.array("q")
-    with _partial_file(path) as partial:
-        writer = _Writer(partial)
+    with files.atomic_path(path) as temporary:
+        writer = _Writer(temporary)
         try:
             for image, label in records:
                 writer.put(key(len(labels)), encode(image, label))
@@ -250,9 +218,9 @@ def find_images(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
     empty = []
     for label, name in enumerate(classes):
         before = len(images)
-        for parent, _, files in sorted(os.walk(folder / name, followlinks=True)):
+        for parent, _, names in sorted(os.walk(folder / name, followlinks=True)):
             images += [
-                (f"{parent}{os.sep}{file}", label) for file in sorted(files) if file.lower().endswith(EXTENSIONS)
+                (f"{parent}{os.sep}{file}", label) for file in sorted(names) if file.lower().endswith(EXTENSIONS)
             ]
         if len(images) == before:
             empty.append(name)
@@ -282,7 +250,8 @@ def _read(paths: Sequence[str], verify: bool) -> list[tuple[bytes, str | None]]:
 
 
 def _start_reader() -> None:
-    """Leave Ctrl-C and SIGTERM to the main process, which stops its readers."""
+    """Leave Ctrl-C and SIGTERM to the main process, which stops its readers; end when it is killed."""
+    runs.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -362,9 +331,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     path = (args.out or args.folder) / f"{args.split}.lmdb"
-    if path.exists() and not args.overwrite:
-        raise ValueError(f"{path} exists already: --overwrite replaces it, --out writes elsewhere")
-    print(convert(args.folder / args.split, path, procs=args.procs, verify=args.verify, quiet=args.quiet))
+    with files.locked(path):
+        if path.exists() and not args.overwrite:
+            raise ValueError(f"{path} exists already: --overwrite replaces it, --out writes elsewhere")
+        print(convert(args.folder / args.split, path, procs=args.procs, verify=args.verify, quiet=args.quiet))
 
 
 def _stop(signum: int, frame: Any) -> NoReturn:

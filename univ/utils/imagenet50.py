@@ -86,11 +86,12 @@ def make_subset(
                 f"expected each of 0 to {NUM_CLASSES - 1}"
             )
         _check_numbering(folder, split, label_map)
+        # before the images appear under their name: where they are, the rest is too
+        write_labels(folder / f"{split}_labels.csv", torch.tensor(labels))
+        files.write_json(label_map_path(folder, split), label_map)
 
     with contextlib.closing(records()) as pairs:
         write_lmdb(folder / f"{split}.lmdb", pairs, names)
-    write_labels(folder / f"{split}_labels.csv", torch.tensor(labels))
-    files.write_json(label_map_path(folder, split), label_map)
     return len(labels), label_map
 
 
@@ -123,15 +124,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
     target = args.out / f"{args.split}.lmdb"
-    if target.exists() and not args.overwrite:
-        raise InputError(f"{target} exists already: --overwrite replaces it, --out writes elsewhere")
-    source = ImageFolderLMDB(args.folder / f"{args.split}.lmdb")
-    if target.exists() and target.samefile(source.path):
-        raise InputError(f"--out {args.out} would replace the file that is read, {source.path}")
-    try:
-        count, label_map = make_subset(source, args.out, args.split, quiet=args.quiet)
-    except (OSError, lmdb.Error) as error:
-        raise InputError(f"cannot write {target}: {error}") from error
+    with files.locked(args.out, wait=True):  # both parts, which must number the classes alike
+        if target.exists() and not args.overwrite:
+            raise InputError(f"{target} exists already: --overwrite replaces it, --out writes elsewhere")
+        source = ImageFolderLMDB(args.folder / f"{args.split}.lmdb")
+        if target.exists() and target.samefile(source.path):
+            raise InputError(f"--out {args.out} would replace the file that is read, {source.path}")
+        try:
+            count, label_map = make_subset(source, args.out, args.split, quiet=args.quiet)
+        except (OSError, lmdb.Error) as error:
+            raise InputError(f"cannot write {target}: {error}") from error
     print(f"{count:,} images of {len(label_map)} classes ({target.stat().st_size / 1e9:.1f} GB) in {target}")
 
 

@@ -165,7 +165,7 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
         spec = find_arch(arch, args.pretrain_dataset)
         output = args.inverted_imgs_path / f"{file_stem(arch)}_{eps}.pt"
         if output.exists() and not args.overwrite:
-            inversion.remove_finished_parts(output)
+            inversion.remove_left(output)
             logger.info("{} exists: nothing to do{} (--overwrite replaces it)", output, remarks(output, procedure))
             continue
         folder = args.model_dir or Path("data/cnns") / args.pretrain_dataset / eps

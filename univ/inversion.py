@@ -320,8 +320,9 @@ def parts_folder(output: Path) -> Path:
     return output.with_suffix(".parts")
 
 
-def remove_finished_parts(output: Path) -> None:
-    """Remove parts that a run left which was killed after it had written `output` from them: none is newer than it."""
+def remove_left(output: Path) -> None:
+    """Remove what a run left that was killed after it had written `output`: parts, of which none is newer, and lock."""
+    files.remove_orphans(output)
     folder, written = parts_folder(output), output.stat().st_mtime_ns
     if folder.is_dir() and all(path.stat().st_mtime_ns <= written for path in folder.iterdir()):
         with files.locked(output, wait=True):

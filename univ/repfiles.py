@@ -118,6 +118,7 @@ def _is_made(path: Path, wanted: Mapping[str, Any]) -> bool:
         logger.info("{} was made otherwise: extracting anew", path)
         return False
     logger.info("representations are there: {}", path)
+    files.remove_orphans(path)
     partial, progress_path = _unfinished(path)
     if _read_progress(progress_path, wanted) is not None:
         partial.unlink(missing_ok=True)

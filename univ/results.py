@@ -348,6 +348,7 @@ def check_csv(path: Path, settings: Mapping[str, Any]) -> Status:
     """`check` for a CSV at any place."""
     if not path.is_file():
         return Status(False, f"{path} does not exist", path)
+    files.remove_orphans(path)
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
         return Status(True, f"{path} has no {sidecar.name}: taken as done, with settings that are unknown", path)

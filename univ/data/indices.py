@@ -123,6 +123,7 @@ def read_or_draw(path: Path | str, n: int, length: int, seed: int) -> Tensor:
     path = Path(path)
     with contextlib.nullcontext() if path.exists() else files.locked(path, wait=True):  # all use what the first draws
         if path.exists():
+            files.remove_orphans(path)
             indices = read_indices(path, length)
             logger.info("{:,} image indices from {}", len(indices), path)
             return indices

@@ -17,7 +17,7 @@ import pandas as pd
 from loguru import logger
 from torch import Tensor
 
-from univ import cli, compare, files, results, runs
+from univ import cli, compare, results, runs
 from univ.cache import Cached, read_cache
 from univ.data import DATASETS
 from univ.eps import EPS, eps_value
@@ -94,12 +94,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
     path = args.results / results.SUBGROUPS_NAME
-    with files.locked(args.results, wait=True):  # a table grows by one run at a time; the next one finds what is in it
-        fill(path, args)
-
-
-def fill(path: Path, args: argparse.Namespace) -> None:
-    """Compute what the table lacks, and save it after each measure."""
     caches = {
         eps: tuple(
             read_cache(args.cache_dir, kind, args.dataset, eps, inverted=bool(args.inv)) for kind in ("reps", "output")

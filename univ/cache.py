@@ -69,7 +69,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    # safetensors reads metadata in any order: sorted, the same content is the same bytes
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()

@@ -342,6 +342,10 @@ def _make_room(folder: Path, *, overwrite: bool) -> None:
     left = [path for path in (*map(folder.joinpath, names), *folder.glob("*_checkpoint.pt")) if path.exists()]
     if not left:
         return
+    if overwrite or not any("checkpoint" in path.name for path in left):  # killed before its first: nothing to keep
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return
     record = folder / "args.json"
     earlier = json.loads(record.read_text())["arguments"]["model"] if record.exists() else "earlier"
     place = folder / f"{file_stem(earlier)}_run"
@@ -350,10 +354,7 @@ def _make_room(folder: Path, *, overwrite: bool) -> None:
     place.mkdir()
     for path in left:
         path.rename(place / path.name)
-    if overwrite:
-        shutil.rmtree(place)
-    else:
-        logger.info("moved checkpoints and logs of the earlier run ({}) to {}", earlier, place)
+    logger.info("moved checkpoints and logs of the earlier run ({}) to {}", earlier, place)
 
 
 def _unfinished(checkpoint: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ A kill comes before a change to a file (a file opened to be written, a rename, a
 an undisturbed run makes, or at a moment of its time.
 """
 
+import os
 import random
 import signal
 import time
@@ -75,8 +76,6 @@ def test_workers_end_with_the_process_that_is_killed(module, words, inputs, stud
     command = Command(module, (*words.split(), *(HERE if module != "univ.utils.folder2lmdb" else ())), inputs)
     folder = begin(command, study, tmp_path / "run")
     if module == "univ.utils.folder2lmdb":  # reading a pipe that nobody writes to waits for ever
-        import os
-
         os.mkfifo(folder / "images/train/class1/zz.png")
     run = Run(command, folder)
     deadline = time.monotonic() + 60

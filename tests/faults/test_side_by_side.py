@@ -1,9 +1,15 @@
 """Pairs of the same command started at once: one whole result, equal to that of one run; nobody ends in a traceback."""
 
 import csv
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from fault_commands import COMMANDS, Command, Run, begin, state
+
+from univ import results
+from univ.data import indices
 
 
 def pair(name, study, folder, environment):
@@ -43,3 +49,24 @@ def test_two_evaluations_append_their_rows_whole(study, tmp_path, pairs):
         header, *rows = csv.reader((folder / "accuracy.csv").read_text().splitlines())
         assert len(rows) == 4 and rows[0][:-1] == rows[2][:-1] and rows[1][:-1] == rows[3][:-1]
         assert {len(row) for row in rows} == {len(header)}
+
+
+def at_once(*tasks):
+    """Run functions in threads that begin together."""
+    start = threading.Barrier(len(tasks))
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        return [run.result() for run in [pool.submit(lambda task=task: (start.wait(), task())[1]) for task in tasks]]
+
+
+def test_two_that_draw_other_indices_use_the_same(tmp_path):
+    for seed in range(20):
+        path = tmp_path / f"{seed}.csv"
+        a, b = at_once(*(partial(indices.read_or_draw, path, n, 1000, seed) for n in (300, 200)))
+        assert a.equal(b) and a.equal(indices.read_indices(path))
+
+
+def test_two_settings_written_to_one_table_leave_a_pair_that_fits(tmp_path):
+    path = tmp_path / "scores.csv"
+    for _ in range(50):
+        at_once(*(partial(results.write_csv, path, f"k\n{k}\n", {"k": k}) for k in (1, 2)))
+        assert sum(bool(results.check_csv(path, {"k": k})) for k in (1, 2)) == 1

@@ -218,6 +218,8 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
     saving = Saving(args.save, checkpoint_every=args.ckpt, minutes=args.save_minutes)
     finished = args.save / f"{file_stem(arch)}{'.pt' if train_set in SMALL_IMAGES else '.ckpt'}"
     start_from = _checkpoint_to_start_from(args, recipe, arch, finished)
+    if start_from is not None and args.eval is None and process.is_main:
+        _complete_first_save(saving, *start_from)
     if start_from is not None and start_from[1].get("epoch", 0) >= recipe.epochs:
         logger.info("{} has all its {} epochs behind it", start_from[0], recipe.epochs)
         _publish(args.save, finished, process)
@@ -243,6 +245,17 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
         quiet=args.quiet,
     )
     _publish(args.save, finished, process)
+
+
+def _complete_first_save(saving: Saving, path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write what a run was still to write that was killed within its first save: copies of the same checkpoint."""
+    if (saving.folder / checkpoints.LATEST).exists():
+        return
+    epoch = checkpoint.get("epoch", 0)
+    for name in [f"{epoch}_checkpoint.pt"] * saving.keeps(epoch) + [checkpoints.LATEST]:
+        if not (saving.folder / name).exists():
+            with files.atomic_path(saving.folder / name) as temporary:
+                shutil.copyfile(path, temporary)
 
 
 def _publish(folder: Path, finished: Path, process: Distributed) -> None:

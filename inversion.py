@@ -172,6 +172,7 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
         output = args.inverted_imgs_path / f"{file_stem(arch)}_{eps}.pt"
         files.destination(output)
         if output.exists() and not args.overwrite:
+            inversion.remove_left(output)
             logger.info("{} exists: nothing to do{} (--overwrite replaces it)", output, remarks(output, procedure))
             continue
         folder = args.model_dir or Path("data/cnns") / args.pretrain_dataset / eps
@@ -253,14 +254,15 @@ def write_pairs(drawn: dict[Path, Tensor], *, overwrite: bool, advice: str) -> N
 
     One of the two may be there: a run started at the same moment draws the same and is about to write the other.
     """
-    for path, values in drawn.items():
-        if path.exists():
-            if torch.equal(indices.read_indices(path), values):
-                continue
-            if not overwrite:
-                raise InputError(f"{path} holds other indices than those drawn: {advice}")
-        indices.write_indices(path, values)
-        logger.info("{:,} indices drawn, saved in {}", len(values), path)
+    with files.locked(next(iter(drawn)), wait=True):
+        for path, values in drawn.items():
+            if path.exists():
+                if torch.equal(indices.read_indices(path), values):
+                    continue
+                if not overwrite:
+                    raise InputError(f"{path} holds other indices than those drawn: {advice}")
+            indices.write_indices(path, values)
+            logger.info("{:,} indices drawn, saved in {}", len(values), path)
 
 
 # --- doing it -------------------------------------------------------------------------------------------------------

@@ -590,9 +590,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             zenodo = Zenodo(os.environ.get("ZENODO_ENDPOINT", "https://zenodo.org"))
             services.callback(zenodo.close)
             remotes += [remote for record in args.records for remote in zenodo.list(record)]
-        todo = list_plan(remotes, choice, args)
-        if args.dry_run or not todo:
+        if args.dry_run:
+            list_plan(remotes, choice, args)
             return
+        services.enter_context(files.locked(args.root / ".downloads", wait=True))  # the next one finds what is there
+        todo = list_plan(remotes, choice, args)
         failed = [remote for remote in todo if not fetch_or_say(remote, choice, args)]
     if failed:
         names = ", ".join(remote.name for remote in failed)

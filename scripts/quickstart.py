@@ -208,13 +208,16 @@ class Commands:
 
 
 def start_worker(threads: int) -> None:
-    """Prepare a process of the pool: its share of the cores, and Ctrl-C left to the parent, which ends the pool."""
+    """Prepare a process of the pool: its share of the cores, Ctrl-C left to the parent, whose end is its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
     os.environ["OPENBLAS_NUM_THREADS"] = str(threads)  # NumPy's, read when it is imported
     import torch
 
+    from univ import runs
+
     torch.set_num_threads(threads)
+    runs.die_with_parent()
 
 
 def run_job(job: Job, log: Path) -> str | None:

@@ -448,7 +448,7 @@ def test_parts_of_other_settings_are_not_mixed(parts):
 
 def test_a_second_run_on_the_same_file_is_refused(parts):
     second = Parts(parts.output, {"iterations": 3}, count=10)
-    with pytest.raises(InputError, match="another run"):
+    with pytest.raises(InputError, match=r"net_eps0\.pt is being written by process \d+"):
         second.open()
     parts.close()
     second.open()

@@ -5,12 +5,10 @@ setting, keyed by model (`<source>/<model>` on inverted images). The metadata sa
 node and which weights it came from, so that a stale or foreign one is never compared.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,7 +69,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    # safetensors reads metadata in any order: sorted, the same content is the same bytes
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
@@ -144,16 +143,10 @@ class RepCache:
     def _part(self, key: str) -> Path:
         return self._parts / files.file_name(f"{key.replace('/', '--')}.safetensors", "model")
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        with (self.reps_path.parent / f".lock__{self.reps_path.name}").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
     def get(self, key: str, identity: Identity) -> Extraction | None:
         """The extraction stored under `key`, if it was made from exactly this identity."""
         wanted = json.dumps(asdict(identity), sort_keys=True)
-        with self._lock():
+        with files.locked(self.reps_path, wait=True):
             part = self._part(key)
             if part.exists():
                 file = TensorFile(part)
@@ -168,12 +161,12 @@ class RepCache:
     def put(self, key: str, identity: Identity, extraction: Extraction) -> None:
         """Store one model's extraction."""
         metadata = {"key": key, "identity": json.dumps(asdict(identity), sort_keys=True)}
-        with self._lock():
+        with files.locked(self.reps_path, wait=True):
             write_tensors(self._part(key), {"reps": extraction.reps, "logits": extraction.logits}, metadata)
 
     def finish(self) -> None:
         """Put the single files together; tensors of other models already in the cache are kept."""
-        with self._lock():
+        with files.locked(self.reps_path, wait=True):
             parts = [TensorFile(path) for path in sorted(self._parts.glob("*.safetensors"))]
             if not parts:
                 return

@@ -1,6 +1,7 @@
 """What imagenet_training.py and cifar10_training.py share: their flags, the checks before anything starts, the run."""
 
 import argparse
+import contextlib
 import csv
 import datetime
 import io
@@ -8,7 +9,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,39 @@ def run(args: argparse.Namespace, train_set: str) -> None:
     process = Distributed.from_environment(args.device)
     runs.start(quiet=args.quiet)
     try:
-        (train if args.train else evaluate)(args, train_set, process)
+        if args.train:
+            with _only_run(args.save, process):
+                train(args, train_set, process)
+        else:
+            evaluate(args, train_set, process)
     finally:
         process.close()
+
+
+@contextlib.contextmanager
+def _only_run(folder: Path, process: Distributed) -> Iterator[None]:
+    """Hold --save for this run, which may have several processes: the first one locks it for all.
+
+    Raises:
+        InputError: in every process, when another run trains there.
+    """
+    problem = None
+    with contextlib.ExitStack() as held:
+        if process.is_main:
+            try:
+                if not folder.exists():
+                    held.callback(_remove_if_empty, folder)  # by a run that is refused
+                held.enter_context(files.locked(folder / checkpoints.LATEST))
+            except InputError as error:
+                problem = error
+        if problem := process.broadcast(problem):
+            raise problem
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def attack_of(args: argparse.Namespace) -> Attack:
@@ -191,6 +222,8 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
     files.destination(finished)
     start_from = _checkpoint_to_start_from(args, recipe, arch, finished)
     training.check_start(start_from, process)
+    if start_from is not None and args.eval is None and process.is_main:
+        _complete_first_save(saving, *start_from)
     if start_from is not None and start_from[1].get("epoch", 0) >= recipe.epochs:
         logger.info("{} has all its {} epochs behind it", start_from[0], recipe.epochs)
         _publish(args.save, finished, process)
@@ -216,6 +249,17 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
         quiet=args.quiet,
     )
     _publish(args.save, finished, process)
+
+
+def _complete_first_save(saving: Saving, path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write what a run was still to write that was killed within its first save: copies of the same checkpoint."""
+    if (saving.folder / checkpoints.LATEST).exists():
+        return
+    epoch = checkpoint.get("epoch", 0)
+    for name in [f"{epoch}_checkpoint.pt"] * saving.keeps(epoch) + [checkpoints.LATEST]:
+        if not (saving.folder / name).exists():
+            with files.atomic_path(saving.folder / name) as temporary:
+                shutil.copyfile(path, temporary)
 
 
 def _publish(folder: Path, finished: Path, process: Distributed) -> None:
@@ -317,7 +361,7 @@ def _make_room(folder: Path, *, overwrite: bool) -> None:
     left = [path for path in (*map(folder.joinpath, names), *folder.glob("*_checkpoint.pt")) if path.exists()]
     if not left:
         return
-    if overwrite:
+    if overwrite or not any("checkpoint" in path.name for path in left):  # killed before its first: nothing to keep
         for path in left:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return

@@ -105,7 +105,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     target = destination(path)
     with cannot_write(path):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans(target)
+        remove_orphans(target)
         handle, temporary = _temporary_beside(target)
         try:
             yield temporary
@@ -152,9 +152,10 @@ def _temporary_beside(target: Path) -> tuple[int, Path]:
         _close(handle)
 
 
-def _remove_orphans(target: Path) -> None:
-    """Remove temporary files of `target` whose writer is gone."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+def remove_orphans(target: Path) -> None:
+    """Remove the temporary files and the lock that killed runs left beside `target`, for who does not write it."""
+    name = glob.escape(target.name)
+    for left in (*target.parent.glob(f".{name}.*.tmp"), *target.parent.glob(f".{name}.lock")):
         with contextlib.suppress(OSError), left.open("rb") as file:  # another run may be removing it too
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
@@ -336,6 +337,10 @@ def _acquire(lock: Path, path: Path, wait: bool) -> int:
                     logger.info("waiting: {} is being written by {}", path, holder)
                     said = True
                 fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                    raise
+                logger.warning("this file system has no locks: write {} from one process only", path)
             if os.fstat(handle).st_nlink:
                 return handle
         except OSError as error:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import reprlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from loguru import logger
@@ -326,6 +325,15 @@ def parts_folder(output: Path) -> Path:
     return output.with_suffix(".parts")
 
 
+def remove_left(output: Path) -> None:
+    """Remove what a run left that was killed after it had written `output`: parts, of which none is newer, and lock."""
+    files.remove_orphans(output)
+    folder, written = parts_folder(output), output.stat().st_mtime_ns
+    if folder.is_dir() and all(path.stat().st_mtime_ns <= written for path in folder.iterdir()):
+        with files.locked(output, wait=True):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class Parts:
     """The finished images of a file that is still being made, a few at a time, in a folder beside it.
 
@@ -345,7 +353,7 @@ class Parts:
         self.count = count
         self._settings = json.loads(json.dumps(settings))
         self._as_uint8 = as_uint8
-        self._lock: BinaryIO | None = None
+        self._lock = contextlib.ExitStack()
 
     def open(self, *, discard: bool = False) -> None:
         """Make the folder, or continue what it holds. For one process; the others only save.
@@ -356,15 +364,9 @@ class Parts:
         Raises:
             InputError: another run is at it, or the parts were made with other settings: names them.
         """
-        with _writing(self.folder):
+        with files.cannot_write(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / "lock").open("wb")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however this process ends
-        except OSError as error:
-            lock.close()
-            raise InputError(f"another run is making {self.output} (it holds {self.folder}/lock)") from error
-        self._lock = lock
+        self._lock.enter_context(files.locked(self.output))
         path = self.folder / "settings.json"
         try:
             found = schemas.read_json(path, dict[str, Any]) if path.exists() else None
@@ -451,9 +453,7 @@ class Parts:
 
     def close(self) -> None:
         """Let other runs have the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*-[0-9]*.pt"))
@@ -461,14 +461,6 @@ class Parts:
     def _done(self) -> list[tuple[int, int]]:
         spans = (path.stem.split("-") for path in self._files())
         return [(int(first), int(last)) for first, last in spans]
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:

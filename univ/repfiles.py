@@ -99,13 +99,51 @@ def extract(
         InputError: a representation is not finite, or too large for float16.
     """
     wanted = json.loads(json.dumps({**identity, "dtype": dtype, "precision": precision, "n": len(images)}))
-    if path.is_file():
-        there = read_identity(path)
-        if {key: there.get(key) for key in wanted} == wanted:
-            logger.info("representations are there: {}", path)
-            return open_reps(path)
+    if _is_made(path, wanted):
+        return open_reps(path)
+    with files.locked(path, wait=True):
+        if not _is_made(path, wanted):  # by whom we waited for
+            _stream(path, model, images, wanted, dtype, batch_size, device, workers, precision, chunk, quiet)
+    return open_reps(path)
+
+
+def _is_made(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a file is there and of this identity; removes what a run killed at the very end left beside it."""
+    if not path.is_file():
+        return False
+    there = read_identity(path)
+    if {key: there.get(key) for key in wanted} != wanted:
         logger.info("{} was made otherwise: extracting anew", path)
-    partial, progress_path = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
+        return False
+    logger.info("representations are there: {}", path)
+    files.remove_orphans(path)
+    partial, progress_path = _unfinished(path)
+    if _read_progress(progress_path, wanted) is not None:
+        partial.unlink(missing_ok=True)
+        progress_path.unlink(missing_ok=True)
+    return True
+
+
+def _unfinished(path: Path) -> tuple[Path, Path]:
+    """The beginning of a file that is being made, and the note beside it."""
+    return path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
+
+
+def _stream(
+    path: Path,
+    model: Classifier,
+    images: Images,
+    wanted: Mapping[str, Any],
+    dtype: str,
+    batch_size: int,
+    device: torch.device,
+    workers: int,
+    precision: str,
+    chunk: int,
+    quiet: bool,
+) -> None:
+    """Extract into the unfinished file, from where it ends, and then write the finished one."""
+    partial, progress_path = _unfinished(path)
     progress = _read_progress(progress_path, wanted) if partial.is_file() else None
     if progress is not None:
         logger.info("{}: continuing after {:,} of {:,} images", path.name, progress["rows"], len(images))
@@ -139,7 +177,6 @@ def extract(
     partial.unlink()
     progress_path.unlink()
     logger.info("wrote {}: {:,} x {:,} {}", path, *stored.shape, dtype)
-    return open_reps(path)
 
 
 def _open_partial(path: Path, dtype: str, shape: tuple[int, int], *, anew: bool) -> np.memmap:

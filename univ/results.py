@@ -256,8 +256,10 @@ def write_csv(
     if Path(path).suffix == ".json":
         raise InputError(f"{path} is where the settings of a table go: call the table itself .csv")
     digest = hashlib.sha256(text.encode()).hexdigest()
-    files.write_json(sidecar_path(path), {"settings": _plain(settings), **_plain(record or {}), "csv_sha256": digest})
-    files.write_text(path, text)
+    made = {"settings": _plain(settings), **_plain(record or {}), "csv_sha256": digest}
+    with files.locked(path, wait=True):  # two writers would leave one's JSON beside the other's CSV
+        files.write_json(sidecar_path(path), made)
+        files.write_text(path, text)
 
 
 def write(
@@ -353,6 +355,7 @@ def check_csv(path: Path, settings: Mapping[str, Any]) -> Status:
     """`check` for a CSV at any place."""
     if not path.is_file():
         return Status(False, f"{path} does not exist", path)
+    files.remove_orphans(path)
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
         return Status(True, f"{path} has no {sidecar.name}: taken as done, with settings that are unknown", path)

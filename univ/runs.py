@@ -4,10 +4,12 @@ import contextlib
 import functools
 import importlib.metadata
 import io
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,6 +51,24 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def die_with_parent(_worker: int = 0) -> None:
+    """End this worker process when the one that started it is gone, however it went (kill -9).
+
+    Call it in the worker; it fits DataLoader's `worker_init_fn`.
+
+    A thread waits for the end of a pipe that multiprocessing leaves open in the parent, and in workers started later,
+    which end first. (The system's own signal for it, PR_SET_PDEATHSIG, comes when the thread that forked ends, though
+    the process lives on, and does not come to workers that a fork server started.)
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # nobody is left to be told
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @functools.cache

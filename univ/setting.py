@@ -225,6 +225,7 @@ class Setting:
         for spelling in exp_spellings(self.exp):
             path = folder / f"indices_{spelling}.csv"
             if path.exists():
+                files.remove_orphans(path)
                 return indices.read_indices(path, length)
         n = self.num_inputs or (length if self.dataset in ("cifar10", "digits") else min(NUM_INPUTS, length))
         if n > length:
@@ -336,17 +337,16 @@ class Setting:
         if self.cache_dir is None:
             return {name: self.extract(name, source) for name in self.models}
         cache = RepCache(self.cache_dir, self.dataset, self.eps, self.inverted)
-        found, new = {}, False
+        found = {}
         for name in self.models:
             key = name if source is None else f"{source}/{name}"
             identity = self.identity(name, source)
             cached = cache.get(key, identity)
             if cached is None:
-                cached, new = self.extract(name, source), True
+                cached = self.extract(name, source)
                 cache.put(key, identity, cached)
             found[name] = cached
-        if new:
-            cache.finish()
+        cache.finish()  # also what a killed run left
         return found
 
     def all_extractions(self) -> Iterator[tuple[str | None, dict[str, Extraction]]]:

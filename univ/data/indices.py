@@ -6,6 +6,7 @@ same, or has no header, or no row numbers, or neither.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def _read_column(path: Path, what: str, *, length: int | None = None) -> Tensor:
             raise InputError(
                 f"{what} {path}: row {number} is numbered {row[0][:100]!r}; a row is missing, or it is no {what}"
             )
-    return torch.tensor([int(row[-1]) for row in body], dtype=torch.int64)
+    return torch.tensor([int(row[-1].strip()) for row in body], dtype=torch.int64)
 
 
 def _write_column(path: Path | str, values: Tensor | np.ndarray) -> None:
@@ -120,12 +121,14 @@ def read_or_draw(path: Path | str, n: int, length: int, seed: int) -> Tensor:
         InputError: not an index file, or an index is not below `length`.
     """
     path = Path(path)
-    if path.exists():
-        indices = read_indices(path, length)
-        logger.info("{:,} image indices from {}", len(indices), path)
-        return indices
-    indices = draw_indices(min(n, length), length, seed)
-    write_indices(path, indices)
+    with contextlib.nullcontext() if path.exists() else files.locked(path, wait=True):  # all use what the first draws
+        if path.exists():
+            files.remove_orphans(path)
+            indices = read_indices(path, length)
+            logger.info("{:,} image indices from {}", len(indices), path)
+            return indices
+        indices = draw_indices(min(n, length), length, seed)
+        write_indices(path, indices)
     logger.info("{:,} of {:,} images drawn with seed {}, indices saved in {}", len(indices), length, seed, path)
     return indices
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from univ import runs
 from univ.data import Images
 from univ.data.images import EncodedImages, TensorImages, to_float
 from univ.errors import InputError
@@ -76,6 +77,7 @@ def _loader(
         batch_sampler=keys,
         collate_fn=_unchanged,
         num_workers=workers,
+        worker_init_fn=runs.die_with_parent,
         pin_memory=device.type == "cuda",
         persistent_workers=keep_workers and workers > 0,
         # the seeds of its workers, which draw nothing, would come from the global generator: that of dropout

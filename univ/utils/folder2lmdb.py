@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # univ, when it is not installed
 
-from univ import cli, files
+from univ import cli, files, runs
 from univ.data.images import EXTENSIONS, decode_pillow, read_image_file, why_not_decoded
 from univ.errors import InputError
 
@@ -251,7 +251,8 @@ def _read(paths: Sequence[str], verify: bool) -> list[tuple[bytes, str | None]]:
 
 
 def _start_reader() -> None:
-    """Leave Ctrl-C and SIGTERM to the main process, which stops its readers."""
+    """Leave Ctrl-C and SIGTERM to the main process, which stops its readers; end when it is killed."""
+    runs.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -125,12 +125,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
     target = args.out / files.file_name(f"{args.split}.lmdb", "--split")
-    if target.exists() and not args.overwrite:
-        raise InputError(f"{target} exists already: --overwrite replaces it, --out writes elsewhere")
-    source = ImageFolderLMDB(args.folder / f"{args.split}.lmdb")
-    if target.exists() and target.samefile(source.path):
-        raise InputError(f"--out {args.out} would replace the file that is read, {source.path}")
-    count, label_map = make_subset(source, args.out, args.split, quiet=args.quiet)
+    with files.locked(args.out, wait=True):  # both parts, which must number the classes alike
+        if target.exists() and not args.overwrite:
+            raise InputError(f"{target} exists already: --overwrite replaces it, --out writes elsewhere")
+        source = ImageFolderLMDB(args.folder / f"{args.split}.lmdb")
+        if target.exists() and target.samefile(source.path):
+            raise InputError(f"--out {args.out} would replace the file that is read, {source.path}")
+        count, label_map = make_subset(source, args.out, args.split, quiet=args.quiet)
     print(f"{count:,} images of {len(label_map)} classes ({target.stat().st_size / 1e9:.1f} GB) in {target}")
 
 

@@ -21,7 +21,7 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from univ import cli, files, probes, repfiles, results, runs
+from univ import cli, files, made, probes, repfiles, results, runs
 from univ.errors import InputError
 
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "probes": {name: files.file_hash(path) for run in found for name, path in run.checkpoints.items()},
         "reps": {name: repfiles.read_identity(run.reps) for run in found for name in run.checkpoints},
     }
-    if not args.overwrite and (status := results.check_csv(args.out, settings)):
+    if not args.overwrite and (status := made.check(args.out, settings)):
         logger.info(status.reason)
         return
 
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append((a, b, probes.agreement(preds[a].to(args.device), preds[b].to(args.device))))
     table = pd.DataFrame(rows, columns=results.PROBE_COLUMNS)
     record = {"probes": about, "arguments": vars(args), **runs.provenance()}
-    results.write_csv(args.out, table.to_csv(index=False), settings, record)
+    made.write_csv(args.out, table.to_csv(index=False), settings, record)
     different = table[[about[a]["arch"] != about[b]["arch"] for a, b, _ in rows]]["agreement"]
     mean = f", mean over different architectures {different.mean():.4f}" if len(different) else ""
     logger.info("{} pairs of {} probes{}, wrote {}", len(rows), len(preds), mean, args.out)

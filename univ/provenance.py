@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from univ import results
+from univ import made, results
 from univ.results import ResultFile
 
 
@@ -45,7 +45,7 @@ class Made:
     def read(cls, path: Path, root: Path) -> "Made":
         special = path.name in (results.SUBGROUPS_NAME, results.PROBES_NAME)
         record = results.read_record(path)
-        there = results.sidecar_path(path).is_file()
+        there = made.record_path(path).is_file()
         problem = "" if record else "does not fit its JSON (interrupted or edited)" if there else "no JSON beside it"
         return cls(path.relative_to(root), None if special else results.parse_path(path, root), record, problem)
 

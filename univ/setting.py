@@ -334,17 +334,16 @@ class Setting:
         if self.cache_dir is None:
             return {name: self.extract(name, source) for name in self.models}
         cache = RepCache(self.cache_dir, self.dataset, self.eps, self.inverted)
-        found, new = {}, False
+        found = {}
         for name in self.models:
             key = name if source is None else f"{source}/{name}"
             identity = self.identity(name, source)
             cached = cache.get(key, identity)
             if cached is None:
-                cached, new = self.extract(name, source), True
+                cached = self.extract(name, source)
                 cache.put(key, identity, cached)
             found[name] = cached
-        if new:
-            cache.finish()
+        cache.finish()  # also what a killed run left
         return found
 
     def all_extractions(self) -> Iterator[tuple[str | None, dict[str, Extraction]]]:

@@ -1,0 +1,192 @@
+"""Make a result, change something it was made from, run again: it is made anew, or refused in one line."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import rep
+import subgroup_sim
+from univ import made, results
+from univ.data import open_images
+from univ.data.inverted import save_inverted
+from univ.errors import InputError
+from univ.models import build_model, checkpoints
+
+ARCHS = ["vgg11", "resnet10"]
+QUIET = ["--quiet", "--device", "cpu", "--workers", "0"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working folder with two untrained networks of two radii, and pretended inverted images of one."""
+    monkeypatch.chdir(tmp_path)
+    pixels = torch.stack([open_images("digits")[i][0] for i in range(40)])
+    for number, (eps, arch) in enumerate((eps, arch) for eps in ("eps0", "eps1") for arch in ARCHS):
+        write_model(eps, arch, seed=number)
+        save_inverted(Path(f"data/digits/inverted/{arch}_{eps}.pt"), pixels.roll(number, 0))
+    return tmp_path
+
+
+def write_model(eps, arch, seed):
+    model = build_model(arch, "digits", seed=seed)
+    checkpoints.save_checkpoint(Path(f"data/cnns/digits/{eps}/{arch}.pt"), model, epoch=1)
+
+
+def fill_cache(eps, *more):
+    words = ["-d", "digits", "-m", "digits", "-o", eps, "--model-names", *ARCHS, "--cache-dir", "cache"]
+    rep.main([*words, "--no-comparisons", *QUIET, *more])
+
+
+# --- tables that grow -----------------------------------------------------------------------------------------------
+
+TABLE = Path("results/subgroups/digits/repsim_subgroups.csv")
+
+
+def subgroups(*more, eps=("eps0",)):
+    words = ["--cache-dir", "cache", "-d", "digits", "--eps", *eps, "--measures", "cka", *QUIET, *more]
+    subgroup_sim.main(words)
+    return pd.read_csv(TABLE)
+
+
+def test_rows_of_other_radii_images_and_procedures_stay(place, monkeypatch):
+    for eps in ("eps0", "eps1"):
+        fill_cache(eps)
+    fill_cache("eps0", "-i", "1")
+    first = subgroups()
+    both = subgroups(eps=["eps1"])
+    assert len(first) == 2 and sorted(both["eps"]) == [0, 0, 1, 1]
+    inverted = subgroups("--inv", "1")
+    assert inverted["input"].value_counts().to_dict() == {"standard": 4, "inverted": 4}
+    every = subgroups("--size-matched", eps=["eps0", "eps1"])
+    assert len(every) == 12
+    pd.testing.assert_frame_equal(every.iloc[:2], first)
+
+    # nothing is computed twice
+    monkeypatch.setattr(subgroup_sim.compare, "_subgroup_rows", None)
+    before = TABLE.read_bytes()
+    subgroups(eps=["eps0", "eps1"])
+    subgroups("--inv", "1")
+    subgroups("--size-matched")
+    assert TABLE.read_bytes() == before
+
+    # readers see one procedure for each kind of images, the one added last
+    table = results.load_subgroups(Path("results"))
+    assert set(table["input"]) == {"standard", "inverted"} and len(table) == 4 + 4
+    assert table.loc[table["input"] == "standard", "spread"].notna().any() == every["spread"].notna().any()
+
+
+def test_rows_of_a_changed_checkpoint_or_precision_are_computed_anew(place):
+    for eps in ("eps0", "eps1"):
+        fill_cache(eps)
+    before = subgroups(eps=["eps0", "eps1"])
+    write_model("eps0", "vgg11", seed=9)
+    fill_cache("eps0")
+    after = subgroups(eps=["eps0", "eps1"])
+    assert len(after) == len(before)
+    changed, kept = (table.set_index("eps")["score"].fillna(-1) for table in (after, before))
+    assert changed[1].tolist() == kept[1].tolist() and changed[0].tolist() != kept[0].tolist()
+    fill_cache("eps1", "--precision", "bf16")
+    precise = subgroups(eps=["eps1"])
+    assert len(precise) == len(before) and set(precise["made"]) != set(after["made"])
+
+
+@pytest.mark.parametrize("kind", ["output", "reps"])
+def test_a_cache_that_mixes_checkpoints_or_precisions_is_refused(place, kind):
+    fill_cache("eps0")
+    old = Path(f"cache/{kind}__digits_eps0_i0").read_bytes()
+    write_model("eps0", "vgg11", seed=9)
+    fill_cache("eps0")
+    Path(f"cache/{kind}__digits_eps0_i0").write_bytes(old)
+    with pytest.raises(InputError, match=r"representations and the outputs of vgg11 .* differ in checkpoint"):
+        subgroups()
+    Path("cache/output__digits_eps0_i0").unlink()
+    Path("cache/reps__digits_eps0_i0").unlink()
+    fill_cache("eps0")
+    fill_cache("eps0", "--precision", "bf16", "--model-names", "vgg11")
+    with pytest.raises(InputError, match=r"were made in .* --precision"):
+        subgroups()
+
+
+def test_a_table_with_one_record_for_all_rows_is_read_and_keeps_its_other_rows(place):
+    """As the program wrote it before rows had settings of their own: those do not name the checkpoints."""
+    fill_cache("eps0")
+    old = subgroups().drop(columns=["made", "input"])
+    old = pd.concat([old, old.assign(eps=3.0)])
+    procedure = {"function": "euc", "published": False, "size_matched": False, "seed": 0}
+    TABLE.with_suffix(".json").unlink()
+    made.write_csv(
+        TABLE, old.to_csv(index=False), {"dataset": "digits", "input": "standard", **procedure, "inputs": {}}
+    )
+    table = subgroups()
+    assert sorted(table["eps"]) == [0, 0, 3, 3] and table["made"].nunique() == 2
+    assert len(results.load_subgroups(TABLE)) == 4
+
+
+def test_published_rows_count_as_done_and_an_edited_table_is_not_thrown_away(place, monkeypatch):
+    fill_cache("eps0")
+    table = subgroups()
+    record = json.loads(TABLE.with_suffix(".json").read_text())
+    TABLE.with_suffix(".json").unlink()
+    table.drop(columns=["made", "input", "dataset"]).to_csv(TABLE, index=False)
+    before = TABLE.read_bytes()
+    subgroups()
+    assert TABLE.read_bytes() == before
+    TABLE.with_suffix(".json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"does not fit repsim_subgroups\.json"):
+        subgroups()
+
+
+def test_a_run_killed_between_json_and_csv_loses_no_row(place, monkeypatch):
+    for eps in ("eps0", "eps1"):
+        fill_cache(eps)
+    first = subgroups()
+
+    write_text = made.files.write_text
+
+    def killed_at_the_csv(path, text):
+        if path == TABLE:
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(made.files, "write_text", killed_at_the_csv)
+        subgroups(eps=["eps1"])
+    both = subgroups(eps=["eps1"])
+    assert sorted(both["eps"]) == [0, 0, 1, 1]
+    pd.testing.assert_frame_equal(both.iloc[:2], first)
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+def flip(path, share):
+    """Change one byte at this share of a file."""
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.99])
+def test_a_damaged_cache_is_refused_by_all_who_read_it(place, share):
+    fill_cache("eps0")
+    flip(Path("cache/reps__digits_eps0_i0"), share)
+    for command in (lambda: fill_cache("eps0"), subgroups):
+        with pytest.raises(InputError, match=r"reps__digits_eps0_i0 is damaged: .* checksum"):
+            command()
+
+
+def test_a_later_run_completes_the_cache_of_a_killed_one(place, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(rep.setting.RepCache, "finish", lambda self: None)
+        fill_cache("eps0")
+    assert not Path("cache/reps__digits_eps0_i0").exists()
+    assert len(subgroups()) == 2  # a reader finds the parts too
+    Path("cache/reps__digits_eps0_i0").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(rep.setting.RepCache, "finish", lambda self: None)
+        fill_cache("eps0")
+    fill_cache("eps0")
+    assert Path("cache/reps__digits_eps0_i0").exists() and not list(Path("cache").glob(".parts*"))

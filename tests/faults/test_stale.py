@@ -3,17 +3,25 @@
 import json
 from pathlib import Path
 
+import lmdb
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from image_files import KINDS, encoded_image, write_legacy_lmdb
 
 import rep
 import subgroup_sim
-from univ import made, results
+from univ import files, made, results
 from univ.data import open_images
-from univ.data.inverted import save_inverted
+from univ.data.imagenet import ImageFiles
+from univ.data.images import TensorImages
+from univ.data.inverted import open_inverted, save_inverted
+from univ.data.lmdb import ImageFolderLMDB
+from univ.data.selection import select
 from univ.errors import InputError
 from univ.models import build_model, checkpoints
+from univ.utils import folder2lmdb
 
 ARCHS = ["vgg11", "resnet10"]
 QUIET = ["--quiet", "--device", "cpu", "--workers", "0"]
@@ -38,6 +46,94 @@ def write_model(eps, arch, seed):
 def fill_cache(eps, *more):
     words = ["-d", "digits", "-m", "digits", "-o", eps, "--model-names", *ARCHS, "--cache-dir", "cache"]
     rep.main([*words, "--no-comparisons", *QUIET, *more])
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+N = 150
+ENCODED = [encoded_image(KINDS[i % len(KINDS)], seed=i, size=(9, 9)) for i in range(N)]
+LABELS = [i // 40 for i in range(N)]
+NOT_SAMPLED = 1  # of 150 images, 64 evenly spaced ones decided once
+
+
+def changed(values):
+    return [values[2] if i == NOT_SAMPLED else value for i, value in enumerate(values)]
+
+
+def stored_as_lmdb(folder, encoded, labels):
+    folder2lmdb.write_lmdb(folder / "x.lmdb", zip(encoded, labels), list("abcd"))
+    return lambda: ImageFolderLMDB(folder / "x.lmdb", name="x")
+
+
+def stored_as_old_lmdb(folder, encoded, labels):
+    (folder / "x.lmdb").unlink(missing_ok=True)
+    write_legacy_lmdb(folder / "x.lmdb", [([image], np.array(label)) for image, label in zip(encoded, labels)])
+    return lambda: ImageFolderLMDB(folder / "x.lmdb", name="x")
+
+
+def stored_as_files(folder, encoded, labels):
+    for number, image in enumerate(encoded):
+        (folder / f"{number:03d}.jpg").write_bytes(image)
+    (folder / "labels.csv").write_text("\n".join(map(str, labels)))
+    return lambda: ImageFiles(folder, folder / "labels.csv", name="x")
+
+
+def stored_inverted(folder, encoded, labels):
+    pixels = torch.stack([torch.full((3, 4, 4), len(image) / 10_000) for image in encoded])
+    save_inverted(folder / "x.pt", pixels)
+    return lambda: open_inverted(folder / "x.pt", torch.tensor(labels))
+
+
+def in_memory(folder, encoded, labels):
+    pixels = torch.tensor([len(image) for image in encoded]).to(torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+    return lambda: TensorImages(pixels, torch.tensor(labels), name="x")
+
+
+WAYS = [stored_as_lmdb, stored_as_old_lmdb, stored_as_files, stored_inverted, in_memory]
+
+
+@pytest.mark.parametrize("store", WAYS)
+def test_a_fingerprint_sees_every_image_and_every_label(tmp_path, store):
+    before = store(tmp_path, ENCODED, LABELS)().fingerprint
+    assert store(tmp_path, ENCODED, LABELS)().fingerprint == before
+    assert store(tmp_path, ENCODED, changed([5, 5, *LABELS[2:]]))().fingerprint != before
+    assert store(tmp_path, changed(ENCODED), LABELS)().fingerprint != before
+    assert store(tmp_path, ENCODED, LABELS)().fingerprint == before
+
+
+@pytest.mark.parametrize("store", WAYS[:4])
+def test_the_second_fingerprint_reads_no_image(tmp_path, store, monkeypatch):
+    images = store(tmp_path, ENCODED, LABELS)
+    monkeypatch.setattr(files.time, "time_ns", lambda clock=files.time.time_ns: clock() + 10**10)
+    before = images().fingerprint
+    for kind in (ImageFolderLMDB, ImageFiles):
+        monkeypatch.setattr(kind, "record", None)
+    monkeypatch.setattr(files, "file_hash", None)
+    assert images().fingerprint == before
+
+
+def test_an_lmdb_replaced_while_it_is_open_is_refused(tmp_path):
+    images = stored_as_lmdb(tmp_path, ENCODED, LABELS)()
+    assert len(images) == N
+    stored_as_lmdb(tmp_path, ENCODED[1:], LABELS[1:])
+    with pytest.raises(InputError, match="was replaced while it was in use"):
+        _ = images.fingerprint
+
+
+def test_labels_that_an_lmdb_holds_together_count_too(tmp_path):
+    images = stored_as_lmdb(tmp_path, ENCODED, LABELS)
+    before = images().fingerprint
+    environment = lmdb.open(str(tmp_path / "x.lmdb"), subdir=False)
+    with environment.begin(write=True) as transaction:
+        transaction.put(folder2lmdb.LABELS_KEY, folder2lmdb.encode_labels(changed(LABELS[::-1])))
+    environment.close()
+    assert images().fingerprint != before
+
+
+def test_selections_are_told_apart(tmp_path):
+    images = stored_as_lmdb(tmp_path, ENCODED, LABELS)()
+    chosen = [select(images, torch.tensor(rows)).fingerprint for rows in ([0, 1], [1, 0], [0, 2], [0, 1])]
+    assert len(set(chosen)) == 3 and chosen[0] == chosen[3]
 
 
 # --- tables that grow -----------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def open_inverted(path: Path | str, labels: Tensor | None = None) -> TensorImage
             low, high = (bound.item() for bound in chunk.aminmax())
             if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also false for nan
                 raise InputError(f"{path} holds pixels from {low:g} to {high:g}, expected floats in [0, 1]")
-    return TensorImages(pixels, labels, name=f"inverted/{path.stem}")
+    return TensorImages(pixels, labels, name=f"inverted/{path.stem}", path=path)
 
 
 def load_inverted(path: Path | str) -> Tensor:

@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
     path = args.results / results.SUBGROUPS_NAME
-    with files.locked(path, wait=True):
+    with files.locked(made.record_path(path), wait=True):  # whoever comes second finds the rows of the first
         add_rows(args, read_rows(path))
 
 

@@ -22,7 +22,7 @@ from loguru import logger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from univ import files, safeload
+from univ import files, made, safeload
 from univ.activations import head_input
 from univ.attacks import L2MomentumStep
 from univ.data.inverted import to_uint8
@@ -362,10 +362,10 @@ class Parts:
         self._lock = lock
         path = self.folder / "settings.json"
         found = json.loads(path.read_text()) if path.exists() else None
-        if found is not None and found != self._settings:
+        if found is not None and (differing := made.differences(found, self._settings)):
             if not discard:
                 raise InputError(
-                    f"{self.folder} holds part of a run with other settings ({differences(found, self._settings)}): "
+                    f"{self.folder} holds part of a run with other settings ({made.listed(differing)}): "
                     "repeat those, remove the folder, or give --overwrite"
                 )
             logger.info("{}: parts made with other settings are discarded", self.folder)
@@ -428,11 +428,15 @@ class Parts:
         assert whole is not None, "collect is called once all parts are there"
         return whole
 
-    def finish(self, inverted: Inverted) -> None:
-        """Write the finished file at once and remove the parts."""
-        whole = self.folder / "whole.tmp"  # in the folder, so that what a kill leaves of it goes with the folder
-        files.save_torch(whole, inverted.images)
-        whole.replace(self.output)
+    def finish(self, inverted: Inverted, describe: Callable[[str], None]) -> None:
+        """Write the finished file at once and remove the parts.
+
+        Args:
+            describe: called with the SHA-256 of the finished file before it is put in its place.
+        """
+        with files.atomic_path(self.output) as temporary:
+            files.save_torch(temporary, inverted.images)
+            describe(files.file_hash(temporary))
         shutil.rmtree(self.folder)
         self.close()
 
@@ -456,12 +460,6 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The entries in which two settings differ, in words."""
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    return ", ".join(f"{key} {found.get(key)!r} instead of {wanted.get(key)!r}" for key in keys)
 
 
 # --- report ---------------------------------------------------------------------------------------------------------

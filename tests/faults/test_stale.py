@@ -10,12 +10,14 @@ import pytest
 import torch
 from image_files import KINDS, encoded_image, write_legacy_lmdb
 
+import inversion
 import rep
 import subgroup_sim
 from univ import files, made, results
 from univ.data import open_images
 from univ.data.imagenet import ImageFiles
 from univ.data.images import TensorImages
+from univ.data.indices import read_indices, write_indices
 from univ.data.inverted import open_inverted, save_inverted
 from univ.data.lmdb import ImageFolderLMDB
 from univ.data.selection import select
@@ -253,6 +255,93 @@ def test_a_run_killed_between_json_and_csv_loses_no_row(place, monkeypatch):
     both = subgroups(eps=["eps1"])
     assert sorted(both["eps"]) == [0, 0, 1, 1]
     pd.testing.assert_frame_equal(both.iloc[:2], first)
+
+
+# --- inverted images ------------------------------------------------------------------------------------------------
+
+INVERTED = Path("inverted")
+
+
+def invert(*more, arch="vgg11", eps="eps0"):
+    words = ["-d", "digits", "-m", arch, "-e", eps, "--model-dir", f"data/cnns/digits/{eps}", "-i", str(INVERTED)]
+    inversion.main([*words, "-n", "70", "--iterations", "1", "--step-size", "1", *QUIET, *more])
+
+
+def compare_inverted(*more, folder=INVERTED):
+    words = ["-d", "digits", "-m", "digits", "-o", "eps0", "--model-names", *ARCHS, "-i", "1", "-r", "cka"]
+    rep.main([*words, "--inverted-imgs-dir", str(folder), *QUIET, *more])
+    return pd.read_csv("results/cka/inverted/10000/digits/cka_eps0_0.csv", index_col=0)
+
+
+def other_checkpoint():
+    write_model("eps0", "vgg11", seed=9)
+
+
+def other_targets():
+    path = INVERTED / "target_indices.csv"
+    targets = read_indices(path)
+    path.unlink()
+    write_indices(path, targets.roll(1))
+
+
+def other_images():
+    flip(INVERTED / "vgg11_eps0.pt", 0.5)
+
+
+def other_report():
+    report = INVERTED / "vgg11_eps0.csv"
+    lines = report.read_text().splitlines(keepends=True)
+    report.write_text("".join([lines[0], lines[2], *lines[2:]]))
+
+
+def images_of_another_file():
+    for suffix in ("pt", "csv", "json"):
+        (INVERTED / f"vgg11_eps0.{suffix}").write_bytes((INVERTED / f"resnet10_eps0.{suffix}").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "inverting", "comparing"),
+    [
+        (other_checkpoint, "made otherwise .checkpoint was .*--overwrite", "made through another checkpoint"),
+        (other_targets, "made otherwise .indices was .*--overwrite", None),
+        (other_images, "is not the file that vgg11_eps0.json describes", "is not the file that .* describes"),
+        (other_report, "is not the file that vgg11_eps0.json describes", "is not the file that .* describes"),
+        (images_of_another_file, "made otherwise .*arch was resnet10, now vgg11", "made through another checkpoint"),
+    ],
+)
+def test_inverted_images_of_something_else_are_refused(place, change, inverting, comparing):
+    for arch in ARCHS:
+        invert(arch=arch)
+    invert()  # nothing to do
+    compare_inverted()
+    change()
+    with pytest.raises(InputError, match=inverting):
+        invert()
+    if comparing is not None:
+        with pytest.raises(InputError, match=comparing):
+            compare_inverted()
+    invert("--overwrite")
+    compare_inverted()
+
+
+def test_index_files_that_do_not_belong_to_published_images_are_refused(place):
+    invert()
+    (INVERTED / "vgg11_eps0.json").unlink()
+    invert("--iterations", "3")  # nobody knows how they were made
+    other_targets()
+    with pytest.raises(InputError, match=r"target_indices.csv holds other indices than .*vgg11_eps0.csv"):
+        invert()
+
+
+def test_inverted_images_replaced_between_evenly_spaced_ones_are_compared_anew(place):
+    folder = Path("data/digits/inverted")
+    pixels = torch.rand(N, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    save_inverted(folder / "vgg11_eps0.pt", pixels)
+    before = compare_inverted(folder=folder)
+    pixels[NOT_SAMPLED] = 0
+    save_inverted(folder / "vgg11_eps0.pt", pixels)
+    after = compare_inverted(folder=folder)
+    assert after["vgg11"].tolist() != before["vgg11"].tolist()
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------

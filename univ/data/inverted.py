@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +43,27 @@ def find_inverted(folder: Path | str, model: str, eps: str) -> Path:
         ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)) or "no .pt or .npy files"
     )
     raise FileNotFoundError(f"no inverted images {candidates[0].name} in {folder}; it holds {found}")
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """The JSON that inversion.py wrote beside a file of inverted images; empty where there is none.
+
+    Raises:
+        InputError: it is damaged, or describes other images, or another report, than lie beside it.
+    """
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return {}
+    try:
+        record = json.loads(files.read_text(beside))
+    except ValueError as error:
+        raise InputError(f"{beside} is damaged: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise InputError(f"{beside} does not say how {path.name} was made")
+    for file, key in ((path, "images_sha256"), (path.with_suffix(".csv"), "csv_sha256")):
+        if key in record and file.is_file() and files.content_hash([file]) != record[key]:
+            raise InputError(f"{file} is not the file that {beside.name} describes: restore it, or invert anew")
+    return record
 
 
 def _read(path: Path) -> Tensor:

@@ -86,6 +86,23 @@ def find_reps(args: argparse.Namespace, start: Path, checkpoint: Path) -> Path:
     )
 
 
+def same_model(name: str, saved: dict[str, Any], reps: Path) -> None:
+    """Refuse representations of another model than a probe was trained on, as far as either is known.
+
+    Raises:
+        InputError: names what differs.
+    """
+    trained_on, there = saved | (saved.get("made_from") or {}), repfiles.read_identity(reps)
+    known = [key for key in repfiles.MODEL if trained_on.get(key) and there.get(key)]
+    if differing := made.differences({key: trained_on[key] for key in known}, {key: there[key] for key in known}):
+        raise InputError(
+            f"{reps} is of another model than the probe {name} was trained on ({made.listed(differing)}): "
+            "train the probe again, or see --cache-dir"
+        )
+    if "checkpoint" not in known:
+        logger.info("{}: nobody knows whether {} is of the model that the probe was trained on", name, reps)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
@@ -93,7 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {
         "split": args.split,
         "probes": {name: files.file_hash(path) for run in found for name, path in run.checkpoints.items()},
-        "reps": {name: repfiles.read_identity(run.reps) for run in found for name in run.checkpoints},
+        "reps": {
+            name: {**repfiles.read_identity(run.reps), "sha256": files.content_hash([run.reps])}
+            for run in found
+            for name in run.checkpoints
+        },
     }
     if not args.overwrite and (status := made.check(args.out, settings)):
         logger.info(status.reason)
@@ -112,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             seen.add(digest)
         if not loaded:
             continue
+        for name, (_, saved) in loaded.items():
+            same_model(name, saved, run.reps)
         reps = repfiles.open_reps(run.reps)
         of_run = probes.predictions([probe for probe, _ in loaded.values()], reps, device=args.device)
         for (name, (probe, saved)), classes in zip(loaded.items(), of_run):

@@ -21,7 +21,7 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from univ import cli, files, probes, repfiles, results, runs
+from univ import cli, files, made, probes, repfiles, results, runs
 from univ.errors import InputError
 
 
@@ -91,6 +91,23 @@ def find_reps(args: argparse.Namespace, start: Path, checkpoint: Path) -> Path:
     )
 
 
+def same_model(name: str, saved: dict[str, Any], reps: Path) -> None:
+    """Refuse representations of another model than a probe was trained on, as far as either is known.
+
+    Raises:
+        InputError: names what differs.
+    """
+    trained_on, there = saved | (saved.get("made_from") or {}), repfiles.read_identity(reps)
+    known = [key for key in repfiles.MODEL if trained_on.get(key) and there.get(key)]
+    if differing := made.differences({key: trained_on[key] for key in known}, {key: there[key] for key in known}):
+        raise InputError(
+            f"{reps} is of another model than the probe {name} was trained on ({made.listed(differing)}): "
+            "train the probe again, or see --cache-dir"
+        )
+    if "checkpoint" not in known:
+        logger.info("{}: nobody knows whether {} is of the model that the probe was trained on", name, reps)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
@@ -98,9 +115,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {
         "split": args.split,
         "probes": {name: files.file_hash(path) for run in found for name, path in run.checkpoints.items()},
-        "reps": {name: repfiles.read_identity(run.reps) for run in found for name in run.checkpoints},
+        "reps": {
+            name: {**repfiles.read_identity(run.reps), "sha256": files.content_hash([run.reps])}
+            for run in found
+            for name in run.checkpoints
+        },
     }
-    if not args.overwrite and (status := results.check_csv(args.out, settings)):
+    if not args.overwrite and (status := made.check(args.out, settings)):
         logger.info(status.reason)
         return
 
@@ -117,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             seen.add(digest)
         if not loaded:
             continue
+        for name, (_, saved) in loaded.items():
+            same_model(name, saved, run.reps)
         reps = repfiles.open_reps(run.reps)
         of_run = probes.predictions([probe for probe, _ in loaded.values()], reps, device=args.device)
         for (name, (probe, saved)), classes in zip(loaded.items(), of_run):
@@ -142,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append((a, b, probes.agreement(preds[a].to(args.device), preds[b].to(args.device))))
     table = pd.DataFrame(rows, columns=results.PROBE_COLUMNS)
     record = {"probes": about, "arguments": vars(args), **runs.provenance()}
-    results.write_csv(args.out, table.to_csv(index=False), settings, record)
+    made.write_csv(args.out, table.to_csv(index=False), settings, record)
     different = table[[about[a]["arch"] != about[b]["arch"] for a, b, _ in rows]]["agreement"]
     mean = f", mean over different architectures {different.mean():.4f}" if len(different) else ""
     logger.info("{} pairs of {} probes{}, wrote {}", len(rows), len(preds), mean, args.out)

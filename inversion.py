@@ -25,13 +25,15 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from univ import cli, files, inversion, runs, schemas
+from univ import cli, files, inversion, made, runs
 from univ.data import DATASETS, TRAINABLE, Images, find_dataset, indices, open_images
 from univ.data.images import to_float
+from univ.data.inverted import read_origin
 from univ.data.loaders import batches, stream
 from univ.eps import EPS
 from univ.errors import InputError
 from univ.models import file_stem, find_arch, find_checkpoint, load_model
+from univ.setting import read_report
 
 EVERY_IMAGE = ("cifar10", "digits")  # without index files all test images are targets
 SHEET_COLUMNS = 8
@@ -171,9 +173,10 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
         spec = find_arch(arch, args.pretrain_dataset)
         output = args.inverted_imgs_path / f"{file_stem(arch)}_{eps}.pt"
         files.destination(output)
-        if output.exists() and not args.overwrite:
+        if output.exists() and not args.overwrite and not output.with_suffix(".json").exists():
             inversion.remove_left(output)
-            logger.info("{} exists: nothing to do{} (--overwrite replaces it)", output, remarks(output, procedure))
+            same_targets(args, output)
+            logger.warning("{} exists without a JSON: taken as done, with settings that are unknown", output)
             continue
         folder = args.model_dir or Path("data/cnns") / args.pretrain_dataset / eps
         checkpoint = find_checkpoint(folder, arch, args.pretrain_dataset)
@@ -184,12 +187,16 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
             **procedure,
             "arch": arch,
             "pretrain_dataset": args.pretrain_dataset,
-            "checkpoint": files.file_hash(checkpoint),
+            "checkpoint": files.content_hash([checkpoint]),
             "images": images.fingerprint,
             "indices": hashlib.sha256(torch.stack([targets, seeds]).numpy().tobytes()).hexdigest(),
         }
         if args.init == "noise":
             settings["random_state"] = args.random_state
+        if output.exists() and not args.overwrite:
+            made_as_asked(output, settings)
+            logger.info("{} exists: nothing to do{} (--overwrite replaces it)", output, remark(output))
+            continue
         job = Job(arch, eps, checkpoint, output, size, targets, seeds, settings, missing=[])
         parts = job.parts()
         stack.callback(parts.close)
@@ -199,15 +206,42 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
     return jobs
 
 
-def remarks(output: Path, procedure: dict[str, Any]) -> str:
-    """What to know about an existing file: other settings than those asked for, an unfinished replacement."""
-    record = output.with_suffix(".json")
-    made = schemas.read_json(record, schemas.InversionRecord).settings if record.exists() else procedure
-    found = {key: made.get(key) for key in procedure}
-    remark = "" if found == procedure else f", though made with {inversion.differences(found, procedure)}"
-    if inversion.parts_folder(output).exists():
-        remark += ", though a run that was to replace it is unfinished"
-    return remark
+def made_as_asked(output: Path, settings: dict[str, Any]) -> None:
+    """Refuse an existing file that is not what is asked for.
+
+    Raises:
+        InputError: it was made with other settings, or is not the file that its JSON describes.
+    """
+    record = read_origin(output)
+    if differing := made.differences(record.get("settings", {}), settings):
+        raise InputError(f"{output} was made otherwise ({made.listed(differing)}): --overwrite replaces it")
+
+
+def same_targets(args: argparse.Namespace, output: Path) -> None:
+    """Refuse index files other than those in the report beside published images, where there are both.
+
+    Raises:
+        InputError: names the files.
+    """
+    report, (target_path, seed_path) = output.with_suffix(".csv"), index_paths(args)
+    for path, column in ((target_path, "target_index"), (seed_path, "seed_index")):
+        if report.exists() and path.exists() and not read_report(report, column).equal(indices.read_indices(path)):
+            raise InputError(f"{path} holds other indices than {report}, column {column}: --overwrite inverts anew")
+
+
+def remark(output: Path) -> str:
+    """What to know about an existing file: that its replacement is unfinished."""
+    unfinished = inversion.parts_folder(output).exists()
+    return ", though a run that was to replace it is unfinished" if unfinished else ""
+
+
+def index_paths(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The index files of targets and seeds, named or at their usual place."""
+    folder = args.inverted_imgs_path
+    return (
+        args.target_indices_path or folder / "target_indices.csv",
+        args.seed_indices_path or folder / "seed_indices.csv",
+    )
 
 
 def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
@@ -217,8 +251,7 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
         InputError: no files and nothing to draw, files of different length, or files that hold other indices than
             those to be drawn.
     """
-    target_path = args.target_indices_path or args.inverted_imgs_path / "target_indices.csv"
-    seed_path = args.seed_indices_path or args.inverted_imgs_path / "seed_indices.csv"
+    target_path, seed_path = index_paths(args)
     there = [path.exists() for path in (target_path, seed_path)]
     named = args.target_indices_path is not None or args.seed_indices_path is not None
     if args.num_imgs_to_invert > 0 and (args.upper_bound_idx > 0 or not all(there)):
@@ -326,9 +359,8 @@ def assemble(args: argparse.Namespace, job: Job, parts: inversion.Parts) -> dict
     images = images_of(args, job.input_size)
     final = inverted.final_distance
     distance = {"min": final.min().item(), "median": final.median().item(), "max": final.max().item()}
-    files.write_text(
-        job.output.with_suffix(".csv"), inversion.report(job.targets, job.seeds, labels_of(images), inverted)
-    )
+    report = inversion.report(job.targets, job.seeds, labels_of(images), inverted)
+    files.write_text(job.output.with_suffix(".csv"), report)
 
     chosen = final.argsort()[torch.linspace(0, len(final) - 1, min(SHEET_COLUMNS, len(final))).round().long()]
     pixels = [
@@ -344,8 +376,12 @@ def assemble(args: argparse.Namespace, job: Job, parts: inversion.Parts) -> dict
         sheet.save(temporary, format="PNG")
 
     record = {"settings": job.settings, "distance": distance, "arguments": vars(args), **runs.provenance()}
-    files.write_json(job.output.with_suffix(".json"), record)
-    parts.finish(inverted)  # last: where the images are, the rest is too
+    record["csv_sha256"] = hashlib.sha256(report.encode()).hexdigest()
+
+    def describe(sha256: str) -> None:
+        files.write_json(job.output.with_suffix(".json"), {**record, "images_sha256": sha256})
+
+    parts.finish(inverted, describe)  # last: where the images are, the rest is too
     return distance
 
 

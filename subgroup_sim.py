@@ -4,12 +4,15 @@
     python rep.py -d imagenet100 -m imagenet100 -o eps3 --cache-dir cache --no-comparisons
     python subgroup_sim.py --cache-dir cache --dataset imagenet100 --eps eps0 eps3
 
-Reads what rep.py or func.py cached and writes one long table, results/subgroups/<dataset>/repsim_subgroups.csv, after
-each measure; what is in it already is not computed again. A group too small for a measure has an empty score.
+Reads what rep.py or func.py cached and adds to one long table, results/subgroups/<dataset>/repsim_subgroups.csv, after
+each measure. The JSON beside it says how each row was made (column made): what is in it already is not computed again,
+rows of other radii, images or procedures stay. A group too small for a measure has an empty score.
 """
 
 import argparse
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,14 @@ import pandas as pd
 from loguru import logger
 from torch import Tensor
 
-from univ import cli, compare, results, runs
-from univ.cache import Cached, read_cache
+from univ import cli, compare, files, made, results, runs, schemas
+from univ.cache import Cached, read_cache, require_same
 from univ.data import DATASETS
 from univ.eps import EPS, eps_value
 from univ.errors import InputError
 
 MEASURES = ("cka", "proc", "rtd", "jacc")
+PROCEDURE = ("function", "published", "size_matched", "seed")  # flags that decide the numbers
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,7 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--size-matched", action="store_true", help="cut both groups to the size of the smaller one, 10 times at random"
     )
-    add("--overwrite", action="store_true", help="compute anew what is there already")
+    add("--overwrite", action="store_true", help="compute these rows anew where they are there already")
     cli.add_common_arguments(parser)
     args = parser.parse_args(argv)
     if args.results is None:
@@ -55,12 +59,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def same_images(reps: Cached, outputs: Cached, names: Sequence[str]) -> None:
-    """Refuse representations and outputs of different images."""
-    first = reps.inputs[names[0]]
+def same_origin(reps: Cached, outputs: Cached, names: Sequence[str]) -> None:
+    """Refuse representations and outputs of different images or precisions, or a model's of different checkpoints.
+
+    Raises:
+        InputError: names them, and what differs.
+    """
+    first = reps.identities[names[0]]
     for name in names:
-        first.require_same(reps.inputs[name], f"the representations of {names[0]} and {name}")
-        first.require_same(outputs.inputs[name], f"the representations of {names[0]} and the outputs of {name}")
+        mine = reps.identities[name]
+        if name not in outputs.identities:
+            raise InputError(f"the cache holds the representations of {name}, but not its outputs: run rep.py again")
+        require_same(mine, outputs.identities[name], f"the representations and the outputs of {name}")
+        require_same(first.inputs, mine.inputs, f"the representations of {names[0]} and {name}")
+        if first.precision != mine.precision:
+            raise InputError(
+                f"the representations of {names[0]} and {name} were made in {first.precision} and {mine.precision}: "
+                "run rep.py again with one --precision"
+            )
 
 
 def sets_of_models(keys: Sequence[str], models: Sequence[str] | None, eps: str) -> list[list[str]]:
@@ -80,54 +96,66 @@ def sets_of_models(keys: Sequence[str], models: Sequence[str] | None, eps: str) 
     return [[f"{source}/{source}", f"{source}/{other}"] for source in names for other in names if other != source]
 
 
-def read_done(path: Path, settings: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows of an earlier run with the same settings; empty if there is none."""
-    status = results.check_csv(path, settings)
-    if not status:
-        if path.exists():
-            logger.info("computing anew: {}", status.reason)
-        return pd.DataFrame(columns=[*compare.SUBGROUP_COLUMNS, "eps", "dataset"])
-    return pd.read_csv(path, dtype={"eps": str})
+def read_rows(path: Path) -> made.Rows:
+    """The rows that are there. Those of a table with one JSON for all rows get an entry each by radius."""
+    if path.is_file():
+        schemas.read_table(path, schemas.SubgroupRow)  # says what is wrong with a damaged or foreign one
+    rows = made.Rows.read(path)
+    of_all = results.read_record(path).get("settings", {})
+    if not rows.settings and of_all and not rows.table.empty:
+        for eps, group in rows.table.groupby("eps"):
+            settings = {**{key: of_all.get(key) for key in ("dataset", "input", *PROCEDURE)}, "eps": eps}
+            rows.settings[made.Rows.entry(settings)] = settings
+            rows.table.loc[group.index, made.ROW_COLUMN] = made.Rows.entry(settings)
+    if "input" not in rows.table and not rows.table.empty:
+        rows.table["input"] = of_all.get("input", "inverted" if path.parent.name == "inverted" else "standard")
+    return rows
+
+
+def without_models(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a row from others of the same models and measure."""
+    return {key: value for key, value in settings.items() if key != "models"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
     path = args.results / results.SUBGROUPS_NAME
-    caches = {
-        eps: tuple(
-            read_cache(args.cache_dir, kind, args.dataset, eps, inverted=bool(args.inv)) for kind in ("reps", "output")
-        )
-        for eps in args.eps
-    }
-    settings = {
+    with files.locked(made.record_path(path), wait=True):  # whoever comes second finds the rows of the first
+        add_rows(args, read_rows(path))
+
+
+def add_rows(args: argparse.Namespace, rows: made.Rows) -> None:
+    """Compute what is not there yet, and add it to the table after each measure."""
+    common = {
         "dataset": args.dataset,
         "input": "inverted" if args.inv else "standard",
-        "function": args.function,
-        "published": args.published,
-        "size_matched": args.size_matched,
-        "seed": args.seed,
-        "inputs": {eps: {key: vars(found) for key, found in reps.inputs.items()} for eps, (reps, _) in caches.items()},
+        **{name: getattr(args, name) for name in PROCEDURE},
     }
     record = {"arguments": vars(args), **runs.provenance()}
-    table = read_done(path, settings)
-    if args.overwrite:
-        table = table.iloc[:0]
-
-    for eps, (reps, outputs) in caches.items():
+    for eps in args.eps:
+        reps, outputs = (
+            read_cache(args.cache_dir, kind, args.dataset, eps, inverted=bool(args.inv)) for kind in ("reps", "output")
+        )
+        about = {**common, "eps": str(eps_value(eps))}
         for keys in sets_of_models(list(reps.tensors), args.models, eps):
-            same_images(reps, outputs, keys)
+            same_origin(reps, outputs, keys)
             names = [key.rpartition("/")[2] for key in keys]
             tensors = dict(zip(names, (reps.tensors[key] for key in keys)))
             preds = dict(zip(names, (_predictions(outputs.tensors[key]) for key in keys)))
-            here = table[table["eps"] == str(eps_value(eps))]
+            identities = dict(zip(names, (asdict(reps.identities[key]) for key in keys)))
 
-            def save(rows: pd.DataFrame, eps: str = eps) -> None:
-                nonlocal table
-                rows = rows.assign(eps=str(eps_value(eps)), dataset=args.dataset)
-                table = rows if table.empty else pd.concat([table, rows], ignore_index=True)
-                results.write_csv(path, table.to_csv(index=False), settings, record)
+            def settings_of(model1: str, model2: str, about=about, identities=identities) -> dict[str, Any]:
+                return {**about, "models": {name: identities[name] for name in (model1, model2)}}
 
+            def save(new: pd.DataFrame, about=about, settings_of=settings_of) -> None:
+                settings = [settings_of(*pair) for pair in zip(new["model1"], new["model2"])]
+                remove_replaced(rows, new, about)
+                rows.add(new.assign(**{name: about[name] for name in ("eps", "dataset", "input")}), settings)
+                rows.write(common, record)
+
+            pairs = itertools.combinations(names, 2)
+            done = set() if args.overwrite else done_already(rows, {pair: settings_of(*pair) for pair in pairs}, about)
             compare.subgroups(
                 tensors,
                 preds,
@@ -138,14 +166,48 @@ def main(argv: Sequence[str] | None = None) -> None:
                 seed=args.seed,
                 workers=args.workers or None,
                 device=args.device,
-                done=set(here[["metric", "model1", "model2"]].itertuples(index=False, name=None)),
+                done=done,
                 on_result=save,
                 quiet=args.quiet,
             )
-    empty = int(table["score"].isna().sum())
-    if empty:
-        logger.warning("{} of {} scores are empty: the group is too small for the measure", empty, len(table))
-    logger.info("{} holds {} scores", path, len(table))
+    if empty := int(rows.table["score"].isna().sum()):
+        logger.warning("{} of {} scores are empty: the group is too small for the measure", empty, len(rows.table))
+    logger.info("{} holds {} scores", rows.path, len(rows.table))
+
+
+def done_already(
+    rows: made.Rows, wanted: Mapping[tuple[str, str], Mapping[str, Any]], about: Mapping[str, Any]
+) -> set[tuple[str, str, str]]:
+    """(metric, model1, model2) of the rows that were made with the settings wanted for their pair.
+
+    So count rows that nobody knows the settings of, as published ones are. Says of the others what differs.
+    """
+    done, differing = set(), {}
+    for row in rows.table.itertuples(index=False) if not rows.table.empty else ():
+        settings = wanted.get((row.model1, row.model2))
+        if settings is None or (row.eps, row.input) != (about["eps"], about["input"]):
+            continue
+        found = rows.settings.get(getattr(row, made.ROW_COLUMN))
+        if found is None or made.Rows.entry(settings) == getattr(row, made.ROW_COLUMN):
+            done.add((row.metric, row.model1, row.model2))
+        elif without_models(found) == without_models(settings):
+            differing[row.model1, row.model2] = made.differences(found, settings)
+    for (model1, model2), words in differing.items():
+        logger.info("{} and {} are computed anew: {}", model1, model2, made.listed(words))
+    return done
+
+
+def remove_replaced(rows: made.Rows, new: pd.DataFrame, about: Mapping[str, Any]) -> None:
+    """Drop the rows that new ones of the same measure, pair and procedure replace."""
+    if rows.table.empty:
+        return
+    fresh = set(new[["metric", "model1", "model2"]].itertuples(index=False, name=None))
+    same = {entry for entry, settings in rows.settings.items() if without_models(settings) == dict(about)}
+    table = rows.table
+    keys = table[["metric", "model1", "model2"]].itertuples(index=False, name=None)
+    unknown = table[made.ROW_COLUMN].isna() & (table["eps"] == about["eps"]) & (table["input"] == about["input"])
+    replaced = (table[made.ROW_COLUMN].isin(same) | unknown) & pd.Series([key in fresh for key in keys], table.index)
+    rows.table = table[~replaced].reset_index(drop=True)
 
 
 def _predictions(logits: Tensor) -> Tensor:

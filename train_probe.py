@@ -182,7 +182,7 @@ def same_model(train_path: Path, val_path: Path) -> None:
         InputError: names what differs.
     """
     train, val = repfiles.read_identity(train_path), repfiles.read_identity(val_path)
-    for key in ("arch", "node", "checkpoint"):
+    for key in repfiles.MODEL:
         if train.get(key) and val.get(key) and train[key] != val[key]:
             raise InputError(f"{train_path} and {val_path} differ in their {key}: {train[key]} and {val[key]}")
 
@@ -215,6 +215,7 @@ def train(args: argparse.Namespace, extractor: Extractor) -> None:
         "node": identity.get("node"),
         "num_classes": num_classes,
         "run": args.run_name,
+        "made_from": {key: identity[key] for key in repfiles.MODEL if key in identity},
         "reps": {"train": str(train_path), "val": str(val_path)},
     }
     folder = start_folder(args.runs / args.run_name)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from univ import results
+from univ import made, results
 from univ.data import open_images
 from univ.data.inverted import save_inverted
 from univ.eps import eps_value
@@ -72,7 +72,7 @@ def write_subgroups(root: Path, dataset: str = "digits", models: Sequence[str] =
     rows[0]["score"] = None
     path = root / "subgroups" / dataset / "standard" / results.SUBGROUPS_NAME
     table = pd.DataFrame(rows)[results.SUBGROUP_COLUMNS]
-    results.write_csv(path, table.to_csv(index=False), {"dataset": dataset})
+    made.write_csv(path, table.to_csv(index=False), {"dataset": dataset})
 
 
 def write_probe_agreement(
@@ -88,7 +88,7 @@ def write_probe_agreement(
     agreement = np.random.default_rng(0).uniform(0.9, 0.99, len(pairs))
     table = pd.DataFrame([(*pair, share) for pair, share in zip(pairs, agreement)], columns=results.PROBE_COLUMNS)
     path = root / "probing" / results.PROBES_NAME
-    results.write_csv(path, table.to_csv(index=False), {}, {"probes": about})
+    made.write_csv(path, table.to_csv(index=False), {}, {"probes": about})
 
 
 def write_inversions(

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from univ import cache
 from univ.activations import Extraction
-from univ.cache import Identity, Inputs, RepCache, hash_indices, read_cache
+from univ.cache import Identity, Inputs, RepCache, hash_indices, read_cache, require_same
 from univ.errors import InputError
 
 INPUTS = Inputs("digits", "f00d", "as is", "1234", 5)
@@ -61,13 +61,13 @@ def test_finishing_keeps_the_other_models(tmp_path, extraction):
     found = read_cache(tmp_path, "output", "digits", "eps1", inverted=True)
     assert set(found.tensors) == {"vgg11/vgg11", "vgg11/resnet10"}
     assert all(torch.equal(tensor, extraction.logits) for tensor in found.tensors.values())
-    assert found.inputs["vgg11/resnet10"] == INPUTS
+    assert found.identities["vgg11/resnet10"] == IDENTITY
 
 
 def test_different_inputs_are_not_compared():
-    INPUTS.require_same(INPUTS, "a and b")
+    require_same(INPUTS, INPUTS, "a and b")
     with pytest.raises(InputError, match=r"a and b .* differ in fingerprint \(f00d and beef\), n \(5 and 6\)"):
-        INPUTS.require_same(replace(INPUTS, fingerprint="beef", n=6), "a and b")
+        require_same(INPUTS, replace(INPUTS, fingerprint="beef", n=6), "a and b")
 
 
 def test_damaged_and_missing_caches_are_named(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from univ import data
-from univ.data.images import TensorImages, resize_and_crop, sample_positions
+from univ.data.images import TensorImages, resize_and_crop
 from univ.data.loaders import TrainingBatches, batches, stream
 from univ.errors import InputError
 
@@ -116,12 +116,6 @@ def test_fingerprint_tells_part_size_and_content_apart():
     relabelled = TensorImages(images.pixels, images.labels.roll(1), name=images.name)
     changed = TensorImages(images.pixels.clone().index_fill_(0, torch.tensor([0]), 7), images.labels, name=images.name)
     assert len({images.fingerprint, relabelled.fingerprint, changed.fingerprint} | others) == 5
-
-
-def test_sample_positions():
-    assert sample_positions(3) == [0, 1, 2]
-    positions = sample_positions(1_000_003)
-    assert len(positions) == 64 and positions[0] == 0 and positions[-1] == 1_000_002
 
 
 @pytest.mark.parametrize(("resize", "crop"), [(255, 224), (32, 32), (29, 20)])

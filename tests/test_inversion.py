@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scripts.benchmarks.inversion import pictures, published_inversion, trained_statistics
-from univ import attacks, cli, inversion
+from univ import attacks, cli, files, inversion
 from univ.data import open_training
 from univ.data.loaders import stream
 from univ.errors import InputError
@@ -413,7 +413,9 @@ def test_parts_come_together_whatever_their_order_and_size(parts):
     parts.wait()
     whole = parts.collect()
     assert whole.best_iteration.tolist() == list(range(10))
-    parts.finish(whole)
+    said = []
+    parts.finish(whole, said.append)
+    assert said == [files.file_hash(parts.output)]
     assert torch.equal(torch.load(parts.output, weights_only=True), some(0, 10).images)
     assert not parts.folder.exists()
 
@@ -428,7 +430,7 @@ def test_parts_keep_eight_bits_where_asked(tmp_path):
     parts.open()
     parts.save(0, some(0, 3))
     whole = parts.collect()
-    parts.finish(whole)
+    parts.finish(whole, lambda sha256: None)
     stored = torch.load(parts.output, weights_only=True)
     assert stored.dtype == torch.uint8 and stored[:, 0, 0, 0].tolist() == [0, 1, 2]
 
@@ -437,7 +439,7 @@ def test_parts_of_other_settings_are_not_mixed(parts):
     parts.save(0, some(0, 4))
     parts.close()
     other = Parts(parts.output, {"iterations": 5}, count=10)
-    with pytest.raises(InputError, match="iterations 3 instead of 5"):
+    with pytest.raises(InputError, match="iterations was 3, now 5"):
         other.open()
     other.close()
     assert parts.missing(10) == [range(4, 10)]  # still there
@@ -492,7 +494,3 @@ def test_contact_sheet_shows_the_images_in_their_places():
     assert sheet.getpixel((76 + 10, 20 + 10)) == (255, 0, 0)
     assert sheet.getpixel((76 + 10, 20 + 24 + 10)) == (0, 0, 0)
     assert sheet.getpixel((76 + 24 + 10, 20 + 24 + 10)) == (0, 0, 255)
-
-
-def test_differences_names_only_what_differs():
-    assert inversion.differences({"a": 1, "b": None}, {"a": 2, "b": None}) == "a 1 instead of 2"

@@ -17,7 +17,7 @@ import pytest
 from html_page import assert_sound, parse
 from synthetic_results import DIGITS_MODELS, write_inversions, write_probe_agreement, write_scores, write_subgroups
 
-from univ import figure_data, provenance, report, results
+from univ import figure_data, made, provenance, report, results
 from univ.errors import InputError
 from univ.plots import Sources
 from univ.results import ResultFile
@@ -58,7 +58,7 @@ def sources(tmp_path_factory):
     results.write(found, ResultFile("kappa", **about), matrix([[1, 0.5], [0.5, 1]], "ab"), settings, record)
     damaged = results.write(found, ResultFile("churn", **about), matrix([[0, 0.5], [0.5, 0]], "ab"), {})
     damaged.write_text(damaged.read_text().replace("0.5", "0.6"))
-    results.sidecar_path(ResultFile("jsd", **about).path(found)).unlink()
+    made.record_path(ResultFile("jsd", **about).path(found)).unlink()
     (found / "digits/accuracy").mkdir(parents=True)
     rows = "vgg11,digits,97.5,0.1,eps1,0,0,t\nvgg11,digits,91.25,0.3,eps1,0.5,1.0,t\nvgg11,digits,98.5,0.1,eps1,0,0,u\n"
     (found / "digits/accuracy/vgg11_eps1.csv").write_text(CSV_OF_ACCURACIES + rows)

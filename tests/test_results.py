@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from univ import results
+from univ import made, results
 from univ.errors import InputError
 from univ.results import ResultFile
 
@@ -164,9 +164,9 @@ def test_the_json_tells_how_the_csv_was_made(tmp_path):
     path = results.write(
         tmp_path, setting("cka"), square(), {"models": tuple(MODELS), "data": Path("a/b")}, {"commit": "c0ffee"}
     )
-    made = json.loads(path.with_suffix(".json").read_text())
-    assert made["settings"] == {"models": MODELS, "data": "a/b"}
-    assert made["commit"] == "c0ffee"
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["settings"] == {"models": MODELS, "data": "a/b"}
+    assert record["commit"] == "c0ffee"
     assert not list(path.parent.glob("*.tmp"))
 
 
@@ -180,9 +180,9 @@ def test_done_for_the_same_settings_only(tmp_path):
     assert results.check(tmp_path, file, settings)
     assert results.check(tmp_path, file, settings | {"alpha": 1, "models": tuple(MODELS)})
     status = results.check(tmp_path, file, settings | {"knn": 500})
-    assert not status and "knn: was 10, now 500" in status.reason
+    assert not status and "knn was 10, now 500" in status.reason
     status = results.check(tmp_path, file, settings | {"published": True})
-    assert not status and "published: was not recorded, now true" in status.reason
+    assert not status and "published was not recorded, now true" in status.reason
 
 
 def test_a_published_csv_is_done_with_a_notice(tmp_path):
@@ -207,8 +207,8 @@ def test_a_csv_that_does_not_fit_its_json_is_not_done(tmp_path, damage):
 def test_killed_between_json_and_csv(tmp_path, monkeypatch):
     file = setting("jacc")
     results.write(tmp_path, file, square(0), {"knn": 10})
-    monkeypatch.setattr(results.files, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    monkeypatch.setattr(results.files, "write_json", lambda path, value: Path(path).write_text(json.dumps(value)))
+    monkeypatch.setattr(made.files, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(made.files, "write_json", lambda path, value: Path(path).write_text(json.dumps(value)))
     with pytest.raises(KeyboardInterrupt):
         results.write(tmp_path, file, square(1), {"knn": 500})
     assert not results.check(tmp_path, file, {"knn": 500})
@@ -371,7 +371,7 @@ def test_probe_agreement_knows_its_probes_from_the_json(tmp_path):
         name: {"arch": arch, "eps": "eps3", "dataset": "digits"} for name, arch in (("r/t/0", "r"), ("v/t/0", "v"))
     }
     path = tmp_path / "probing" / "probe_agreement.csv"
-    results.write_csv(path, table.to_csv(index=False), {}, {"probes": probes})
+    made.write_csv(path, table.to_csv(index=False), {}, {"probes": probes})
     read = results.load_probe_agreement(tmp_path)
     assert read.iloc[0][["arch_1", "arch_2", "eps", "dataset"]].tolist() == ["r", "v", 3.0, "digits"]
     path.with_suffix(".json").unlink()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from synthetic_results import write_probe_agreement, write_scores, write_subgroups
 
-from univ import inversion, plots, probes, report, results, schemas, summary, training
+from univ import inversion, made, plots, probes, report, results, schemas, summary, training
 from univ.cache import Identity, Inputs, RepCache, read_cache, write_tensors
 from univ.errors import InputError, plain
 from univ.models import build_model, checkpoints
@@ -46,9 +46,9 @@ def test_the_field_and_what_it_should_be_are_named(tmp_path):
 
 
 def test_fields_that_no_schema_names_stay_as_they_are(tmp_path):
-    path = results.write_csv(tmp_path / "x.csv", "a\n1\n", {"mine": [1, {"b": None}]}, {"more": 1.5})
-    made = results.read_record(tmp_path / "x.csv")
-    assert path is None and made["settings"] == {"mine": [1, {"b": None}]} and made["more"] == 1.5
+    made.write_csv(tmp_path / "x.csv", "a\n1\n", {"mine": [1, {"b": None}]}, {"more": 1.5})
+    record = results.read_record(tmp_path / "x.csv")
+    assert record["settings"] == {"mine": [1, {"b": None}]} and record["more"] == 1.5
 
 
 # --- results and their readers --------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 
 `reps__<dataset>_<eps>_i<inv>` and `output__<dataset>_<eps>_i<inv>` hold the tensors of one (data set, radius, input)
 setting, keyed by model (`<source>/<model>` on inverted images). The metadata say for every tensor which images, which
-node and which weights it came from, so that a stale or foreign one is never compared.
+node and which weights it came from, so that a stale or foreign one is never compared, and its checksum, so that a
+damaged one is not either.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from univ.errors import InputError
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 _CHUNK_BYTES = 64 << 20
+_verified: set[tuple[Any, ...]] = set()  # tensors whose checksum this process has compared
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,6 @@ class Inputs:
     transform: str
     indices: str
     n: int
-
-    def require_same(self, other: "Inputs", what: str) -> None:
-        """Refuse a comparison between different inputs.
-
-        Raises:
-            InputError: names the fields in which the two differ.
-        """
-        mine, theirs = asdict(self), asdict(other)
-        differing = [f"{key} ({mine[key]} and {theirs[key]})" for key in mine if mine[key] != theirs[key]]
-        if differing:
-            raise InputError(f"{what} were not made from the same inputs: they differ in {', '.join(differing)}")
 
 
 @dataclass(frozen=True)
@@ -58,9 +51,41 @@ class Identity:
     precision: str = "fp32"
 
 
+def require_same(mine: Any, other: Any, what: str) -> None:
+    """Refuse a comparison of what was made from different inputs (`Inputs` or `Identity`).
+
+    Raises:
+        InputError: names the fields in which the two differ.
+    """
+    differing = [
+        f"{field.name} ({getattr(mine, field.name)} and {getattr(other, field.name)})"
+        for field in fields(mine)
+        if field.name != "inputs" and getattr(mine, field.name) != getattr(other, field.name)
+    ]
+    if differing:
+        raise InputError(f"{what} were not made from the same inputs: they differ in {', '.join(differing)}")
+    if isinstance(mine, Identity):
+        require_same(mine.inputs, other.inputs, what)
+
+
 def hash_indices(indices: Tensor) -> str:
     """A short hash of an index vector, sensitive to order."""
     return hashlib.sha256(np.ascontiguousarray(indices.numpy(), dtype="<i8").tobytes()).hexdigest()[:16]
+
+
+def _chunks(tensor: Tensor) -> Iterator[memoryview]:
+    """A tensor's bytes, in pieces that fit into memory."""
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    for start in range(0, len(flat), _CHUNK_BYTES):
+        yield flat[start : start + _CHUNK_BYTES].numpy().data
+
+
+def checksum(tensor: Tensor) -> str:
+    """CRC-32 of a tensor's bytes: against damage, not forgery. 1.1 GiB/s on one core of a Xeon (SHA-256: 0.6)."""
+    crc = 0
+    for chunk in _chunks(tensor):
+        crc = zlib.crc32(chunk, crc)
+    return f"{crc:08x}"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -85,9 +110,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     with files.atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-            for start in range(0, len(flat), _CHUNK_BYTES):
-                file.write(flat[start : start + _CHUNK_BYTES].numpy().data)
+            for chunk in _chunks(tensor):
+                file.write(chunk)
 
 
 class TensorFile:
@@ -100,6 +124,8 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            found = path.stat()
+            self._file_state = (path, found.st_ino, found.st_size, found.st_mtime_ns)
             self._file = safe_open(path, framework="pt")
             self.metadata: dict[str, str] = self._file.metadata() or {}
             self.names: list[str] = list(self._file.keys())
@@ -110,10 +136,21 @@ class TensorFile:
         return name in self.names
 
     def __getitem__(self, name: str) -> Tensor:
+        """The tensor; its checksum is compared when a process reads it for the first time.
+
+        Raises:
+            InputError: there is none of this name, or it is damaged.
+        """
         try:
-            return self._file.get_tensor(name)
+            tensor = self._file.get_tensor(name)
         except SafetensorError as error:
             raise InputError(f"{self.path} holds no tensor {name!r} ({error}): delete it") from error
+        recorded = self.metadata.get(_checksum_of(name))
+        if recorded is not None and (*self._file_state, name) not in _verified:
+            if checksum(tensor) != recorded:
+                raise InputError(f"{self.path} is damaged: {name!r} does not fit its checksum: delete it")
+            _verified.add((*self._file_state, name))
+        return tensor
 
     def about(self, name: str) -> str:
         """The metadata's entry `name`.
@@ -124,6 +161,20 @@ class TensorFile:
         if name not in self.metadata:
             raise InputError(f"{self.path} does not say where {name!r} comes from: delete it")
         return self.metadata[name]
+
+    def identity(self, name: str) -> Identity:
+        """What a tensor was made from.
+
+        Raises:
+            InputError: the file does not say.
+        """
+        found = schemas.parse_json(self.about(name), schemas.CacheIdentity, f"{self.path}, {name!r},")
+        return Identity(**{**dict(found), "inputs": Inputs(**dict(found.inputs))})
+
+
+def _checksum_of(name: str) -> str:
+    """The entry of the metadata that holds a tensor's checksum."""
+    return f"checksum of {name}"
 
 
 class RepCache:
@@ -160,12 +211,16 @@ class RepCache:
 
     def put(self, key: str, identity: Identity, extraction: Extraction) -> None:
         """Store one model's extraction."""
+        tensors = {"reps": extraction.reps, "logits": extraction.logits}
         metadata = {"key": key, "identity": json.dumps(asdict(identity), sort_keys=True)}
+        metadata |= {_checksum_of(name): checksum(tensor) for name, tensor in tensors.items()}
         with files.locked(self.reps_path, wait=True):
-            write_tensors(self._part(key), {"reps": extraction.reps, "logits": extraction.logits}, metadata)
+            write_tensors(self._part(key), tensors, metadata)
 
     def finish(self) -> None:
-        """Put the single files together; tensors of other models already in the cache are kept."""
+        """Put the single files together, if there are any; tensors of other models already in the cache are kept."""
+        if not self._parts.is_dir():
+            return
         with files.locked(self.reps_path, wait=True):
             parts = [TensorFile(path) for path in sorted(self._parts.glob("*.safetensors"))]
             if not parts:
@@ -175,18 +230,21 @@ class RepCache:
                 tensors = {key: old[key] for key in old.names} if old is not None else {}
                 metadata = dict(old.metadata) if old is not None else {}
                 for part in parts:
-                    tensors[part.about("key")] = part[name]
-                    metadata[part.about("key")] = part.about("identity")
+                    key = part.about("key")
+                    tensors[key] = part[name]
+                    metadata[key] = part.about("identity")
+                    if (known := part.metadata.get(_checksum_of(name))) is not None:  # never that of a damaged tensor
+                        metadata[_checksum_of(key)] = known
                 write_tensors(path, tensors, metadata)
             shutil.rmtree(self._parts)
 
 
 @dataclass(frozen=True)
 class Cached:
-    """What a cache file holds, by key: the tensors (memory-mapped) and the inputs they were made from."""
+    """What a cache file holds, by key: the tensors (memory-mapped) and what they were made from."""
 
     tensors: Mapping[str, Tensor]
-    inputs: Mapping[str, Inputs]
+    identities: Mapping[str, Identity]
 
 
 def read_cache(folder: Path, kind: str, dataset: str, eps: str, *, inverted: bool = False) -> Cached:
@@ -198,6 +256,7 @@ def read_cache(folder: Path, kind: str, dataset: str, eps: str, *, inverted: boo
     Raises:
         FileNotFoundError: there is no such cache (the message says which command writes it).
     """
+    RepCache(folder, dataset, eps, inverted).finish()
     path = folder / f"{kind}__{dataset}_{eps}_i{int(inverted)}"
     if not path.is_file():
         raise FileNotFoundError(
@@ -205,8 +264,4 @@ def read_cache(folder: Path, kind: str, dataset: str, eps: str, *, inverted: boo
             f"-i {int(inverted)} --cache-dir {folder} --no-comparisons"
         )
     file = TensorFile(path)
-    inputs = {}
-    for key in file.names:
-        made = schemas.parse_json(file.about(key), schemas.CacheIdentity, f"{path}, {key!r},")
-        inputs[key] = Inputs(**dict(made.inputs))
-    return Cached({key: file[key] for key in file.names}, inputs)
+    return Cached({key: file[key] for key in file.names}, {key: file.identity(key) for key in file.names})

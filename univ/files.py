@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from loguru import logger
 from univ.errors import InputError
 
 LONGEST_NAME = 200  # bytes: file systems allow 255, and temporary names add to it
+LARGE = 10**10  # bytes, worth a line in the log before they are read
 _open_locks: set[int] = set()
 
 
@@ -362,36 +363,51 @@ def file_hash(path: Path | str) -> str:
 
 
 def content_hash(paths: Iterable[Path | str]) -> str:
-    """SHA-256 over the bytes of one or many files, in this order, as hexadecimal digits.
-
-    Files are read again only when a path, size, inode or time of change differs: hashes are kept in
-    $XDG_CACHE_HOME/univ/hashes (~/.cache/univ/hashes), which may be removed at any time.
+    """SHA-256 of a file's bytes, or over those of several files in this order, as hexadecimal digits; see `kept_hash`.
 
     Raises:
         FileNotFoundError: a file is missing.
     """
-    known = hashlib.sha256()
-    newest = 0
+
+    def whole(paths: list[Path]) -> str:
+        hashes = [file_hash(path) for path in paths]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
+
+    return kept_hash(paths, "bytes", whole)
+
+
+def kept_hash(paths: Iterable[Path | str], what: str, compute: Callable[[list[Path]], str]) -> str:
+    """A hash of the content of some files, computed again only when a path, size, inode or time of change differs.
+
+    Hashes are kept in $XDG_CACHE_HOME/univ/hashes (~/.cache/univ/hashes), which may be removed at any time.
+
+    Args:
+        what: is hashed, and all else the hash depends on.
+        compute: paths -> 64 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
     files = [Path(os.path.realpath(path)) for path in paths]
-    for path in files:
-        found = path.stat()
-        newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
-        about = f"{path}\0{found.st_size} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}\n"
-        known.update(os.fsencode(about))
+    states = [(found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns) for found in map(os.stat, files)]
+    known = hashlib.sha256(f"{what}\n".encode())
+    for path, state in zip(files, states):
+        known.update(os.fsencode(f"{path}\0{' '.join(map(str, state))}\n"))
     kept = _hash_folder() / known.hexdigest()
     with contextlib.suppress(OSError):
         text = kept.read_text()
         if len(text) == 64:
             return text
-    whole = hashlib.sha256()
-    for path in files:
-        whole.update(bytes.fromhex(file_hash(path)))
+    if (size := sum(state[0] for state in states)) > LARGE:
+        logger.info("reading {:.0f} GB of {} once, to tell later whether they changed", size / 1e9, files[0].parent)
+    digits = compute(files)
+    newest = max((max(state[2:]) for state in states), default=0)
     if time.time_ns() - newest > 2e9:  # a file changed within the clock's grain of its hash would look unchanged
         try:
-            write_text(kept, whole.hexdigest())
+            write_text(kept, digits)
         except InputError as error:
             logger.debug("hashes are not kept: {}", error)
-    return whole.hexdigest()
+    return digits
 
 
 def _hash_folder() -> Path:

@@ -9,7 +9,6 @@ import contextlib
 import csv
 import io
 import json
-import reprlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from loguru import logger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from univ import cli, files, safeload, schemas
+from univ import cli, files, made, safeload, schemas
 from univ.activations import head_input
 from univ.attacks import L2MomentumStep, at_least_float32
 from univ.data.inverted import to_uint8
@@ -374,10 +373,10 @@ class Parts:
             if not discard:
                 raise InputError(f"{error}: remove the folder, or give --overwrite") from error
             found = {}
-        if found is not None and found != self._settings:
+        if found is not None and (differing := made.differences(found, self._settings)):
             if not discard:
                 raise InputError(
-                    f"{self.folder} holds part of a run with other settings ({differences(found, self._settings)}): "
+                    f"{self.folder} holds part of a run with other settings ({made.listed(differing)}): "
                     "repeat those, remove the folder, or give --overwrite"
                 )
             logger.info("{}: parts made with other settings are discarded", self.folder)
@@ -445,9 +444,15 @@ class Parts:
         assert whole is not None, "collect is called once all parts are there"
         return whole
 
-    def finish(self, inverted: Inverted) -> None:
-        """Write the finished file at once and remove the parts."""
-        files.save_torch(self.output, inverted.images)
+    def finish(self, inverted: Inverted, describe: Callable[[str], None]) -> None:
+        """Write the finished file at once and remove the parts.
+
+        Args:
+            describe: called with the SHA-256 of the finished file before it is put in its place.
+        """
+        with files.atomic_path(self.output) as temporary:
+            files.save_torch(temporary, inverted.images)
+            describe(files.file_hash(temporary))
         shutil.rmtree(self.folder)
         self.close()
 
@@ -461,15 +466,6 @@ class Parts:
     def _done(self) -> list[tuple[int, int]]:
         spans = (path.stem.split("-") for path in self._files())
         return [(int(first), int(last)) for first, last in spans]
-
-
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The entries in which two settings differ, in words."""
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    shown = reprlib.Repr()
-    shown.maxstring = shown.maxother = 80
-    parts = [f"{key[:80]} {shown.repr(found.get(key))} instead of {shown.repr(wanted.get(key))}" for key in keys[:20]]
-    return ", ".join(parts)
 
 
 # --- report ---------------------------------------------------------------------------------------------------------

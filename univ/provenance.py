@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from univ import results
+from univ import made, results
 from univ.results import ResultFile
 
 
@@ -44,7 +44,7 @@ class Made:
     @classmethod
     def read(cls, path: Path, root: Path) -> "Made":
         special = path.name in (results.SUBGROUPS_NAME, results.PROBES_NAME)
-        record, problem = results.read_sidecar(path)
+        record, problem = made.read(path)
         return cls(path.relative_to(root), None if special else results.parse_path(path, root), record, problem)
 
     @property

@@ -7,6 +7,7 @@ tensor, `reps.json` says which images, weights and node it came from. (`univ.cac
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from univ.models import Classifier
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 FILE_NAMES = {"train": "reps.pt", "val": "val_reps.pt"}
+MODEL = ("arch", "node", "checkpoint")  # entries of an identity that say which model
 CHUNK = 32_768  # images between two points from which a killed run can continue
 
 
@@ -112,7 +114,7 @@ def _is_made(path: Path, wanted: Mapping[str, Any]) -> bool:
     if not path.is_file():
         return False
     there = read_identity(path)
-    if {key: there.get(key) for key in wanted} != wanted:
+    if {key: there.get(key) for key in wanted} != wanted or not _is_described(path, there):
         logger.info("{} was made otherwise: extracting anew", path)
         return False
     logger.info("representations are there: {}", path)
@@ -144,15 +146,15 @@ def _stream(
 ) -> None:
     """Extract into the unfinished file, from where it ends, and then write the finished one."""
     partial, progress_path = _unfinished(path)
-    progress = _read_progress(progress_path, wanted) if partial.is_file() else None
-    if progress is not None:
-        logger.info("{}: continuing after {:,} of {:,} images", path.name, progress["rows"], len(images))
+    blocks, stored = _whole_blocks(partial, progress_path, wanted, chunk)
+    if blocks:
+        rows = min(len(blocks) * chunk, len(images))
+        logger.info("{}: continuing with {:,} of {:,} images", path.name, rows, len(images))
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = progress["rows"] if progress else 0
-    correct = progress["correct"] if progress else 0
-    stored: np.memmap | None = None
     parts = math.ceil(len(images) / chunk)
-    for start in range(rows, len(images), chunk):
+    for start in range(0, len(images), chunk):
+        if str(start) in blocks:
+            continue
         positions = torch.arange(start, min(start + chunk, len(images)))
         loader = batches(images, batch_size, device=device, workers=workers, indices=positions)
         name = f"{path.stem} {start // chunk + 1}/{parts}" if parts > 1 else path.stem
@@ -162,18 +164,21 @@ def _stream(
         if not torch.isfinite(values).all():
             raise InputError(f"{model.arch}: representations do not fit {dtype}: use --reps-dtype float32")
         if stored is None:
-            stored = _open_partial(partial, dtype, (len(images), values.shape[1]), anew=rows == 0)
+            stored = _open_partial(partial, dtype, (len(images), values.shape[1]), anew=True)
         stored[start : start + len(positions)] = values.numpy()
-        correct += int((part.preds == images.labels[positions]).sum())
         with files.cannot_write(partial):
             stored.flush()  # rows first, then the note that they are there
-        rows = start + len(positions)
-        files.write_json(progress_path, {"identity": wanted, "rows": rows, "correct": correct, "dim": values.shape[1]})
-    if stored is None:  # every row was there, only the end was missing
-        stored = _open_partial(partial, dtype, (len(images), progress["dim"]), anew=False)
+        blocks[str(start)] = {
+            "crc32": zlib.crc32(values.contiguous().numpy().data),
+            "correct": int((part.preds == images.labels[positions]).sum()),
+        }
+        note = {"identity": wanted, "chunk": chunk, "blocks": blocks, "dim": values.shape[1]}
+        files.write_json(progress_path, note)
     identity_path(path).unlink(missing_ok=True)  # never an old description beside new numbers
     files.save_torch(path, torch.from_numpy(stored))
-    files.write_json(identity_path(path), {**wanted, "classifier_accuracy": correct / len(images)})
+    accuracy = sum(block["correct"] for block in blocks.values()) / len(images)
+    about = {**wanted, "classifier_accuracy": accuracy, "sha256": files.content_hash([path])}
+    files.write_json(identity_path(path), about)
     partial.unlink()
     progress_path.unlink()
     logger.info("wrote {}: {:,} x {:,} {}", path, *stored.shape, dtype)
@@ -193,6 +198,37 @@ def _open_partial(path: Path, dtype: str, shape: tuple[int, int], *, anew: bool)
                 path.unlink(missing_ok=True)
             raise
         return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def _is_described(path: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a file is the one that its JSON describes, as far as that says (older ones hold no hash)."""
+    return identity.get("sha256", "") in ("", files.content_hash([path]))
+
+
+def _whole_blocks(
+    partial: Path, progress_path: Path, wanted: Mapping[str, Any], chunk: int
+) -> tuple[dict[str, dict[str, int]], np.memmap | None]:
+    """The blocks of an unfinished file of this identity that fit their checksums, by first row, and the file.
+
+    A damaged block is extracted again; so is everything where the note beside the file is damaged or of another kind.
+    """
+    progress = _read_progress(progress_path, wanted) if partial.is_file() else None
+    if progress is None or progress["chunk"] != chunk:
+        return {}, None
+    n, dim, blocks = wanted["n"], progress["dim"], progress["blocks"]
+    if partial.stat().st_size != n * dim * np.dtype(wanted["dtype"]).itemsize:
+        return {}, None
+    stored = np.memmap(partial, wanted["dtype"], "r+", shape=(n, dim))
+    whole = {
+        start: block
+        for start, block in blocks.items()
+        if zlib.crc32(stored[int(start) : int(start) + chunk].data) == block["crc32"]
+    }
+    if len(whole) < len(blocks):
+        logger.warning(
+            "{}: {} of {} blocks are damaged: extracting them again", partial, len(blocks) - len(whole), len(blocks)
+        )
+    return whole, stored
 
 
 def _read_progress(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:

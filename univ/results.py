@@ -6,8 +6,6 @@ figures are drawn from.
 """
 
 import functools
-import hashlib
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ import numpy as np
 import pandas as pd
 from loguru import logger
 
-from univ import files, schemas
+from univ import files, made, schemas
 from univ.data import DATASETS
 from univ.eps import eps_value
 from univ.errors import InputError
@@ -221,47 +219,6 @@ def parse_path(path: Path, root: Path) -> ResultFile | None:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def sidecar_path(path: Path | str) -> Path:
-    """The JSON beside a CSV."""
-    return Path(path).with_suffix(".json")
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON gives it back: tuples become lists, paths and devices strings, NumPy numbers Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, str) or value is None or isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Iterable):
-        return [_plain(item) for item in value]
-    return str(value)
-
-
-def write_csv(
-    path: Path | str, text: str, settings: Mapping[str, Any], record: Mapping[str, Any] | None = None
-) -> None:
-    """Write a CSV and the JSON that says how it was made, both atomically.
-
-    The JSON goes first and holds the CSV's hash: a run killed between the two, or two processes with different settings
-    writing at once, leave a pair that does not fit, which `check` sees.
-
-    Args:
-        settings: what decides the numbers (measure settings, models, checkpoint hashes, the inputs' fingerprint ...):
-            the result counts as done for these and no others.
-        record: what else is worth knowing (all arguments, commit, versions, accuracies); never compared.
-    """
-    files.destination(path)  # before anything is written beside what is no file
-    if Path(path).suffix == ".json":
-        raise InputError(f"{path} is where the settings of a table go: call the table itself .csv")
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    made = {"settings": _plain(settings), **_plain(record or {}), "csv_sha256": digest}
-    with files.locked(path, wait=True):  # two writers would leave one's JSON beside the other's CSV
-        files.write_json(sidecar_path(path), made)
-        files.write_text(path, text)
-
-
 def write(
     root: Path | str,
     file: ResultFile,
@@ -277,7 +234,7 @@ def write(
         scores: table in the published orientation, as the drivers of `univ.compare` give it: model x model for pairs,
             on inverted images the COLUMN is the model whose images were used; one row named 0 for one number per model
             (mag, con; amb, disc per source) or, under the measure's name, per set of models (amb, disc).
-        settings, record: see `write_csv`.
+        settings, record: see `made.write_csv`.
         singles: with a baseline, the single scores: like `scores`, each cell the list of n scores.
 
     Returns:
@@ -288,8 +245,8 @@ def write(
         if not file.baseline:
             raise ValueError("single scores belong to a baseline: the file has baseline=False")
         cells = singles.map(_list_text).reset_index(drop=True)
-        write_csv(file.singles_path(root), cells.to_csv(), settings, record)
-    write_csv(path, scores.to_csv(), settings, record)
+        made.write_csv(file.singles_path(root), cells.to_csv(), settings, record)
+    made.write_csv(path, scores.to_csv(), settings, record)
     logger.info("wrote {}", path)
     return path
 
@@ -304,7 +261,7 @@ def write_companion(
 ) -> Path:
     """Write a long table (columns model1, model2, ...; model1 the source of inverted images) beside the scores."""
     path = file.companion_path(root, companion)
-    write_csv(path, table.to_csv(index=False), settings, record)
+    made.write_csv(path, table.to_csv(index=False), settings, record)
     return path
 
 
@@ -315,21 +272,9 @@ def _list_text(values: Iterable[float]) -> str:
 # ---------------------------------------------------------------------------------------------------- is it done?
 
 
-@dataclass(frozen=True)
-class Status:
-    """Whether a result can be reused: truthy when done; `reason` is a sentence for the log in either case."""
-
-    done: bool
-    reason: str
-    path: Path
-
-    def __bool__(self) -> bool:
-        return self.done
-
-
 def check(
     root: Path | str, file: ResultFile, settings: Mapping[str, Any], *, companions: Collection[str] = ()
-) -> Status:
+) -> made.Status:
     """Whether the result exists and was made with these settings.
 
     A CSV without JSON, as published ones are, counts as done: `reason` then says that its settings are unknown. With a
@@ -337,63 +282,18 @@ def check(
     """
     there = file.on_disk(root)
     if there is None:
-        return Status(False, f"{file.path(root)} does not exist", file.path(root))
+        return made.Status(False, f"{file.path(root)} does not exist", file.path(root))
     path = there.path(root)
-    status = check_csv(path, settings)
+    status = made.check(path, settings)
     others = [there.companion_path(root, companion) for companion in companions]
     if file.baseline:
         others.append(there.singles_path(root))
     for other in others if status else ():
         if not other.is_file():
-            return Status(False, f"{path} is there but {other.name} is not", path)
-        if not (second := check_csv(other, settings)):
+            return made.Status(False, f"{path} is there but {other.name} is not", path)
+        if not (second := made.check(other, settings)):
             return replace(second, path=path)
     return status
-
-
-def check_csv(path: Path, settings: Mapping[str, Any]) -> Status:
-    """`check` for a CSV at any place."""
-    if not path.is_file():
-        return Status(False, f"{path} does not exist", path)
-    files.remove_orphans(path)
-    sidecar = sidecar_path(path)
-    if not sidecar.is_file():
-        return Status(True, f"{path} has no {sidecar.name}: taken as done, with settings that are unknown", path)
-    made, problem = read_sidecar(path)
-    if problem:
-        return Status(False, f"{path}: {problem}", path)
-    asked = _plain(settings)
-    different = [
-        f"{key}: was {_shown(made['settings'], key)}, now {_shown(asked, key)}"
-        for key in dict.fromkeys([*asked, *made["settings"]])
-        if key not in asked or key not in made["settings"] or not _same(made["settings"][key], asked[key])
-    ]
-    if different:
-        return Status(False, f"{path} was made with other settings ({'; '.join(different)})", path)
-    return Status(True, f"{path} is there, made with the same settings", path)
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a == b or (a != a and b != b)  # nan is the same setting as nan
-
-
-def _shown(settings: Mapping[str, Any], key: str) -> str:
-    text = json.dumps(settings[key]) if key in settings else "not recorded"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def read_sidecar(path: Path) -> tuple[dict[str, Any], str]:
-    """The JSON beside a CSV, and, where it is empty, what to say of the CSV: there is none, or none that fits."""
-    sidecar = sidecar_path(path)
-    try:
-        made = schemas.read_json(sidecar, schemas.Sidecar)
-    except FileNotFoundError:
-        return {}, "no JSON beside it"
-    except InputError as error:
-        return {}, f"its JSON, {sidecar.name},{str(error).removeprefix(str(sidecar))}"
-    if made.csv_sha256 != hashlib.sha256(path.read_bytes()).hexdigest():
-        return {}, "does not fit its JSON (interrupted or edited)"
-    return made.model_dump(exclude_unset=True), ""
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -424,8 +324,8 @@ def read_singles(path: Path | str) -> pd.DataFrame:
 
 def read_record(path: Path | str) -> dict[str, Any]:
     """What the JSON beside a CSV holds: `settings` and the record; empty, said so once, if it is not one that fits."""
-    record, problem = read_sidecar(Path(path))
-    if problem and sidecar_path(path).is_file():
+    record, problem = made.read(path)
+    if problem and made.record_path(path).is_file():
         _say_once(f"{path}: {problem}: its settings are unknown")
     return record
 
@@ -514,8 +414,8 @@ def load_long_table(
         file = found.file
         if not place(file.measure).pairs:
             continue
-        made = read_record(found.path).get("settings", {})
-        extra = [made.get(name, np.nan) for name in settings]
+        made_with = read_record(found.path).get("settings", {})
+        extra = [made_with.get(name, np.nan) for name in settings]
         about = (file.measure, eps_value(file.eps), found.dataset, file.input, file.exp, *extra)
         rows += [(*cell, *about) for cell in _cells(file, read_matrix(found.path))]
     table = pd.DataFrame(rows, columns=[*LONG_COLUMNS, *settings])
@@ -580,13 +480,13 @@ def load_accuracies(results_dir: Path | str) -> pd.DataFrame:
     """
     rows: list[tuple[Any, ...]] = []
     for found in find_results(results_dir, ["dis"]):
-        file, made = found.file, read_record(found.path)
-        accuracy, num_classes = made.get("accuracy"), made.get("num_classes")
+        file, record = found.file, read_record(found.path)
+        accuracy, num_classes = record.get("accuracy"), record.get("num_classes")
         if not accuracy or num_classes is None:
             continue
         by_source = accuracy if file.rowwise else {"": accuracy}
         if not all(isinstance(of_model, dict) for of_model in by_source.values()):
-            _say_once(f"{sidecar_path(found.path)} holds accuracies of another kind of images: left out")
+            _say_once(f"{made.record_path(found.path).name} holds accuracies of another kind of images: left out")
             continue
         about = (num_classes, eps_value(file.eps), found.dataset, file.input, file.exp)
         rows += [
@@ -640,23 +540,41 @@ def load_subgroups(path: Path | str) -> pd.DataFrame:
         Columns metric (key of the measure), score, model1, model2, k, perc_k, pred_type (agree | disagree), eps
         (float), dataset, input, and whatever else the files hold. A file that does not name its data set or input is
         understood by its JSON, then by the folder `<dataset>/<standard|inverted>` it lies in; else they are '' and
-        standard. Scores that could not be computed are nan.
+        standard. Scores that could not be computed are nan. Of several procedures (such as subgroup_sim.py's
+        --size-matched) in one file, data set and input, the one that was added last.
     """
     tables = []
     for csv in _csvs(path, SUBGROUPS_NAME):
         table = schemas.read_table(csv, schemas.SubgroupRow)
-        settings = read_record(csv).get("settings", {})
+        record = read_record(csv)
+        settings = record.get("settings", {})
         in_layout = csv.parent.name in ("standard", "inverted")
         found = {
             "dataset": settings.get("dataset") or (csv.parent.parent.name if in_layout else ""),
             "input": settings.get("input") or (csv.parent.name if in_layout else "standard"),
         }
         table = table.assign(**{name: value for name, value in found.items() if name not in table})
+        if made.ROW_COLUMN in table:
+            table = _one_procedure(csv, table, record.get("rows", {}))
         table["metric"] = table["metric"].replace(_KEY_OF_METRIC)
         tables.append(table)
     if not tables:
         return pd.DataFrame(columns=[*SUBGROUP_COLUMNS, "dataset", "input"])
     return pd.concat(tables, ignore_index=True)
+
+
+def _one_procedure(csv: Path, table: pd.DataFrame, made_with: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows of the procedure added last: rows of several must not be averaged."""
+    apart = ("eps", "dataset", "input", "models")
+    words = {
+        entry: ", ".join(f"{name} {value}" for name, value in settings.items() if name not in apart)
+        for entry, settings in made_with.items()
+    }
+    procedure = table[made.ROW_COLUMN].map(words).fillna("unknown")
+    last = procedure.groupby([table["dataset"], table["input"]]).transform("last")
+    if left_out := sorted(set(procedure[procedure != last])):
+        logger.warning("{}: left out rows of other procedures ({})", csv, "; ".join(left_out))
+    return table[procedure == last].copy()
 
 
 PROBES_NAME = "probe_agreement.csv"

@@ -206,6 +206,8 @@ class Sidecar(Schema):
 
     settings: Settings
     csv_sha256: str
+    csv_sha256_before: str = ""
+    rows: dict[str, dict[str, Any]] = Field(default_factory=dict)
     arguments: dict[str, Any] | None = None
     commit: str | None = None
     versions: dict[str, str] | None = None
@@ -259,9 +261,11 @@ class ReportRow(Schema):
 
 
 class InversionRecord(Schema):
-    """The JSON beside a file of inverted images."""
+    """The JSON beside a file of inverted images; older ones hold no hashes."""
 
     settings: dict[str, Any]
+    images_sha256: str = ""
+    csv_sha256: str = ""
 
 
 class InvertedPart(Schema):
@@ -291,6 +295,10 @@ class CacheIdentity(Schema):
     """Where a cached tensor comes from, see `cache.Identity`."""
 
     inputs: CacheInputs
+    arch: str
+    node: str
+    checkpoint: str
+    precision: str = "fp32"
 
 
 class RepsIdentity(Schema):
@@ -303,14 +311,22 @@ class RepsIdentity(Schema):
     node: str | None = None
     checkpoint: str | None = None
     classifier_accuracy: float | None = None
+    sha256: str = ""
+
+
+class RepsBlock(Schema):
+    """Some rows of an unfinished file of representations."""
+
+    crc32: int
+    correct: Annotated[int, Field(ge=0)]
 
 
 class RepsProgress(Schema):
-    """reps.pt.partial.json: how far the extraction is."""
+    """reps.pt.partial.json: how far the extraction is; blocks by their first row."""
 
     identity: dict[str, Any]
-    rows: Annotated[int, Field(ge=1)]
-    correct: Annotated[int, Field(ge=0)]
+    chunk: Annotated[int, Field(ge=1)]
+    blocks: dict[Annotated[str, Field(pattern=r"^\d{1,18}$")], RepsBlock]
     dim: Annotated[int, Field(ge=1)]
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from loguru import logger
 from torch import Tensor
 
-from univ import compare, results, runs
+from univ import compare, made, results, runs
 from univ.activations import Extraction
 from univ.compare import AnyMeasure, Comparison
 from univ.measures import Measure, build
@@ -201,7 +201,7 @@ def _done(root: Path, task: Task, overwrite: bool, *, companions: Sequence[str] 
     plain = [name for name in companions if name != "ci"]
     status = results.check(root, task.file, task.settings, companions=plain)
     if status and ci is not None:
-        status = results.check_csv(task.file.companion_path(root, "ci"), {**task.settings, "level": ci})
+        status = made.check(task.file.companion_path(root, "ci"), {**task.settings, "level": ci})
     if status and not overwrite:
         logger.info(status.reason)
         return True

@@ -239,9 +239,24 @@ class Setting:
 
         Raises:
             FileNotFoundError: a file is missing (the message says what the folder holds).
+            InputError: a file was made through another checkpoint, or is not the one that its JSON describes.
         """
         folder = self.inverted_dir or DATASETS[self.dataset].inverted_path
-        return {name: inverted.find_inverted(folder, models.file_stem(name), self.eps) for name in self.models}
+        paths = {name: inverted.find_inverted(folder, models.file_stem(name), self.eps) for name in self.models}
+        for name, path in paths.items():
+            self._require_made_through(name, path)
+        return paths
+
+    def _require_made_through(self, name: str, path: Path) -> None:
+        record = inverted.read_origin(path)
+        if not record:
+            logger.info("{} has no JSON: nobody knows whether it was made through {}", path, self.models[name])
+        checkpoint = record.get("settings", {}).get("checkpoint", self.weights[name])
+        if checkpoint != self.weights[name]:
+            raise InputError(
+                f"{path} was made through another checkpoint ({checkpoint[:12]}...) than {self.models[name]} "
+                f"({self.weights[name][:12]}...): invert anew (inversion.py --overwrite), or see --model-dir"
+            )
 
     @property
     def sources(self) -> list[str | None]:
@@ -285,7 +300,7 @@ class Setting:
     @cached_property
     def weights(self) -> dict[str, str]:
         """SHA-256 of each model's checkpoint."""
-        return {name: files.file_hash(path) for name, path in self.models.items()}
+        return {name: files.content_hash([path]) for name, path in self.models.items()}
 
     def identity(self, name: str, source: str | None = None) -> Identity:
         """Where `name`'s representations of the images of `source` come from."""

@@ -25,7 +25,7 @@ from image_files import KINDS, encoded_image, write_legacy_lmdb
 from loguru import logger
 from synthetic_results import write_inversions, write_probe_agreement, write_scores, write_subgroups
 
-from univ import cache, figure_data, inversion, probes, provenance, repfiles, report, results, safeload, schemas
+from univ import cache, figure_data, inversion, made, probes, provenance, repfiles, report, results, safeload, schemas
 from univ import training as loop
 from univ.activations import Extraction
 from univ.cache import Identity, Inputs, RepCache, read_cache
@@ -82,8 +82,8 @@ MATRIX = pd.DataFrame(np.arange(9.0).reshape(3, 3), index=MODELS, columns=MODELS
 def _read_result(path: Path) -> Any:
     root = path.parents[4]
     done = bool(results.check(root, CKA, {"knn": 3}))
-    made = provenance.Made.read(CKA.path(root), root)
-    return done, results.load_long_table(root, settings=["knn"]), made, made.images, provenance.runs_of([made])
+    result = provenance.Made.read(CKA.path(root), root)
+    return done, results.load_long_table(root, settings=["knn"]), result, result.images, provenance.runs_of([result])
 
 
 @kind("scores", _read_result, checked=True)
@@ -93,7 +93,7 @@ def _(folder: Path) -> Path:
 
 @kind("JSON beside scores", _read_result, checked=False)
 def _(folder: Path) -> Path:
-    return results.sidecar_path(results.write(folder, CKA, MATRIX, {"knn": 3}, {"versions": {"torch": "2"}}))
+    return made.record_path(results.write(folder, CKA, MATRIX, {"knn": 3}, {"versions": {"torch": "2"}}))
 
 
 def _accuracies(root: Path) -> Any:

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from fault_commands import COMMANDS, Command, Run, begin, state
 
-from univ import results
+from univ import made
 from univ.data import indices
 
 
@@ -68,5 +68,5 @@ def test_two_that_draw_other_indices_use_the_same(tmp_path):
 def test_two_settings_written_to_one_table_leave_a_pair_that_fits(tmp_path):
     path = tmp_path / "scores.csv"
     for _ in range(50):
-        at_once(*(partial(results.write_csv, path, f"k\n{k}\n", {"k": k}) for k in (1, 2)))
-        assert sum(bool(results.check_csv(path, {"k": k})) for k in (1, 2)) == 1
+        at_once(*(partial(made.write_csv, path, f"k\n{k}\n", {"k": k}) for k in (1, 2)))
+        assert sum(bool(made.check(path, {"k": k})) for k in (1, 2)) == 1

@@ -96,7 +96,7 @@ class Images(Protocol):
 
     labels: Tensor  # (N,) int64
     transform_name: str  # what happens between the stored image and the tensor, in words fit for a file name
-    fingerprint: str  # equal exactly when name, part, length, transform and a sample of the contents are equal
+    fingerprint: str  # equal exactly when name, part, length, transform, all images and all labels are equal
 
     def __len__(self) -> int: ...
 

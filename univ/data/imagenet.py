@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -61,6 +61,14 @@ class ImageFiles(EncodedImages):
             raise FileNotFoundError(
                 f"no labels for the images in {self.folder}: {self._labels_path} (see --labels-path)"
             )
+        return self._labels
+
+    def stored_in(self) -> Sequence[Path]:
+        """All the files, in the order of the images."""
+        return [self.folder / name for name in self._names]
+
+    def labels_apart(self) -> Tensor | None:
+        """The labels, if there is a label file."""
         return self._labels
 
     def location(self, index: int) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from univ import files, safeload
+from univ import files, safeload, schemas
 from univ.data.images import TensorImages, to_float
 from univ.errors import InputError
 
@@ -41,6 +42,22 @@ def find_inverted(folder: Path | str, model: str, eps: str) -> Path:
         ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)) or "no .pt or .npy files"
     )
     raise FileNotFoundError(f"no inverted images {candidates[0].name} in {folder}; it holds {found}")
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """The JSON that inversion.py wrote beside a file of inverted images; empty where there is none.
+
+    Raises:
+        InputError: it is damaged, or describes other images, or another report, than lie beside it.
+    """
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return {}
+    record = schemas.read_json(beside, schemas.InversionRecord).model_dump(exclude_unset=True)
+    for file, key in ((path, "images_sha256"), (path.with_suffix(".csv"), "csv_sha256")):
+        if key in record and file.is_file() and files.content_hash([file]) != record[key]:
+            raise InputError(f"{file} is not the file that {beside.name} describes: restore it, or invert anew")
+    return record
 
 
 def _read(path: Path) -> Tensor:
@@ -89,7 +106,7 @@ def open_inverted(path: Path | str, labels: Tensor | None = None) -> TensorImage
             low, high = (bound.item() for bound in chunk.aminmax())
             if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also false for nan
                 raise InputError(f"{path} holds pixels from {low:g} to {high:g}, expected floats in [0, 1]")
-    return TensorImages(pixels, labels, name=f"inverted/{path.stem}")
+    return TensorImages(pixels, labels, name=f"inverted/{path.stem}", path=path)
 
 
 def load_inverted(path: Path | str) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,8 +66,7 @@ class _Environment:
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no LMDB file {self.path}")
         found = self.path.stat()
-        if self._file is not None and not os.path.samestat(found, self._file):
-            raise InputError(f"{self.path} was replaced while it was in use: start again")
+        self.require_unreplaced()
         try:
             handle = lmdb.open(str(self.path), subdir=False, readonly=True, lock=False, readahead=False, create=False)
         except (lmdb.Error, OSError) as error:
@@ -79,6 +78,15 @@ class _Environment:
             raise InputError(f"{self.path} is truncated: it has {found.st_size:,} bytes and should have {needed:,}")
         self._handle, self._process, self._file = handle, os.getpid(), found
         return handle
+
+    def require_unreplaced(self) -> None:
+        """Refuse to speak of a file when another one has come into its place since it was opened.
+
+        Raises:
+            InputError: so it is.
+        """
+        if self._file is not None and not os.path.samestat(self.path.stat(), self._file):
+            raise InputError(f"{self.path} was replaced while it was in use: start again")
 
     def get(self, key: bytes) -> bytes | None:
         """The value under a key; None if there is none.
@@ -179,6 +187,23 @@ class ImageFolderLMDB(EncodedImages):
 
     def __len__(self) -> int:
         return self._length
+
+    def stored_in(self) -> Sequence[Path]:
+        """The one file.
+
+        Raises:
+            InputError: it was replaced since it was opened.
+        """
+        self._environment.require_unreplaced()
+        return [self.path]
+
+    def labels_apart(self) -> Tensor | None:
+        """The labels given in place of the stored ones."""
+        return self._labels if self._labels_are_given else None
+
+    def labels_together(self) -> Tensor | None:
+        """The labels, where the file holds them beside each image and once more together."""
+        return None if self.is_legacy or self._labels_are_given else self.labels
 
     def location(self, index: int) -> str:
         """File and record, for messages."""

@@ -59,10 +59,11 @@ def read_pixels(folder: Path) -> Tensor:
     """Red, green and blue of all images, (N, 3, 28, 28) uint8; the infrared band is dropped.
 
     Reading the text takes most of a minute, so the result is cached beside it, and read from there until the text is
-    newer.
+    newer or was put there later, whatever its date.
     """
     source, cache = folder / IMAGES, folder / CACHE
-    if cache.is_file() and (not source.is_file() or cache.stat().st_mtime >= source.stat().st_mtime):
+    changed = max(source.stat().st_mtime, source.stat().st_ctime) if source.is_file() else 0
+    if cache.is_file() and cache.stat().st_mtime >= changed:
         return torch.from_numpy(_read_cache(cache))
     blocks = _read_csv(source, SIDE * SIDE * BANDS, f"{SIDE} x {SIDE} pixels of {BANDS} bands")
     # row by row, pixel by pixel, band by band

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +48,17 @@ class _Selection(EncodedImages):
 
     def record(self, index: int) -> tuple[bytes, int]:
         return self._images.record(int(self._positions[index]))
+
+    def stored_in(self) -> Sequence[Path]:
+        return self._images.stored_in()
+
+    def labels_apart(self) -> Tensor | None:
+        return self._images.labels_apart()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        chosen = self._positions.numpy().tobytes()
+        return hashlib.sha256(self._images.fingerprint.encode() + chosen).hexdigest()[:16]
 
     def location(self, index: int) -> str:
         return self._images.location(int(self._positions[index]))

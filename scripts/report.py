@@ -28,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=cli.output_file, help="the page; default: report.html in the results folder")
     add("-e", "--exp", help="tag of the results to show; default: all, pooled")
     add("-k", "--knn", type=cli.positive_int, default=10, help="neighbours of the Jaccard panels of the figures")
-    text = "CSVs the training scripts appended accuracies to; those in folders called accuracy are found without it"
+    text = "CSVs of the training scripts' --results-file; those called accuracy.csv or in folders accuracy are found"
     add("--accuracy", nargs="+", type=cli.existing_file, default=[], metavar="CSV", help=text)
     add("--readme", type=cli.existing_file, default=ROOT / "README.md", help="its section on differences is repeated")
     add("--quiet", action="store_true", help="warnings and errors only")

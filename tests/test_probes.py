@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pickle
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 import compare_probes
 import train_probe
-from univ import probes, repfiles, results
+from univ import files, probes, repfiles, results
 from univ.data import cifar, open_images
 from univ.errors import InputError
 from univ.models import build_model, checkpoints
@@ -240,6 +241,33 @@ def test_extraction_continues_where_it_was_killed(tmp_path, model, monkeypatch):
     assert len(seen) == 5  # it is there
 
 
+def test_damaged_blocks_of_an_unfinished_extraction_are_extracted_again(tmp_path, model, monkeypatch):
+    images = open_images("digits", "val")
+    words = {"identity": {"node": "x"}, "device": CPU, "batch_size": 64, "chunk": 100, "quiet": True}
+    whole = repfiles.extract(tmp_path / "whole.pt", model, images, **words)
+    seen = []
+    extract = repfiles.activations.extract
+
+    def dies_in_the_fourth_part(model, loader, n, **names):
+        seen.append(n)
+        if len(seen) == 4:
+            raise Stopped
+        return extract(model, loader, n, **names)
+
+    monkeypatch.setattr(repfiles.activations, "extract", dies_in_the_fourth_part)
+    with pytest.raises(Stopped):
+        repfiles.extract(tmp_path / "reps.pt", model, images, **words)
+    with (tmp_path / "reps.pt.partial").open("r+b") as file:
+        file.seek(150 * 64 * 4)  # in the second block
+        file.write(b"damage")
+    reps = repfiles.extract(tmp_path / "reps.pt", model, images, **words)
+    assert seen[4:] == [100, 60] and torch.equal(reps, whole)
+    with (tmp_path / "reps.pt").open("r+b") as file:
+        file.seek(2000)
+        file.write(b"damage")
+    assert torch.equal(repfiles.extract(tmp_path / "reps.pt", model, images, **words), whole)  # no longer what was made
+
+
 def test_extraction_of_another_identity_starts_over(tmp_path, model):
     images = open_images("digits", "val")
     words = {"device": CPU, "batch_size": 128, "quiet": True}
@@ -338,6 +366,34 @@ def test_compare_probes(study, tmp_path):
     assert out.stat().st_mtime_ns == before  # done already
     compare_probes.main([*words, "--split", "train"])
     assert out.stat().st_mtime_ns != before
+
+
+def test_probes_read_the_representations_of_their_model_only(study, tmp_path):
+    shutil.copytree(study / "runs", tmp_path / "runs")
+    words = ["--runs", str(tmp_path / "runs/digits"), "--out", str(tmp_path / "out.csv"), "--device", "cpu", "--quiet"]
+    compare_probes.main(words)
+    before = (tmp_path / "out.csv").read_text()
+    path = tmp_path / "runs/digits/vgg11_eps1/val_reps.pt"
+    files.save_torch(path, repfiles.open_reps(path).roll(1, 0).clone())
+    compare_probes.main(words)
+    assert (tmp_path / "out.csv").read_text() != before  # not "done already"
+    other = tmp_path / "cnns/eps1/vgg11.pt"  # the same architecture, other weights
+    checkpoints.save_checkpoint(other, build_model("vgg11", "digits", seed=5), epoch=1)
+    again = [
+        "-m",
+        other,
+        "-d",
+        "digits",
+        "--epochs",
+        "0",
+        "--runs",
+        tmp_path / "runs",
+        "--run-name",
+        "digits/vgg11_eps1",
+    ]
+    train_probe.main([*map(str, again), "--device", "cpu", "--quiet"])
+    with pytest.raises(InputError, match=r"val_reps\.pt is of another model than the probe .* \(checkpoint was "):
+        compare_probes.main(words)
 
 
 def test_compare_probes_leaves_out_what_has_not_finished(study, tmp_path):

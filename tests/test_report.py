@@ -269,10 +269,19 @@ def write_published(folder: Path) -> None:
         path.unlink()
 
 
-def write_accuracies(folder: Path) -> None:
-    (folder / "cifar10/accuracy").mkdir(parents=True)
+def write_accuracies(folder: Path, name: str = "cifar10/accuracy/all.csv") -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     row = "resnet18,cifar10,81.5,0.1,eps3,0,0,t\n"
-    (folder / "cifar10/accuracy/all.csv").write_text(CSV_OF_ACCURACIES + row)
+    (folder / name).write_text(CSV_OF_ACCURACIES + row)
+
+
+def test_accuracies_are_found_where_the_readme_puts_them(tmp_path):
+    write_published(tmp_path)
+    write_accuracies(tmp_path, "accuracy.csv")
+    found = figure_data.all_accuracies(tmp_path, [tmp_path / "accuracy.csv"])  # named too: read once
+    assert found[["model", "accuracy", "eps"]].values.tolist() == [["resnet18", 0.815, 3.0]]
+    parsed = parse(report.build(Sources(tmp_path, tmp_path / "data")))
+    assert parsed.tables["accuracy-table"]["CIFAR-10: test part, clean", "resnet18"]["eps 3"].value == 81.5
 
 
 @pytest.mark.parametrize(

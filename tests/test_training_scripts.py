@@ -288,6 +288,36 @@ def test_kill_after_an_epoch_and_resume(uninterrupted, tmp_path):
     assert_resumes_to(uninterrupted, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("one_epoch")
+    cifar10_training.main([*QUICK, "-s", str(folder), "-e", "1"])
+    return folder
+
+
+def test_resuming_on_other_images_says_what_differs(one_epoch, tmp_path, monkeypatch):
+    shutil.copytree(one_epoch, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / checkpoints.LATEST).read_bytes()
+    resume = [*QUICK, "-s", str(tmp_path), "-e", "2", "--resume"]
+    with pytest.raises(InputError, match=r"--resume: .*augmentation \(--no-augment\) was on, now off$"):
+        cifar10_training.main([*resume, "--no-augment"])
+    with pytest.raises(InputError, match=r"decoding \(--fast-images\) was exact, now fast"):
+        cifar10_training.main([*resume, "--fast-images"])
+    open_training = cli_training.open_training
+
+    def one_pixel_changed(*args, **options):
+        train, val = open_training(*args, **options)
+        train.pixels[700, 0, 5, 5] ^= 1
+        return train, val
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"training images was \w{16}, now \w{16}$"):
+        patch.setattr(cli_training, "open_training", one_pixel_changed)
+        cifar10_training.main(resume)
+    assert (tmp_path / checkpoints.LATEST).read_bytes() == before
+    cifar10_training.main(resume)
+    assert checkpoints.load_checkpoint(tmp_path / checkpoints.LATEST)["epoch"] == 2
+
+
 KILLED_WHILE_WRITING = """
 import io, os, signal, sys
 import torch

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import csv
+import dataclasses
 import datetime
 import io
 import itertools
@@ -229,6 +230,10 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
         _publish(args.save, finished, process)
         return
     data = _open_data(args, train_set)
+    identity = process.broadcast(_identity(data, args) if process.is_main else None)
+    data = dataclasses.replace(data, identity=identity)
+    if args.eval is None and start_from is not None:
+        _refuse_other_settings(start_from, training.differences(start_from[1], recipe, identity))
     model = build_model(arch, train_set, seed=args.seed)
     process.barrier()  # every process has looked at --save before one of them writes there
     if process.is_main:
@@ -319,8 +324,7 @@ def _checkpoint_to_start_from(
         differing = training.differences(checkpoint, recipe)
         if checkpoint.get("arch") != arch:
             differing.insert(0, f"architecture was {checkpoint.get('arch')}, now {arch}")
-        if differing:
-            raise InputError(f"--resume: {path} is of a run with other settings: {', '.join(differing)}")
+        _refuse_other_settings((path, checkpoint), differing)
         return path, checkpoint
     if not (args.overwrite or _continues_in_place(args)):
         _refuse_to_overwrite(args.save, arch, finished)
@@ -330,6 +334,21 @@ def _checkpoint_to_start_from(
     if (epochs := checkpoint.get("epoch") or 0) >= recipe.epochs:
         raise InputError(f"-v {args.eval} has {epochs} epochs behind it: ask for more than -e {recipe.epochs}")
     return args.eval, checkpoint
+
+
+def _refuse_other_settings(start_from: tuple[Path, Mapping[str, Any]], differing: list[str]) -> None:
+    if differing:
+        raise InputError(f"--resume: {start_from[0]} is of a run with other settings: {', '.join(differing)}")
+
+
+def _identity(data: Data, args: argparse.Namespace) -> dict[str, str]:
+    """Which images a run trains and chooses on, and how they are augmented and decoded."""
+    return {
+        "training images": data.train.fingerprint,
+        "validation images": data.val.fingerprint,
+        "augmentation (--no-augment)": "off" if args.no_augment else "on",
+        "decoding (--fast-images)": "fast" if args.fast_images else "exact",
+    }
 
 
 def _continues_in_place(args: argparse.Namespace) -> bool:

@@ -155,9 +155,9 @@ def agreement_bounds(a: float, b: float, num_classes: int) -> tuple[float, float
 
 
 def all_accuracies(results_dir: Path | str, evaluations: Iterable[Path | str] = ()) -> pd.DataFrame:
-    """Accuracies on the compared images; for settings that have none recorded, those of the evaluation CSVs given."""
+    """Accuracies on the compared images; for settings that have none recorded, those of `results.find_evaluations`."""
     recorded = results.load_accuracies(results_dir)
-    evaluated = results.load_evaluations(evaluations)
+    evaluated = results.load_evaluations(results.find_evaluations(results_dir, evaluations))
     covered = set(zip(recorded["dataset"], recorded["eps"], recorded["input"]))
     new = [setting not in covered for setting in zip(evaluated["dataset"], evaluated["eps"], evaluated["input"])]
     parts = [part for part in (recorded, evaluated[new]) if len(part)]

@@ -519,7 +519,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES), help="figures of these notebooks only")
     add("-e", "--exp", help="tag of the results to draw; default: all, pooled")
     add("-k", "--knn", type=cli.positive_int, default=10, help="neighbours of the Jaccard panels")
-    text = "CSVs the training scripts appended accuracies to (--results-file), for results that record none"
+    text = "CSVs of the training scripts' --results-file; those called accuracy.csv or in folders accuracy are found"
     add("--accuracy", nargs="+", type=cli.existing_file, default=[], metavar="CSV", help=text)
     add("--quiet", action="store_true", help="warnings and errors only")
     return parser.parse_args(argv)

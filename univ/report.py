@@ -62,7 +62,7 @@ def build(sources: Sources, readme: Path | None = None) -> str:
     if not root.is_dir():
         raise InputError(f"there is no results folder {root}: name one with --results")
     made = [Made.read(path, root) for path in result_csvs(root)]
-    evaluations = read_evaluations(evaluation_csvs(sources))
+    evaluations = read_evaluations(results.find_evaluations(sources.results, sources.evaluations))
     if not made and evaluations.empty:
         scripts = "rep.py, func.py, subgroup_sim.py or compare_probes.py"
         raise InputError(f"no results in {root}: it holds no CSV of {scripts}")
@@ -174,11 +174,6 @@ def _lead(scores: pd.DataFrame, made: Sequence[Made]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- accuracy
-
-
-def evaluation_csvs(sources: Sources) -> list[Path]:
-    """The CSVs of accuracies named, and those in folders `accuracy` below the results."""
-    return [*sources.evaluations, *sorted(sources.results.glob("**/accuracy/*.csv"))]
 
 
 def read_evaluations(paths: Iterable[Path]) -> pd.DataFrame:
@@ -326,7 +321,7 @@ def _agreement(sources: Sources, scores: pd.DataFrame, accuracies: pd.DataFrame,
     if rows.empty:
         return drawn
     found = means(rows).set_index(["dataset", "input", "eps"])
-    everything = _of_tag(figure_data.all_accuracies(sources.results, evaluation_csvs(sources)), sources)
+    everything = _of_tag(figure_data.all_accuracies(sources.results, sources.evaluations), sources)
     bounds = figure_data.mean_bounds(everything).set_index(["dataset", "input", "eps"])
     groups: dict[str, list[Row]] = {}
     for dataset, kind in itertools.product(figure_data.order_datasets(rows["dataset"]), INPUT_LABELS):

@@ -497,6 +497,13 @@ def load_accuracies(results_dir: Path | str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["source", "model", "accuracy", "num_classes", "eps", "dataset", "input", "exp"])
 
 
+def find_evaluations(root: Path | str, named: Iterable[Path | str] = ()) -> list[Path]:
+    """The CSVs of accuracies named, and those below a results folder: accuracy.csv, and all in folders `accuracy`."""
+    root = Path(root)
+    found = [*map(Path, named), *root.glob("accuracy.csv"), *sorted(root.glob("**/accuracy/*.csv"))]
+    return list({path.resolve(): path for path in found}.values())
+
+
 def load_evaluations(paths: Iterable[Path | str]) -> pd.DataFrame:
     """Clean accuracies from the CSVs the training scripts append to (--results-file), in `load_accuracies`' columns.
 

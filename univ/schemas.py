@@ -383,6 +383,7 @@ class Resume(Schema):
     """What an exactly continued training run needs."""
 
     recipe: Recipe
+    data: dict[str, str] = Field(default_factory=dict)
     steps_per_epoch: Annotated[int, Field(ge=1)]
     step: Annotated[int, Field(ge=0)]
     totals: Annotated[Tensor, _tensor(torch.float64, dims=1)]

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,11 +85,13 @@ class Data:
         train: what is trained on, with its augmentation; from `univ.data.open_training`.
         val: what the best epoch is chosen on.
         workers: processes that decode images, where that is needed.
+        identity: what tells these images, and how they are augmented, from others; kept in checkpoints.
     """
 
     train: Images
     val: Images
     workers: int = 0
+    identity: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -521,6 +523,7 @@ class Run:
             return
         resume = {
             "recipe": dataclasses.asdict(self.recipe),
+            "data": dict(self.data.identity),
             "steps_per_epoch": len(self.batches),
             "step": self.step,
             "totals": totals,
@@ -566,7 +569,7 @@ class Run:
         self.epoch = int(checkpoint.get("epoch") or 0)
         self._restore_momentum(path, checkpoint.get("optimizer"))
         resume = checkpoint.get("resume")
-        differing = differences(checkpoint, self.recipe)
+        differing = differences(checkpoint, self.recipe, self.data.identity)
         if resume is None or differing or resume["steps_per_epoch"] != len(self.batches):
             reason = ", ".join(differing) or ("another number of images" if resume else "not written by this program")
             logger.warning("taking weights, momentum and epoch {} from {} ({})", self.epoch, path, reason)
@@ -605,15 +608,18 @@ class Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
 
 
-def differences(checkpoint: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """What differs between the recipe a checkpoint of ours was made with and `recipe`, in words; empty if nothing.
+def differences(checkpoint: Mapping[str, Any], recipe: Recipe, data: Mapping[str, str] | None = None) -> list[str]:
+    """What differs between how a checkpoint of ours was made and `recipe`, in words; empty if nothing.
 
-    With the "step" schedule the number of epochs may differ: it changes nothing of the epochs that are done.
+    The images are compared where both sides say which they are (`Data.identity`). With the "step" schedule the number
+    of epochs may differ: it changes nothing of the epochs that are done.
     """
     resume = checkpoint.get("resume")
     if resume is None:
         return []
     before, now = _flat(resume["recipe"]), _flat(dataclasses.asdict(recipe))
+    if data and resume.get("data"):
+        before, now = before | resume["data"], now | data
     free = {"epochs"} if recipe.schedule == "step" else set()
     return [
         f"{name} was {before.get(name)}, now {now.get(name)}"

@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = f"{', '.join(names)}. all: the original's list; more: {' '.join(MORE_FUNC_MEASURES)}"
     add("-f", "--func", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=text)
     add("-a", "--alpha", type=cli.positive_number, default=1.0, help="exponent of the surrogate churn")
-    add("-p", "--perturbs", type=cli.non_negative_int, default=0, help="random permutations for the baseline")
+    scoring.add_permutations(group)
     setting.add_arguments(parser)
     cli.add_common_arguments(parser, precision="fp32")
     args = parser.parse_args(argv)

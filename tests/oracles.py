@@ -1,6 +1,7 @@
 """Slow, literal float64 transcriptions of the definitions, sharing no code with the fast forms they check.
 
-In: NumPy arrays of the same images; out: the score. Loops and n x n matrices throughout.
+In: NumPy arrays of the same images; out: the score. Loops and n x n matrices throughout. At the end, `ORACLES` of the
+representational measures, and views of the same points to compare them on.
 """
 
 import itertools
@@ -11,6 +12,7 @@ import scipy.linalg
 import scipy.sparse.csgraph
 import scipy.spatial
 import scipy.stats
+import torch
 
 
 def _center(x, center=True):
@@ -114,17 +116,18 @@ def second_order_cosine(x, y, center=True):
 
 
 def gulp(x, y, gulp_lambda=0.0):
-    n = len(x)
-    x, y = (_center(rep) for rep in (x, y))
-    x, y = (math.sqrt(n) * rep / np.linalg.norm(rep) for rep in (x, y))
-    inverses = []
+    """With X = U diag(s) V' in place of S = X'X / n, which would square the condition of X."""
+    parts = []
     for rep in (x, y):
-        s = rep.T @ rep / n
-        ridge = gulp_lambda * np.eye(len(s))
-        inverses.append(np.linalg.inv(s + ridge) if gulp_lambda else np.linalg.pinv(s, rcond=1e-11, hermitian=True))
-    mx, my = inverses
-    sx, sy, sxy = x.T @ x / n, y.T @ y / n, x.T @ y / n
-    return np.trace(sx @ mx @ sx @ mx) + np.trace(sy @ my @ sy @ my) - 2 * np.trace(mx @ sxy @ my @ sxy.T)
+        rows = _center(rep)
+        u, s, _ = np.linalg.svd(rows, full_matrices=False)
+        typical = math.sqrt(len(rows) * np.median(np.square(rows).sum(axis=1)))  # one far image's rounding adds no rank
+        present = s > 4.8e-7 * min(s[0], typical)
+        u, s = u[:, present], s[present]
+        s = s / np.linalg.norm(s)
+        parts.append((u, s**2 / (s**2 + gulp_lambda)))
+    (u, a), (v, b) = parts  # S M has the eigenvalues a; M S_xy M S_yx is similar to a^(1/2) U'V b V'U a^(1/2)
+    return np.sum(a**2) + np.sum(b**2) - 2 * np.sum((np.sqrt(a)[:, None] * (u.T @ v) * np.sqrt(b)) ** 2)
 
 
 def shape(x, y, alpha=1.0, center=True):
@@ -141,9 +144,9 @@ def shape(x, y, alpha=1.0, center=True):
         whitened.append(alpha * rows + (1 - alpha) * rows @ inverse_root if alpha < 1 else rows)
     width = max(rows.shape[1] for rows in whitened)
     a, b = (np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in whitened)
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     rotation, _ = scipy.linalg.orthogonal_procrustes(a, b)
-    cosine = np.sum((a @ rotation) * b) / np.linalg.norm(a) / np.linalg.norm(b)
-    return math.acos(min(1, cosine))
+    return 2 * math.asin(min(1, np.linalg.norm(a @ rotation - b) / 2))
 
 
 def rbf_cka(x, y, bandwidth=1.0):
@@ -326,3 +329,41 @@ def ambiguity(predictions):
 
 def discrepancy(predictions):
     return max(disagreement(a, b) for a, b in itertools.combinations(predictions, 2))
+
+
+ORACLES = {  # key -> definition, and the settings with which the measure is compared with it at 60 images
+    "cka": (cka, {}),
+    "proc": (procrustes, {}),
+    "jacc": (jaccard, {"k": 7}),
+    "rank": (rank_similarity, {"k": 7}),
+    "rank_jacc": (joint_similarity, {"k": 7}),
+    "gulp": (gulp, {}),
+    "rtd": (rtd, {"batch": 60}),
+    "cos": (second_order_cosine, {}),
+    "shape": (shape, {}),
+    "mutual_knn": (mutual_knn, {"k": 7}),
+    "cknna": (cknna, {"k": 7}),
+    "cka_biased": (cka_biased, {}),
+    "cka_rbf": (rbf_cka, {}),
+    "linreg": (linear_predictivity, {}),
+    "svcca": (svcca, {}),
+    "pwcca": (pwcca, {}),
+    "rsa": (rsa, {}),
+    "rtd_lite": (rtd_lite, {"batch": 60}),
+}
+
+
+def related(n=60, p=12, q=9, noise=0.5, seed=0, dtype=torch.float32):
+    """Two noisy linear views of the same points, with uneven spectra and means that are not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(n, 6, generator=generator, dtype=torch.float64)
+    views = []
+    for width in (p, q):
+        view = points @ torch.randn(6, width, generator=generator, dtype=torch.float64)
+        view = view + noise * torch.randn(n, width, generator=generator, dtype=torch.float64)
+        views.append((view * torch.linspace(1, 0.1, width, dtype=torch.float64) + 0.7).to(dtype))
+    return views
+
+
+def rotation(width, seed=1):
+    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)).double()).Q

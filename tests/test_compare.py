@@ -1,5 +1,6 @@
 """Drivers: tables by model name, shared work, baselines, failures by name, subgroups by agreement."""
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -144,7 +145,7 @@ def test_p_values_and_calibrated_scores_by_hand():
         null = np.array(comparison.permuted.at["vgg", "resnet"])
         score = comparison.scores.at["vgg", "resnet"]
         assert comparison.p_values.at["vgg", "resnet"] == 1 / 20, "closer than every permutation"
-        threshold = sign * np.quantile(sign * null, 0.95)
+        threshold = sign * np.sort(sign * np.array([*null, score]))[18]  # the 19th of 20: ceil(0.95 * 20)
         expected = (score - threshold) / (comparison.measure.self_score - threshold)
         assert comparison.calibrated().at["vgg", "resnet"] == pytest.approx(expected)
         assert 0 < expected < 1
@@ -152,11 +153,71 @@ def test_p_values_and_calibrated_scores_by_hand():
         comparison.scores.at["vgg", "resnet"] = null[3]  # not counting itself, as many as are closer
         closer = np.sum(sign * null >= sign * null[3])
         assert comparison.p_values.at["vgg", "resnet"] == (1 + closer) / 20
+        if closer > 1:
+            assert comparison.calibrated().at["vgg", "resnet"] == 0
     assert compare.pairwise(representations(), make("cka"), quiet=True)["cka"].p_values is None
     linear = build(MORE_REP_MEASURES, ["linreg"])
     found = compare.pairwise(representations(), linear, permutations=3, quiet=True)["linreg"]
     with pytest.raises(ValueError, match="no fixed score"):
         found.calibrated()
+
+
+@pytest.mark.parametrize("k", [10, 19, 99])
+def test_exchangeable_scores_are_calibrated_above_zero_in_at_most_5_percent(k):
+    """Of 1000 draws of a score and its null; with a quantile of the null alone it is 12 % at k = 10."""
+    generator = np.random.default_rng(0)
+    above = 0
+    for _ in range(1000):
+        scores = pd.DataFrame(0.1 * generator.normal(), index=NAMES[:1], columns=NAMES[1:2])
+        null = pd.DataFrame([[None]], index=NAMES[:1], columns=NAMES[1:2], dtype=object)
+        null.iat[0, 0] = list(0.1 * generator.normal(size=k))
+        found = compare.Comparison(make("cka")[0], scores, null).calibrated().iat[0, 0]
+        assert found >= 0
+        above += found > 0
+    assert above <= 50 + 3 * math.sqrt(1000 * 0.05 * 0.95)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [10, 19, 99])
+def test_unrelated_models_are_calibrated_above_zero_in_at_most_5_percent(k):
+    generator = torch.Generator().manual_seed(0)
+    above = 0
+    for seed in range(400):
+        reps = {name: torch.randn(30, 5, generator=generator) for name in NAMES[:2]}
+        found = compare.pairwise(reps, make("cka"), permutations=k, seed=seed, quiet=True)["cka"]
+        above += found.calibrated().at["vgg", "resnet"] > 0
+    assert above <= 20 + 3 * math.sqrt(400 * 0.05 * 0.95)
+
+
+def test_jackknife_groups_are_even(monkeypatch):
+    left_out = []
+    monkeypatch.setattr(compare, "_Cut", lambda inputs, keep: left_out.append(int((~keep).sum())) or inputs)
+    compare.pairwise({"model": torch.randn(381, 2)}, make("mag"), ci=0.95, quiet=True)
+    assert set(left_out) == {19, 20} and sum(left_out) == 381
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(measures.Preparation):
+    """A preparation that raises an error."""
+
+    error: Exception
+
+    def prepare(self, rep):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has a"), MemoryError()]
+)
+@pytest.mark.parametrize("where", ["prepare", "score"])
+def test_a_measure_without_memory_is_reported_and_the_others_go_on(error, where):
+    broken = Broken(error)
+    cka, jacc = make("cka", "jacc")
+    cka = dataclasses.replace(cka, **{where: broken if where == "prepare" else broken.prepare})
+    found = compare.pairwise(representations(), [cka, jacc], permutations=1, quiet=True)
+    assert "out of memory: compare fewer images" in found["cka"].failure
+    assert "GPU 0" not in found["cka"].failure
+    assert found["jacc"].failure is None
 
 
 def test_intervals_hold_the_score_and_grow_with_the_level():

@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from oracles import ORACLES, related, rotation
 
 from univ import measures
 from univ.measures import (
@@ -32,22 +33,6 @@ KEYS = list(REGISTRY)
 
 def make(key, **settings):
     return build(REGISTRY, [key], **{**SETTINGS, **settings})[0]
-
-
-def related(n=60, p=12, q=9, noise=0.5, seed=0, dtype=torch.float32):
-    """Two noisy linear views of the same points, with uneven spectra and means that are not zero."""
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(n, 6, generator=generator, dtype=torch.float64)
-    views = []
-    for width in (p, q):
-        view = points @ torch.randn(6, width, generator=generator, dtype=torch.float64)
-        view = view + noise * torch.randn(n, width, generator=generator, dtype=torch.float64)
-        views.append((view * torch.linspace(1, 0.1, width, dtype=torch.float64) + 0.7).to(dtype))
-    return views
-
-
-def rotation(width, seed=1):
-    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)).double()).Q
 
 
 @pytest.fixture
@@ -145,25 +130,6 @@ def test_without_normalising_scale_matters(pair):
 
 # The slow definitions
 
-ORACLES = {
-    "cka": (oracles.cka, {}),
-    "proc": (oracles.procrustes, {}),
-    "jacc": (oracles.jaccard, {"k": 7}),
-    "rank": (oracles.rank_similarity, {"k": 7}),
-    "rank_jacc": (oracles.joint_similarity, {"k": 7}),
-    "rtd": (oracles.rtd, {"batch": 60}),
-    "cos": (oracles.second_order_cosine, {}),
-    "shape": (oracles.shape, {}),
-    "mutual_knn": (oracles.mutual_knn, {"k": 7}),
-    "cknna": (oracles.cknna, {"k": 7}),
-    "cka_biased": (oracles.cka_biased, {}),
-    "cka_rbf": (oracles.rbf_cka, {}),
-    "linreg": (oracles.linear_predictivity, {}),
-    "svcca": (oracles.svcca, {}),
-    "pwcca": (oracles.pwcca, {}),
-    "rsa": (oracles.rsa, {}),
-    "rtd_lite": (oracles.rtd_lite, {"batch": 60}),
-}
 SHAPES = {
     "tall": {"n": 60, "p": 12, "q": 9},
     "wide": {"n": 20, "p": 45, "q": 31},
@@ -173,11 +139,11 @@ SHAPES = {
 
 
 def test_every_measure_has_a_slow_definition():
-    assert set(ORACLES) | {"gulp"} == set(KEYS)
+    assert set(ORACLES) == set(KEYS)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("key", ORACLES)
+@pytest.mark.parametrize("key", [key for key in ORACLES if key != "gulp"])  # not defined for the wide ones
 def test_agrees_with_the_definition(key, shape):
     x, y = related(**SHAPES[shape])
     oracle, settings = ORACLES[key]

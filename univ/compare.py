@@ -76,13 +76,15 @@ class Comparison:
         return self._with_null(lambda score, null: (1 + np.sum(null >= score)) / (1 + len(null)))
 
     def calibrated(self, level: float = 0.95) -> pd.DataFrame | None:
-        """(s - t) / (s_max - t): 1 for identical models, at most 0 for scores that the null reaches.
+        """max(0, s - t) / (s_max - t): 1 for identical models, 0 for scores that the null reaches.
 
-        t is the `level` quantile of the null on its closer side, s_max what a model scores against itself. The bias
-        that width and N give to a measure (biased CKA, k-NN) is in the null too, so calibrated scores of models of
-        different widths can be compared. Not clamped. None without permutations; nan on the diagonal.
+        t is the order statistic ceil(level (K + 1)) of the K permuted scores and the observed one, on their closer
+        side, s_max what a model scores against itself: unrelated models are above 0 in at most 1 - level of all cases,
+        whatever K. Below K = level / (1 - level) (19 at 0.95) nothing is above 0; 199 and more tell scores apart. The
+        bias that width and N give to a measure (biased CKA, k-NN) is in the null too, so calibrated scores of models
+        of different widths can be compared. None without permutations; nan on the diagonal.
 
-        Source: Gröger, Wen and Brbić, ICML 2026 (arXiv 2602.14486).
+        Source: Gröger, Wen and Brbić, ICML 2026 (arXiv 2602.14486), algorithm 1.
 
         Raises:
             ValueError: the measure has no fixed score for identical models.
@@ -92,8 +94,9 @@ class Comparison:
         best = self._sign * (self.measure.self_score or 0.0)
 
         def calibrate(score: float, null: np.ndarray) -> float:
-            threshold = np.quantile(null, level)
-            return (score - threshold) / (best - threshold)
+            rank = math.ceil(level * (len(null) + 1) - 1e-9)  # 0.95 * 20 is 19, whatever its rounding
+            threshold = np.sort([*null, score])[rank - 1]
+            return (score - threshold) / (best - threshold) if score > threshold else 0.0
 
         return self._with_null(calibrate)
 
@@ -144,8 +147,8 @@ def pairwise(
 
     Returns:
         Measure name -> `Comparison`. Symmetric measures are mirrored, and the diagonal is what a model scores
-        against itself by definition. A measure that raises ValueError (k too large, NaN input …) is reported in its
-        `failure`, and the others go on.
+        against itself by definition. A measure that raises ValueError (k too large, NaN input …) or runs out of
+        memory is reported in its `failure`, and the others go on.
     """
     names = list(inputs)
     scorer = _Scorer(permutations, ci, seed, device, quiet)
@@ -327,15 +330,21 @@ class _Scorer:
         sizes: set[int] = set()
         if isinstance(measure, Statistic):
             for (name,), cell in cells.items():
-                rep = to_device(inputs[name], self.device)
+                try:
+                    rep = to_device(inputs[name], self.device)
+                except _FAILURES as error:
+                    _fail(found, name + where, error)
+                    return sizes
                 sizes.add(len(rep))
                 for comparison in found:
                     self._try(comparison, name + where, cell, comparison.measure, rep)
             return sizes
-        prepared = {}
+        prepared, devices = {}, {}
         for name in dict.fromkeys(itertools.chain.from_iterable(cells)):
             try:
-                prepared[name] = prepare(to_device(inputs[name], self.device))
+                value = to_device(inputs[name], self.device)
+                devices[name] = value.logits.device if isinstance(value, Outputs) else value.device
+                prepared[name] = prepare(value)
             except _FAILURES as error:
                 _fail(found, name + where, error)
                 return sizes
@@ -344,24 +353,26 @@ class _Scorer:
         bar = tqdm(cells.items(), desc=title, unit="pair", disable=self.quiet or isinstance(measure, SetStatistic))
         for models, cell in bar:
             if isinstance(measure, SetStatistic):
-                self._set_statistic(found[0], [prepared[name] for name in models], cell)
+                self._set_statistic(found[0], [prepared[name] for name in models], cell, devices[models[0]])
                 continue
             if _failed(found):
                 continue
             a, b = (prepared[name] for name in models)
             subject = " and ".join(models) + where
             if models[0] != models[1] or any(comparison.measure.self_score is None for comparison in found):
-                self._pair(found, a, b, subject, cell)
-            for order in () if _failed(found) else self.orders(len(b)):
-                self._permuted_pair(found, a, b.permute(order), subject, cell)
+                self._pair(found, a, b, subject, cell, devices[models[1]])
+            for order in () if _failed(found) else self.orders(len(b), devices[models[1]]):
+                self._permuted_pair(found, a, b, order, subject, cell)
         return sizes
 
-    def orders(self, n: int) -> Iterator[torch.Tensor]:
-        """The permutations of n images: the same for every pair of models."""
+    def orders(self, n: int, device: torch.device) -> Iterator[torch.Tensor]:
+        """The permutations of n images, on a device: the same for every pair of models."""
         generator = torch.Generator().manual_seed(self.seed)
-        return (torch.randperm(n, generator=generator).to(self.device) for _ in range(self.permutations))
+        return (torch.randperm(n, generator=generator).to(device) for _ in range(self.permutations))
 
-    def _pair(self, found: list[Comparison], a: Any, b: Any, subject: str, cell: tuple[Any, Any]) -> None:
+    def _pair(
+        self, found: list[Comparison], a: Any, b: Any, subject: str, cell: tuple[Any, Any], device: torch.device
+    ) -> None:
         pair = None
         for comparison in found:
             measure = comparison.measure
@@ -380,10 +391,17 @@ class _Scorer:
                 self._write_t_interval(comparison, cell, _spread(trials) / math.sqrt(len(trials)), len(trials) - 1)
             elif self.ci and _method(measure) == "bootstrap":
                 with full_precision():
-                    self._bootstrap(comparison, cell, len(a), partial(_resample_pair, measure, pair))
+                    self._bootstrap(comparison, cell, len(a), partial(_resample_pair, measure, pair), device)
 
-    def _permuted_pair(self, found: list[Comparison], a: Any, b: Any, subject: str, cell: tuple[Any, Any]) -> None:
-        pair = Pair(a, b)
+    def _permuted_pair(
+        self, found: list[Comparison], a: Any, b: Any, order: torch.Tensor, subject: str, cell: tuple[Any, Any]
+    ) -> None:
+        try:
+            with full_precision():
+                pair = Pair(a, b.permute(order))
+        except _FAILURES as error:
+            _fail(found, subject, error)
+            return
         for comparison in found:
             if comparison.failure is None:
                 try:
@@ -393,11 +411,13 @@ class _Scorer:
                 except _FAILURES as error:
                     _fail([comparison], subject, error)
 
-    def _set_statistic(self, comparison: Comparison, models: list[Any], cell: tuple[Any, Any]) -> None:
+    def _set_statistic(
+        self, comparison: Comparison, models: list[Any], cell: tuple[Any, Any], device: torch.device
+    ) -> None:
         compute = comparison.measure.compute
         self._try(comparison, "the set of models", cell, compute, models)
         if self.ci and comparison.failure is None:
-            self._bootstrap(comparison, cell, len(models[0]), partial(_resample_set, compute, models))
+            self._bootstrap(comparison, cell, len(models[0]), partial(_resample_set, compute, models), device)
 
     def _try(
         self, comparison: Comparison, subject: str, cell: tuple[Any, Any], compute: Callable[[Any], float], on: Any
@@ -416,10 +436,11 @@ class _Scorer:
         cell: tuple[Any, Any],
         n: int,
         resample: Callable[[Iterator[torch.Tensor]], Iterator[float]],
+        device: torch.device,
     ) -> None:
         """Percentiles of the scores of images drawn with replacement; draws without a defined score are left out."""
         generator = torch.Generator().manual_seed(self.seed)
-        draws = (torch.randint(n, (n,), generator=generator).to(self.device) for _ in range(BOOTSTRAP_DRAWS))
+        draws = (torch.randint(n, (n,), generator=generator).to(device) for _ in range(BOOTSTRAP_DRAWS))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UndefinedScore)
             scores = np.array(list(resample(draws)))
@@ -437,13 +458,13 @@ class _Scorer:
         n: int,
         where: str,
     ) -> None:
-        """Intervals from leaving out each of 20 random groups of images."""
+        """Intervals from leaving out each of 20 random groups of images, as even in size as N allows."""
         groups = min(JACKKNIFE_GROUPS, n)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
         scorer = _Scorer(0, None, self.seed, self.device, quiet=True)
         rounds = []
         title = ", ".join(comparison.name for comparison in found) + where + ": confidence"
-        for group in tqdm(order.chunk(groups), desc=title, unit="group", disable=self.quiet):
+        for group in tqdm(order.tensor_split(groups), desc=title, unit="group", disable=self.quiet):
             keep = torch.ones(n, dtype=torch.bool)
             keep[group] = False
             again = [_start(comparison.measure, *comparison.scores.axes, scorer) for comparison in found]
@@ -467,7 +488,8 @@ class _Scorer:
         comparison.low.at[cell], comparison.high.at[cell] = score - half, score + half
 
 
-_FAILURES = (ValueError, torch.linalg.LinAlgError)  # what a measure says about its input, or LAPACK about a matrix
+# What a measure says about its input, LAPACK about a matrix, and a device or NumPy about its memory.
+_FAILURES = (ValueError, torch.linalg.LinAlgError, torch.OutOfMemoryError, MemoryError)
 
 
 class _Cut(Mapping):
@@ -604,9 +626,13 @@ def _failed(found: list[Comparison]) -> bool:
 
 
 def _fail(found: list[Comparison], subject: str, error: Exception) -> None:
+    reason = str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        first = reason.partition(". ")[0] or "out of memory"  # CUDA's message goes on about its allocator
+        reason = f"{first}: compare fewer images (--num-inputs) or on the CPU (--device cpu)"
     for comparison in found:
         if comparison.failure is None:
-            comparison.failure = f"{subject}: {error}"
+            comparison.failure = f"{subject}: {reason}"
 
 
 def _listen(comparison: Comparison, subject: str, compute: Callable[[Any], float], argument: Any) -> float:
@@ -652,7 +678,7 @@ def subgroups(
         published: the original's procedure: the HSICs of the 'disagree' CKA are added to those of the 'agree' one,
             and an image is its own first Euclidean neighbour.
         size_matched: cut both groups to the size of the smaller one, at random, ten times; the mean is the score.
-            Without it k-NN and RTD differ between the groups for their size alone.
+            Without it k-NN, RTD and Procrustes differ between the groups for their size alone.
         function: `euc` (the study's) or `cos_sim`, how neighbours are found.
         seed: of RTD's subsamples and of the cut groups.
         workers: threads for RTD.

@@ -3,6 +3,7 @@
 The part that rep.py and func.py share after they have parsed their flags.
 """
 
+import argparse
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ import pandas as pd
 from loguru import logger
 from torch import Tensor
 
-from univ import compare, made, results, runs
+from univ import cli, compare, made, results, runs
 from univ.activations import Extraction
 from univ.compare import AnyMeasure, Comparison
 from univ.measures import Measure, build
 from univ.results import ResultFile
 from univ.setting import Setting
 
+PERMUTATIONS = 199  # p-values down to 0.005; a calibrated score's threshold is then the 190th of 200
 NOT_IN_SETTINGS = ("workers", "stream")  # how a score is computed, not which score it is
 
 
@@ -33,6 +35,17 @@ class Task:
     measure: AnyMeasure | None
     file: ResultFile
     settings: dict[str, Any]
+
+
+def add_permutations(group: argparse._ArgumentGroup) -> None:
+    """The flag -p of rep.py and func.py."""
+    text = (
+        f"random permutations for the baseline, {PERMUTATIONS} if -p stands alone, none without it; p-values and "
+        f"calibrated scores want {PERMUTATIONS} or more (below 19 every calibrated score is 0)"
+    )
+    group.add_argument(
+        "-p", "--perturbs", nargs="?", type=cli.non_negative_int, const=PERMUTATIONS, default=0, help=text
+    )
 
 
 def plan(
@@ -78,7 +91,7 @@ def plan(
         if "k" in settings:
             settings["knn"] = settings.pop("k")  # the flag's name, which the figures look for
         if permutations:
-            settings |= {"permutations": permutations, "permutation_seed": setting.seed}
+            settings |= {"permutations": permutations, "permutation_seed": setting.seed, "calibration": "with score"}
         tasks.append(Task(measure, file, {"measure": key, **settings, **described}))
     return tasks
 

@@ -20,6 +20,9 @@ Rep = Tensor | np.ndarray
 
 FEW_ROWS = 256  # rows per block of element-wise work in float64: 4 MB at 2048 columns, which stays in cache
 BLOCK_ROWS = 4096  # rows per block that is converted for a product: fewer would cost speed, 64 MB at 2048 columns
+PRODUCT_RANGE = (1e-12, 1e24)  # squared row norms whose products float32 holds without overflow or underflow
+LARGEST = 1e60  # absolute value up to which sums of fourth powers stay within float64
+FAR = 1 / 4  # share of one image in the squared norm of all, above which float32 loses the others
 PRODUCT_ROWS = 16_384  # rows multiplied in float32 before float64 takes over: 10 000 at once are 15 % faster than 4096
 
 
@@ -76,7 +79,8 @@ def as_rep(rep: Rep, min_images: int = 2, convert: bool = True) -> Tensor:
         convert: False leaves the dtype, for memory-mapped files that are read and converted block by block.
 
     Raises:
-        ValueError: too few rows, no columns, or values that are NaN or infinite.
+        ValueError: too few rows, no columns, or values that are NaN or infinite, or so large that float64 cannot hold
+            the fourth powers that the measures sum (float32 ones never are).
     """
     rep = as_tensor(rep)
     if rep.ndim < 2 or rep.numel() == 0:
@@ -89,6 +93,8 @@ def as_rep(rep: Rep, min_images: int = 2, convert: bool = True) -> Tensor:
     rep = as_float(rep) if convert else rep
     for start in range(0, len(rep), FEW_ROWS):
         block = as_float(rep[start : start + FEW_ROWS])
+        if block.dtype == torch.float64 and LARGEST < block.abs().max() < torch.inf:
+            raise ValueError(f"the representation holds values above {LARGEST:g}: scale it down")
         if block.sum(dtype=torch.float64).isfinite():  # one pass, and NaN or infinity would show
             continue
         finite = block.isfinite().all(dim=1)
@@ -229,11 +235,13 @@ class Centered(Prepared):
         mean: (D,) float64 still to be subtracted from each block: `rows` may then be memory-mapped and larger than
             memory.
         square_norms: (N,) float64, squared norms of the centred rows.
+        double: blocks are float64, whatever the dtype of `rows`.
     """
 
     rows: Tensor
     mean: Tensor | None
     square_norms: Tensor
+    double: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -244,7 +252,7 @@ class Centered(Prepared):
 
     @property
     def eps(self) -> float:
-        """Rounding unit of the blocks."""
+        """Rounding unit of the representation that came in."""
         return torch.finfo(torch.float64 if self.rows.dtype == torch.float64 else torch.float32).eps
 
     @property
@@ -255,7 +263,25 @@ class Centered(Prepared):
     def block(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) centred rows."""
         rows = as_float(self.rows[start:stop])
-        return rows if self.mean is None else (rows.double() - self.mean).to(rows.dtype)
+        dtype = torch.float64 if self.double else rows.dtype
+        return rows.to(dtype) if self.mean is None else (rows.double() - self.mean).to(dtype)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """All centred rows, in blocks to be multiplied."""
+        return (self.block(start, start + BLOCK_ROWS) for start in range(0, len(self), BLOCK_ROWS))
+
+    def about_median(self) -> "Centered":
+        """The same images as float64 differences from the median of each column, which few far images do not move."""
+        columns = self.rows.split(64, dim=1)
+        median = torch.cat([as_float(some).median(dim=0).values for some in columns]).double()
+        return Centered(self.rows, median, square_norms(self.rows, median), double=True)
+
+    def rounding(self, largest: float) -> float:
+        """The share of |X|_F^2 up to which an eigenvalue of X'X may be rounding, if the largest has the share given:
+        rounding of the representation (one far image's own adds no direction, so that of the others), or of LAPACK.
+        """
+        others = len(self) * self.square_norms.median().item() / self.square_norm
+        return max(self.width * torch.finfo(torch.float64).eps * largest, (4 * self.eps) ** 2 * min(largest, others))
 
     def permute(self, order: Tensor) -> "Centered":
         return self._permuted(rows=self.rows[order], square_norms=self.square_norms[order])
@@ -266,25 +292,39 @@ class Center(Preparation):
     """Centre the columns of a representation (or leave them, with center=False).
 
     With stream=True the representation stays where it is and is centred again in each block that is read, at about
-    5 % more time: for memory-mapped representations that do not fit in memory.
+    5 % more time: for memory-mapped representations that do not fit in memory. With double=True so too, in float64;
+    and without it where float32 would lose digits: one image far from all others moves the mean so far that the
+    rounding of their differences from it shows, and products of very large or small values leave float32's range.
     """
 
     center: bool = True
     stream: bool = False
     min_images: int = 2
+    double: bool = False
 
     def prepare(self, rep: Rep) -> Centered:
         rows = as_rep(rep, self.min_images, convert=not self.stream)
         mean = column_mean(rows) if self.center else None
-        norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
-        centered = rows if mean is None or self.stream else torch.empty_like(rows)
-        for start in range(0, len(rows), FEW_ROWS):
-            span = slice(start, start + FEW_ROWS)
-            block = rows[span].double() if mean is None else rows[span].double() - mean
-            norms[span] = torch.linalg.vector_norm(block, dim=1).square()
-            if centered is not rows:
-                centered[span] = block
+        stay = mean is None or self.stream or self.double
+        centered = rows if stay else torch.empty_like(rows)
+        norms = square_norms(rows, mean, None if stay else centered)
+        largest = norms.max().item()
+        in_range = largest == 0 or PRODUCT_RANGE[0] < largest < PRODUCT_RANGE[1]
+        if self.double or not in_range or largest > FAR * norms.sum().item():
+            return Centered(rows, mean, norms, double=True)
         return Centered(centered, mean if self.stream else None, norms)
+
+
+def square_norms(rows: Tensor, mean: Tensor | None, centered: Tensor | None = None) -> Tensor:
+    """(N,) float64 squared norms of rows less the mean; those differences are written to `centered`, if given."""
+    norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    for start in range(0, len(rows), FEW_ROWS):
+        span = slice(start, start + FEW_ROWS)
+        block = rows[span].double() if mean is None else rows[span].double() - mean
+        norms[span] = torch.linalg.vector_norm(block, dim=1).square()
+        if centered is not None:
+            centered[span] = block
+    return norms
 
 
 def column_mean(rows: Tensor) -> Tensor:
@@ -319,6 +359,12 @@ def gram(a: Centered) -> Tensor:
     """(N, N) A A' of one `Centered` model: for models with more columns than rows only."""
     blocks = [(start, a.block(start, start + BLOCK_ROWS)) for start in range(0, len(a), BLOCK_ROWS)]
     return torch.cat([torch.cat([product(block, other.T) for _, other in blocks], dim=1) for _, block in blocks])
+
+
+def orthonormal(rows: Tensor) -> Tensor:
+    """(N, r) float64 orthonormal basis of the span of nearly orthonormal columns, by a Cholesky factor."""
+    factor = torch.linalg.cholesky(product(rows.T, rows))
+    return torch.linalg.solve_triangular(factor, rows.T, upper=False).T.contiguous()
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

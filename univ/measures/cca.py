@@ -1,12 +1,12 @@
 """Measures from canonical correlations, SVCCA and PWCCA: (N, D_a), (N, D_b) -> similarity in [0, 1], 1 = alike."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from univ.measures.base import (
-    BLOCK_ROWS,
     Center,
     Centered,
     Measure,
@@ -15,6 +15,8 @@ from univ.measures.base import (
     Prepared,
     Rep,
     cross_product,
+    orthonormal,
+    product,
 )
 
 
@@ -53,7 +55,8 @@ def pwcca(x: Rep, y: Rep) -> float:
     Raises:
         ValueError: a constant representation, different numbers of images, NaN input.
 
-    Source: Morcos, Raghu and Bengio, NeurIPS 2018, equation 2 and their released code.
+    Source: Morcos, Raghu and Bengio, NeurIPS 2018, equation 2. Their released code leaves out an inverse root of the
+    covariance when it makes the canonical variables, so its weights, and scores, differ.
     """
     return pwcca_measure()(x, y)
 
@@ -73,8 +76,8 @@ class Components(Prepared):
     """Principal components of a centred representation X = U diag(s) V'.
 
     Attributes:
-        scores: U, (N, r) with orthonormal columns.
-        columns: diag(s) V', (r, D) float64: the columns of X in the basis U.
+        scores: (N, r) float64 orthonormal basis of the components.
+        columns: (r, D) float64: the columns of X in that basis.
     """
 
     scores: Centered
@@ -98,26 +101,23 @@ class PrincipalComponents(Preparation):
             raise ValueError(f"the share of the variance lies in (0, 1], got {self.variance}")
 
     def prepare(self, rep: Rep) -> Components:
-        centered = Center().prepare(rep)
+        centered = Center(double=True).prepare(rep)
         if centered.square_norm == 0:
             raise ValueError("canonical correlations are not defined: the representation is constant")
-        rows = centered.rows
-        blocks = rows.split(BLOCK_ROWS)
+        rows = torch.cat(list(centered.blocks())) / math.sqrt(centered.square_norm)
         if len(rows) >= centered.width:
-            values, vectors = torch.linalg.eigh(sum(block.double().T @ block.double() for block in blocks))
-        else:  # the same eigenvalues from the N x N side; V = X' U / s
-            values, left = torch.linalg.eigh(rows.double() @ rows.double().T)
-            vectors = rows.double().T @ left / values.clamp(min=values[-1] * 1e-300).sqrt()
+            values, vectors = torch.linalg.eigh(product(rows.T, rows))
+            vectors = product(rows, vectors)
+        else:  # the same eigenvalues from the N x N side
+            values, vectors = torch.linalg.eigh(product(rows, rows.T))
         values, vectors = values.flip(0), vectors.flip(1)
-        floor = max(len(values) * torch.finfo(torch.float64).eps, (4 * centered.eps) ** 2)
-        rank = int((values > floor * values[0]).sum())
+        rank = int((values > centered.rounding(values[0].item())).sum())
         if self.variance < 1:
             share = values.clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
             rank = min(rank, int((share < self.variance).sum()) + 1)
-        values, vectors = values[:rank].sqrt(), vectors[:, :rank]
-        scores = torch.cat([(block.double() @ vectors / values).to(rows.dtype) for block in blocks])
-        squares = scores.double().square().sum(dim=1)
-        return Components(Centered(scores, None, squares), values[:, None] * vectors.T)
+        vectors = vectors[:, :rank]
+        basis = orthonormal(vectors / vectors.norm(dim=0))  # those of small eigenvalues are not so to the last digit
+        return Components(Centered(basis, None, basis.square().sum(dim=1)), product(basis.T, rows))
 
 
 def correlations(pair: Pair) -> Tensor:

@@ -1,5 +1,6 @@
 """Centred kernel alignment: (N, D_a), (N, D_b) -> similarity, 1 = alike. Linear (unbiased, biased) and RBF kernels."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from univ.measures.base import (
 )
 
 _BLOCK = 1024  # rows and columns per block of an N x N matrix
+_CLEAR = 1 / 8  # share of |A'A|_F^2 that is left in HSIC_1 where float32 products leave it exact to 1e-6
+_WIDE = 16  # largest squared norm, in median squared distances, from which float32 would lose the short distances
 
 
 def cka(x: Rep, y: Rep, *, unbiased: bool = True, stream: bool = False) -> float:
@@ -32,7 +35,9 @@ def cka(x: Rep, y: Rep, *, unbiased: bool = True, stream: bool = False) -> float
     HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = X X', L = Y Y'.
     Unbiased: HSIC_1(K, L) = [tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1] / (n(n-3)), zeroed diagonals. It does
     not change when X is centred; then 1'K1 = -sum a_i and (K1)_i = -a_i, with a_i the squared row norms, so that
-    tr(KL) = |X'Y|_F^2 - sum a_i b_i is all that is left to compute: O(n p q) instead of O(n^2 (p + q)).
+    tr(KL) = |X'Y|_F^2 - sum a_i b_i is all that is left to compute: O(n p q) instead of O(n^2 (p + q)). Where that
+    difference would be mostly rounding (one image far from all others, or fewer images than directions), HSIC_1 is
+    summed in float64 over the pairs of images, as defined.
     Biased: |X'Y|_F^2 / (|X'X|_F |Y'Y|_F) of the centred ones, which grows with p/n even for unrelated models.
 
     Args:
@@ -92,10 +97,10 @@ def rbf_cka_measure(*, bandwidth: float = 1.0) -> Measure:
 
 @dataclass(frozen=True)
 class Kernel(Prepared):
-    """A Gaussian kernel with zeroed diagonal, as blocks of the `Centered` rows that it is made from."""
+    """A kernel with zeroed diagonal, as blocks of the `Centered` rows that it is made from."""
 
     rows: Centered
-    scale: float  # K_ij = exp(-|x_i - x_j|^2 / scale)
+    scale: float | None = None  # Gaussian: K_ij = exp(-|x_i - x_j|^2 / scale); None is linear: K_ij = x_i'x_j
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,8 +110,9 @@ class Kernel(Prepared):
 
     def blocks(self) -> Iterator[tuple[Tensor, bool]]:
         """(rows, columns) float64 blocks on and above the diagonal, and whether each stands for its mirror image."""
-        for row, column, squares in square_distances(self.rows):
-            block = (-squares / self.scale).exp()
+        gaussian = self.scale is not None
+        for row, column, values in square_distances(self.rows) if gaussian else inner_products(self.rows):
+            block = (-values / self.scale).exp() if gaussian else values
             if row == column:
                 block.fill_diagonal_(0)
             yield block, row != column
@@ -123,26 +129,36 @@ class GaussianKernel(Preparation):
             raise ValueError(f"the bandwidth of a kernel is positive, got {self.bandwidth}")
 
     def prepare(self, rep: Rep) -> Kernel:
-        rows = Center(min_images=4).prepare(rep)
+        rows = Center(min_images=4, stream=True).prepare(rep)
         median = median_square_distance(rows)
+        if rows.square_norms.max().item() > _WIDE * median:
+            rows = rows.about_median()
+            median = median_square_distance(rows)
         if not median > 0:
             raise ValueError("RBF CKA is not defined: half of the distances between images are 0")
         return Kernel(rows, 2 * self.bandwidth**2 * median)
 
 
+def inner_products(a: Centered) -> Iterator[tuple[int, int, Tensor]]:
+    """Blocks (first row, first column, float64 inner products) on and above the diagonal of the N x N matrix."""
+    for row in range(0, len(a), _BLOCK):
+        rows = a.block(row, row + _BLOCK)
+        for column in range(row, len(a), _BLOCK):
+            yield row, column, product(rows, a.block(column, column + _BLOCK).T).double()
+
+
 def square_distances(a: Centered) -> Iterator[tuple[int, int, Tensor]]:
     """Blocks (first row, first column, float64 squared distances) on and above the diagonal of the N x N matrix."""
-    for row in range(0, len(a), _BLOCK):
-        for column in range(row, len(a), _BLOCK):
-            products = (a.block(row, row + _BLOCK) @ a.block(column, column + _BLOCK).T).double()
-            norms_r, norms_c = a.square_norms[row : row + _BLOCK], a.square_norms[column : column + _BLOCK]
-            yield row, column, (norms_r[:, None] + norms_c - 2 * products).clamp(min=0)
+    for row, column, products in inner_products(a):
+        norms_r, norms_c = a.square_norms[row : row + _BLOCK], a.square_norms[column : column + _BLOCK]
+        yield row, column, (norms_r[:, None] + norms_c - 2 * products).clamp(min=0)
 
 
 def median_square_distance(a: Centered) -> float:
     """Median squared distance between different images, found in two passes over blocks: by the upper half of the
     bits of float32, then by the lower half of those that agree with the median in the upper one."""
     n = len(a)
+    unit = 2.0 ** math.frexp(a.square_norms.median().item())[1]  # brings all but the farthest into float32's range
     wanted = (n * (n - 1) // 2 - 1) // 2  # position among the sorted distances; the lower of two middle ones
     upper = None
     for _ in range(2):
@@ -150,13 +166,13 @@ def median_square_distance(a: Centered) -> float:
         for row, column, squares in square_distances(a):
             if row == column:
                 squares = squares[tuple(torch.triu_indices(*squares.shape, offset=1, device=squares.device))]
-            bits = squares.flatten().float().view(torch.int32)  # of values >= 0: in the order of the values
+            bits = (squares.flatten() / unit).float().view(torch.int32)  # of values >= 0: in the order of the values
             bits = bits >> 16 if upper is None else bits[bits >> 16 == upper] & 0xFFFF
             counts += torch.bincount(bits, minlength=2**16)
         found = int((counts.cumsum(0) > wanted).nonzero()[0])
         if upper is None:
             upper, wanted = found, wanted - int(counts[:found].sum())
-    return torch.tensor((upper << 16) + found, dtype=torch.int32).view(torch.float32).item()
+    return torch.tensor((upper << 16) + found, dtype=torch.int32).view(torch.float32).item() * unit
 
 
 def rbf_score(pair: Pair) -> float:
@@ -171,14 +187,18 @@ def kernel_self_hsic(a: Kernel) -> float:
 
 
 def kernel_hsic(pair: Pair) -> float:
-    """HSIC_1 of two `Kernel`s."""
+    """HSIC_1 of two `Kernel`s, term by term; 0 where what is left of the terms is only their rounding."""
     n = len(pair.a)
     trace = 0.0
-    for (k, twice), (l, _) in zip(pair.a.blocks(), pair.b.blocks()):  # noqa: E741 - the symbols of the definition
-        trace += (1 + twice) * (k * l).sum().item()
+    others = itertools.repeat((None, None)) if pair.a is pair.b else pair.b.blocks()
+    for (k, twice), (l, _) in zip(pair.a.blocks(), others):  # noqa: E741 - the symbols of the definition
+        trace += (1 + twice) * (k * (k if l is None else l)).sum().item()
     sums_a, sums_b = pair.a.once(row_sums), pair.b.once(row_sums)
     total = sums_a.sum().item() * sums_b.sum().item() / ((n - 1) * (n - 2))
-    return (trace + total - 2 / (n - 2) * torch.dot(sums_a, sums_b).item()) / (n * (n - 3))
+    both = 2 / (n - 2) * torch.dot(sums_a, sums_b).item()
+    value = trace + total - both
+    rounding = 8 * torch.finfo(torch.float64).eps * (abs(trace) + abs(total) + abs(both))
+    return value / (n * (n - 3)) if abs(value) > rounding else 0.0
 
 
 def row_sums(a: Kernel) -> Tensor:
@@ -223,16 +243,34 @@ def normalized(both: float, a: float, b: float) -> float:
 
 
 def hsic(pair: Pair) -> float:
-    """HSIC_1 of two `Centered` models, from |A'B|_F^2 and the squared row norms."""
-    return hsic_from_norms(pair.once(cross_norm), pair.a.square_norms, pair.b.square_norms)
+    """HSIC_1 of two `Centered` models, from |A'B|_F^2 and the squared row norms where they suffice."""
+    a, b = pair.a, pair.b
+    if a.once_any_order(is_clear) and b.once_any_order(is_clear):
+        return hsic_from_norms(pair.once(cross_norm), a.square_norms, b.square_norms)
+    return kernel_hsic(Pair(a.once(linear_kernel), b.once(linear_kernel)))
 
 
 def self_hsic(a: Centered) -> float:
-    """HSIC_1 of a model with itself; 0 where what is left of its terms is only their rounding."""
+    """HSIC_1 of a model with itself."""
+    if a.once_any_order(is_clear):
+        return hsic_from_norms(a.once_any_order(self_cross_norm), a.square_norms, a.square_norms)
+    kernel = a.once(linear_kernel)
+    return kernel_hsic(Pair(kernel, kernel))
+
+
+def is_clear(a: Centered) -> bool:
+    """Whether HSIC_1 is more than a small rest of |A'A|_F^2, from which the products of single images are taken off.
+
+    By Cauchy and Schwarz this bounds the rounding of HSIC_1 with another model, too, against the root of both.
+    """
     cross = a.once_any_order(self_cross_norm)
     value = hsic_from_norms(cross, a.square_norms, a.square_norms)
-    rounding = 8 * a.eps * cross / (len(a) * (len(a) - 3))
-    return value if abs(value) > rounding else 0.0
+    return value * len(a) * (len(a) - 3) > _CLEAR * cross
+
+
+def linear_kernel(a: Centered) -> Kernel:
+    """The linear kernel of a model, about the median: HSIC_1 does not see it, and it keeps all digits of all rows."""
+    return Kernel(a.about_median())
 
 
 def hsic_from_norms(cross: float, a: Tensor, b: Tensor) -> float:

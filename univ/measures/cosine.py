@@ -36,7 +36,9 @@ def second_order_cosine(x: Rep, y: Rep, *, center: bool = True) -> float:
     Raises:
         ValueError: different numbers of images, NaN input.
 
-    Source: Hamilton, Leskovec and Jurafsky, EMNLP 2016.
+    Source: after Hamilton, Leskovec and Jurafsky, EMNLP 2016, but not their measure: theirs takes the similarities to
+    the union of an image's k nearest neighbours in the two models, ours those to all images, as in the study: the
+    scores are not comparable.
     """
     return second_order_cosine_measure(center=center)(x, y)
 
@@ -60,10 +62,11 @@ class UnitRows(Preparation):
     def prepare(self, rep: Rep) -> Directions:
         centered = Center(self.center).prepare(rep)
         norms = centered.square_norms.sqrt()[:, None]
-        rows = torch.empty_like(centered.rows)
+        rows = torch.empty(centered.rows.shape, dtype=centered.block(0, 1).dtype, device=norms.device)
         for start in range(0, len(rows), FEW_ROWS):
             span = slice(start, start + FEW_ROWS)
-            rows[span] = torch.where(norms[span] > 0, centered.rows[span].double() / norms[span], 0.0)
+            block = centered.block(start, start + FEW_ROWS).double()
+            rows[span] = torch.where(norms[span] > 0, block / norms[span], 0.0)
         return Directions(rows, None, (norms[:, 0] > 0).double())
 
 

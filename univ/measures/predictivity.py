@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from univ.measures.base import Center, Centered, Measure, Pair, Preparation, Prepared, Rep, undefined
+from univ.measures.base import Center, Centered, Measure, Pair, Preparation, Prepared, Rep, product, undefined
 
 
 def linear_predictivity(x: Rep, y: Rep, *, ridge: float = 1e-3, folds: int = 5) -> float:
@@ -40,7 +40,7 @@ def linear_predictivity_measure(*, ridge: float = 1e-3, folds: int = 5) -> Measu
 
 @dataclass(frozen=True)
 class Folds(Prepared):
-    """A centred representation as predictor and as target of each fold."""
+    """A representation as predictor and as target of each fold."""
 
     rows: Centered
     fit: "FitFolds"
@@ -52,16 +52,16 @@ class Folds(Prepared):
         return self._permuted(rows=self.rows.permute(order))
 
     def fold(self, number: int) -> tuple[Tensor, Tensor]:
-        """Rows of the other images and of the fold's own, both less the mean of the others."""
+        """Rows of the other images and of the fold's own, both less the mean of the others, float64."""
         own = torch.arange(len(self), device=self.rows.rows.device) % self.fit.folds == number
-        others, held_out = self.rows.rows[~own], self.rows.rows[own]
-        mean = others.mean(dim=0, dtype=torch.float64).to(others.dtype)
-        return others - mean, held_out - mean
+        rows = self.rows.block(0, len(self))
+        mean = rows[~own].mean(dim=0)
+        return rows[~own] - mean, rows[own] - mean
 
 
 @dataclass(frozen=True)
 class FitFolds(Preparation):
-    """Centre a representation; the regressions are factorised when it is first used as a predictor."""
+    """Take a representation; the regressions are factorised when it is first used as a predictor."""
 
     ridge: float = 1e-3
     folds: int = 5
@@ -71,15 +71,15 @@ class FitFolds(Preparation):
             raise ValueError(f"needs ridge > 0 and at least 2 folds, got {self.ridge} and {self.folds}")
 
     def prepare(self, rep: Rep) -> Folds:
-        return Folds(Center(min_images=2 * self.folds).prepare(rep), self)
+        return Folds(Center(center=False, min_images=2 * self.folds, double=True).prepare(rep), self)
 
 
 def factors(a: Folds) -> list[Tensor]:
     """Per fold the Cholesky factor of m times X'X / m + ridge t I, float64."""
     found = []
     for number in range(a.fit.folds):
-        rows = a.fold(number)[0].double()
-        scatter = rows.T @ rows
+        rows = a.fold(number)[0]
+        scatter = product(rows.T, rows)
         level = scatter.trace() / len(scatter)
         if not level > 0:
             raise ValueError("linear predictivity is not defined: the predicting representation is constant")
@@ -93,9 +93,9 @@ def r_squared(pair: Pair) -> float:
     for number, factor in enumerate(pair.a.once(factors)):
         x, held_x = pair.a.fold(number)
         y, held_y = pair.b.fold(number)
-        weights = torch.cholesky_solve(x.T.double() @ y.double(), factor)
-        left += (held_y.double() - held_x.double() @ weights).square().sum().item()
-        total += held_y.double().square().sum().item()
+        weights = torch.cholesky_solve(product(x.T, y), factor)
+        left += (held_y - product(held_x, weights)).square().sum().item()
+        total += held_y.square().sum().item()
     if total == 0:
         return undefined("linear predictivity is not defined: the predicted representation is constant")
     return 1 - left / total

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_rep
 
+_FAR = 10  # norm, in quantiles of distances, above which differences are squared, instead of squares subtracted
+
 
 def rtd(x: Rep, y: Rep, *, batch: int = 500, trials: int = 10, seed: int = 0, workers: int | None = None) -> float:
     """Representation topology divergence of two representations of the same images.
@@ -128,11 +130,14 @@ def scaled_distances(rep: Tensor) -> Tensor:
     Raises:
         ValueError: that quantile is 0 (nine tenths of the rows coincide).
     """
-    rep = rep - rep.mean(dim=0)
-    squares = rep.square().sum(dim=1)
-    distances = (squares[:, None] + squares - 2 * rep @ rep.T).clamp(min=0).sqrt()
+    centered = rep - rep.mean(dim=0)
+    squares = centered.square().sum(dim=1)
+    distances = (squares[:, None] + squares - 2 * centered @ centered.T).clamp(min=0).sqrt()
     distances = torch.maximum(distances, distances.T).fill_diagonal_(0)
     quantile = torch.quantile(distances.flatten(), 0.9)
+    if squares.max().sqrt() > _FAR * quantile:  # the far image's square has swallowed digits of all the others
+        distances = torch.cdist(rep, rep, compute_mode="donot_use_mm_for_euclid_dist")
+        quantile = torch.quantile(distances.flatten(), 0.9)
     if not quantile > 0:
         raise ValueError("RTD is not defined: nine tenths of the distances between images are 0")
     return distances / quantile

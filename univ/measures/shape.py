@@ -57,10 +57,9 @@ def shape_measure(*, alpha: float = 1.0, center: bool = True) -> Measure:
 
 @dataclass(frozen=True)
 class Maps(Prepared):
-    """Activations after centring and partial whitening, channels last: (N, H, W, C), and their Frobenius norm."""
+    """Activations after centring and partial whitening, of Frobenius norm 1 (or all 0), channels last: (N, H, W, C)."""
 
     values: Tensor
-    norm: float
 
     def __len__(self) -> int:
         return len(self.values)
@@ -87,12 +86,16 @@ class PartlyWhiten(Preparation):
         maps = as_rep(rep).reshape(rep.shape if rep.ndim == 4 else (*rep.shape, 1, 1)).permute(0, 2, 3, 1)
         rows = maps.reshape(-1, maps.shape[-1])
         mean = column_mean(rows) if self.center else torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-        blocks = [(block.double() - mean).to(rows.dtype) for block in rows.split(_ROWS)]
+
+        def turned() -> Iterator[Tensor]:
+            blocks = (block.double() - mean for block in rows.split(_ROWS))
+            return blocks if root is None else (product(block, root) for block in blocks)
+
+        root = None
         if self.alpha < 1:
-            root = partial_whitening(sum(block.double().T @ block.double() for block in blocks), self.alpha)
-            blocks = [(block.double() @ root).to(block.dtype) for block in blocks]
-        norm = math.sqrt(sum(block.double().square().sum().item() for block in blocks))
-        return Maps(torch.cat(blocks).reshape(maps.shape), norm)
+            root = partial_whitening(sum(product(block.T, block) for block in turned()), self.alpha)
+        norm = math.sqrt(sum(block.square().sum().item() for block in turned())) or 1.0
+        return Maps(torch.cat([(block / norm).to(rows.dtype) for block in turned()]).reshape(maps.shape))
 
 
 def partial_whitening(scatter: Tensor, alpha: float) -> Tensor:
@@ -105,26 +108,34 @@ def partial_whitening(scatter: Tensor, alpha: float) -> Tensor:
 
 def angle(pair: Pair) -> float:
     """Shape distance of two `Maps`."""
-    a, b = pair.a, pair.b
-    if a.norm == 0 or b.norm == 0:
+    a, b = pair.a.values, pair.b.values
+    if not (a.any() and b.any()):
         return undefined("the shape metric is not defined: a representation has norm 0")
-    cross = sum(product(x.T, y).double() for x, y in _common_rows(a.values, b.values))
-    cosine = nuclear_norm(cross) / a.norm / b.norm
+    cosine = nuclear_norm(sum(product(x.T, y).double() for x, y in _common_rows(a, b)))
     if cosine < _NEAR:
         return math.acos(max(-1.0, cosine))
-    # Close to 1 the cosine carries the angle in its last digits only; the length of the difference does not.
-    left, _, right = torch.linalg.svd(cross, full_matrices=False)
-    rotation = left @ right
+    # Close to 1 the cosine carries the angle in its last digits only; the length of the difference does not. The
+    # rotation that makes it least takes float64: channels of little variance turn far for little.
+    left, _, right = torch.linalg.svd(
+        sum(product(x.double().T, y.double()) for x, y in _common_rows(a, b)), full_matrices=False
+    )
     square = 0.0  # of that length: what the rotation leaves in the common rows and channels ...
-    own = {"a": 1.0, "b": 1.0}  # ... and what either model has elsewhere, opposite to padding
-    for x, y in _common_rows(a.values, b.values):
-        x, y = x.double() / a.norm, y.double() / b.norm
-        rotated = x @ rotation
+    own = {"a": _square_norm(a), "b": _square_norm(b)}  # ... and what either model has elsewhere, opposite to padding
+    for x, y in _common_rows(a, b):
+        rotated, y = product(x.double(), left @ right), y.double()
         square += (rotated - y).square().sum().item()
         own["a"] -= rotated.square().sum().item()
         own["b"] -= y.square().sum().item()
-    square += max(0.0, own["a"]) + max(0.0, own["b"])
+    if any(size > other for size, other in zip(a.shape[1:], b.shape[1:])):  # else nothing: the difference is rounding
+        square += max(0.0, own["a"])
+    if any(size > other for size, other in zip(b.shape[1:3], a.shape[1:3])):
+        square += max(0.0, own["b"])
     return 2 * math.asin(min(1.0, math.sqrt(square) / 2))
+
+
+def _square_norm(maps: Tensor) -> float:
+    """Squared norm in float64: of maps scaled to norm 1 in float32, 1 but for their rounding."""
+    return sum(block.double().square().sum().item() for block in maps.split(max(1, _ROWS // maps[0, ..., 0].numel())))
 
 
 def _common_rows(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,6 +12,8 @@ from univ.measures.base import Rep, as_rep, full_precision, product, undefined
 from univ.measures.cka import hsic_from_sums, normalized
 from univ.measures.procrustes import nuclear_norm
 
+_CLEAR = 1e-8  # share of |A'A|_F^2 that is left in HSIC_1 where float64 sums leave it exact to 1e-6
+
 
 class StreamedPair:
     """Sums over batches of two models from which CKA and Procrustes follow exactly.
@@ -21,8 +23,9 @@ class StreamedPair:
             pair.update(model_a(images), model_b(images))
         pair.cka(), pair.procrustes()
 
-    Memory: three matrices (D_a, D_b), (D_a, D_a) and (D_b, D_b) in float64. The mean of the first batch is subtracted
-    from all, so that what is summed is nearly centred and little is lost when the true mean is taken off at the end.
+    Memory: three matrices (D_a, D_b), (D_a, D_a) and (D_b, D_b), all in float64. The mean of the first batch is
+    subtracted from all, so that what is summed is nearly centred and little is lost when the true mean is taken off
+    at the end.
     """
 
     def __init__(self) -> None:
@@ -46,7 +49,7 @@ class StreamedPair:
             widths = [len(shift) for shift in self._shifts]
             if [model.shape[1] for model in rows] != widths:
                 raise ValueError(f"batches have {widths} columns, got {[model.shape[1] for model in rows]}")
-            x, y = ((model.double() - shift).to(model.dtype) for model, shift in zip(rows, self._shifts))
+            x, y = (model.double() - shift for model, shift in zip(rows, self._shifts))
             self._sums["ab"].add(x, y)
             self._sums["aa"].add(x, x)
             self._sums["bb"].add(y, y)
@@ -62,9 +65,16 @@ class StreamedPair:
             raise ValueError(f"CKA needs at least 4 images, got {n}")
         values = []
         for sums in (self._sums[name] for name in ("ab", "aa", "bb")):
-            cross = sums.centered_cross().square().sum().item()
-            norms = (sums.centered_norms("a"), sums.centered_norms("b"))
-            values.append(hsic_from_sums(n, cross, sums.centered_norm_products(), *norms) if unbiased else cross)
+            cross = value = sums.centered_cross().square().sum().item()
+            if unbiased:
+                norms = (sums.centered_norms("a"), sums.centered_norms("b"))
+                value = hsic_from_sums(n, cross, sums.centered_norm_products(), *norms)
+                if sums is not self._sums["ab"] and value * n * (n - 3) <= _CLEAR * cross:
+                    return undefined(
+                        "CKA cannot be told from sums over batches: a representation has no variance, or all but its "
+                        "rounding in one image; cka(x, y) can tell"
+                    )
+            values.append(value)
         return normalized(*values)
 
     def procrustes(self, *, normalize: bool = True) -> float:

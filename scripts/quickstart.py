@@ -313,8 +313,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_stage(stage, pool, commands, args.out / "logs/quickstart", f"[{number}/{len(stages)}] {stage.name}")
     finally:
         if sys.exc_info()[0] is not None:  # leave no job running: each continues where it was at the next start
-            for process in list((pool._processes or {}).values()):
+            processes = list((pool._processes or {}).values())
+            for process in processes:
                 process.terminate()
+            for process in processes:  # a notebook's client catches the signal, and may then wait for one that is gone
+                process.join(5)
+                process.kill()
         pool.shutdown(cancel_futures=True)
     path = write_summary(plan)
     made = f"{path}, {path.with_name('report.html')} and {plan.figs}/"

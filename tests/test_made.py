@@ -45,5 +45,5 @@ def test_rows_come_back_with_their_settings(tmp_path):
         rows.write({}, {})
     assert list(made.Rows.read(path).settings.values()) == [{"k": 2}]
     path.write_text(path.read_text().replace("0.33", "0.34"))
-    with pytest.raises(InputError, match=r"t\.csv does not fit t\.json"):
+    with pytest.raises(InputError, match=r"t\.csv: does not fit its JSON"):
         made.Rows.read(path)

@@ -278,6 +278,7 @@ def write_accuracies(folder: Path, name: str = "cifar10/accuracy/all.csv") -> No
 def test_accuracies_are_found_where_the_readme_puts_them(tmp_path):
     write_published(tmp_path)
     write_accuracies(tmp_path, "accuracy.csv")
+    write_accuracies(tmp_path)
     found = figure_data.all_accuracies(tmp_path, [tmp_path / "accuracy.csv"])  # named too: read once
     assert found[["model", "accuracy", "eps"]].values.tolist() == [["resnet18", 0.815, 3.0]]
     parsed = parse(report.build(Sources(tmp_path, tmp_path / "data")))

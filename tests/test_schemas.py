@@ -192,6 +192,7 @@ def test_a_cache_without_logits_or_without_its_origin_is_named(tmp_path):
     write_tensors(store._part("vgg11"), {"reps": torch.zeros(5, 2)}, metadata)
     with pytest.raises(InputError, match=r"vgg11\.safetensors .*logits"):
         store.finish()
+    store._part("vgg11").unlink()
     write_tensors(store.reps_path, {"vgg11": torch.zeros(5, 2)}, {})
     with pytest.raises(InputError, match=r"reps__digits_eps1_i0 .*vgg11"):
         read_cache(tmp_path, "reps", "digits", "eps1")

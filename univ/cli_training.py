@@ -133,6 +133,7 @@ def run(args: argparse.Namespace, train_set: str) -> None:
     runs.start(quiet=args.quiet)
     try:
         if args.train:
+            arch_of(args, train_set)  # a wrong one is refused before --save is made
             with _only_run(args.save, process):
                 train(args, train_set, process)
         else:

@@ -517,7 +517,7 @@ def load_evaluations(paths: Iterable[Path | str]) -> pd.DataFrame:
     columns = ["source", "model", "accuracy", "num_classes", "eps", "dataset", "input", "exp"]
     if not tables:
         return pd.DataFrame(columns=columns)
-    table = pd.concat(tables)
+    table = pd.concat(tables, ignore_index=True)
     table = table[table["attack_eps"] == 0].assign(eps=table["trained_eps"])
     table["num_classes"] = [DATASETS[name].num_classes if name in DATASETS else None for name in table["dataset"]]
     table = table.dropna(subset=["eps", "num_classes"]).drop_duplicates(["model", "dataset", "eps"], keep="last")

@@ -11,10 +11,9 @@ import math
 import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import (
     AfterValidator,
@@ -31,6 +30,9 @@ from torch import Tensor
 from univ import files
 from univ.eps import eps_value
 from univ.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
 FILE_NAME_BYTES = 255  # the longest name of a file on Linux
@@ -99,20 +101,22 @@ def read_json(path: Path | str, model: Callable[..., T]) -> T:
     return parse_json(files.read_text(path), model, path)
 
 
-def read_csv(path: Path | str, **options: Any) -> pd.DataFrame:
+def read_csv(path: Path | str, **options: Any) -> "pd.DataFrame":
     """`pandas.read_csv`, whose many ways to fail become one.
 
     Raises:
         FileNotFoundError: no such file.
         InputError: not a CSV.
     """
+    import pandas as pd  # half a second, which those who read no table need not wait for
+
     try:
         return pd.read_csv(path, **options)
     except (ValueError, OverflowError, IndexError, TypeError) as error:  # its own errors are ValueErrors
         raise InputError(f"{path} is not a CSV: {str(error).strip()[:200]}") from error
 
 
-def read_table(path: Path | str, row: type[Schema], needed: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(path: Path | str, row: type[Schema], needed: Sequence[str] = ()) -> "pd.DataFrame":
     """A CSV whose columns are the fields of a row's schema and whatever else it holds; numbers of rows are dropped.
 
     Args:

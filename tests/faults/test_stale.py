@@ -233,7 +233,7 @@ def test_published_rows_count_as_done_and_an_edited_table_is_not_thrown_away(pla
     subgroups()
     assert TABLE.read_bytes() == before
     TABLE.with_suffix(".json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"does not fit repsim_subgroups\.json"):
+    with pytest.raises(InputError, match=r"repsim_subgroups\.csv: does not fit its JSON"):
         subgroups()
 
 

@@ -333,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     path = (args.out or args.folder) / files.file_name(f"{args.split}.lmdb", "--split")
     if path.exists() and not args.overwrite:
+        files.remove_orphans(path)  # the lock of a run that was killed when all was done but that
         raise InputError(f"{path} exists already: --overwrite replaces it, --out writes elsewhere")
     print(convert(args.folder / args.split, path, procs=args.procs, verify=args.verify, quiet=args.quiet))
 

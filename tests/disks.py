@@ -1,21 +1,18 @@
-"""Small disks for the tests: a tmpfs that is made larger and smaller, and commands run in forks of this process."""
+"""Small disks for the tests: a tmpfs that is made larger and smaller, and commands run in processes of their own."""
 
 import contextlib
 import os
 import resource
-import signal
 import stat
 import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import forks
 import pytest
-import torch
 
-from univ import cli
+SECONDS = 120  # for one command
 
 
 @contextlib.contextmanager
@@ -55,33 +52,25 @@ class Ended:
         assert any(reason in self.said for reason in ("No space left", "full", "File too large", "free")), self.said
 
 
-def run(main: Callable[[list[str]], None], words: list[object], log: Path, *, file_size: int | None = None) -> Ended:
-    """Run a command as its script would, in a fork; `file_size` is the most bytes a file may have."""
-    torch.set_num_threads(1)  # a fork has none of the threads of OpenMP
+def run(
+    main: Callable[..., None], words: list[object], log: Path, *, file_size: int | None = None, patched: bool = False
+) -> Ended:
+    """Run a command as its script would, in a process of its own.
+
+    Args:
+        file_size: the most bytes a file may have.
+        patched: in a fork of this process, which has what a test changed in it, and cannot compute gradients.
+    """
+    limits = {} if file_size is None else {resource.RLIMIT_FSIZE: file_size}
+    job = main, [f"{main.__module__}.py", *map(str, words)], log, limits, SECONDS
+    if not patched:
+        process = forks.command(*job)
+        process.join()
+        return Ended(process.exitcode, log.read_text())
     process = os.fork()
     if process == 0:
-        code = 70
-        try:
-            sys.argv = [f"{main.__module__}.py"]
-            with log.open("w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-            if file_size is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
-            signal.alarm(120)
-            cli.run(lambda: main([str(word) for word in words]))
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else 1 if left.code else 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    _, status = os.waitpid(process, 0)
-    return Ended(os.waitstatus_to_exitcode(status), log.read_text())
+        forks.run(*job)
+    return Ended(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), log.read_text())
 
 
 def held(folder: Path) -> dict[str, bytes]:

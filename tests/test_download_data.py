@@ -377,7 +377,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_run_continues(service, tm
         (disk / "mine").write_bytes(b"mine")
         resize(8192 + room)
         words = ["--records", "1", "2", "--root", str(disk), *wanted]
-        ended = disks_run(download_data.main, words, tmp_path / "log")
+        ended = disks_run(download_data.main, words, tmp_path / "log", patched=True)
         ended.assert_refused()
         assert ended.code == 2 and f"cannot write {disk}" in ended.said
         assert not list(disk.rglob("*.tmp")) and (disk / "mine").read_bytes() == b"mine"
@@ -385,7 +385,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_run_continues(service, tm
         assert begun > 0 or not room
         resize(64 << 20)
         service.sent.clear()
-        ended = disks_run(download_data.main, words, tmp_path / "log")
+        ended = disks_run(download_data.main, words, tmp_path / "log", patched=True)
         assert ended.code == 0, ended.said
         whole = held(disk)
         assert whole.pop("mine") == b"mine" and len(whole) in (1, 3, 4)

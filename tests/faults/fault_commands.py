@@ -8,7 +8,6 @@ import functools
 import hashlib
 import importlib
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -17,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ("--device", "cpu", "--quiet")
@@ -84,17 +85,6 @@ COMMANDS = {
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def server() -> Any:
-    """The way to start processes that have imported everything."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "scripts")])
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    modules = {command.module for command in COMMANDS.values()} | {"imagenet_training", "torch.utils.tensorboard"}
-    context.set_forkserver_preload([*sorted(modules), "sklearn.datasets", "zenodo_get.downloader", "pytest"])
-    return context
-
-
 class Run:
     """A command that has been started in `folder`.
 
@@ -108,7 +98,7 @@ class Run:
     ) -> None:
         self.log = folder.with_name(f"{folder.name}.{time.monotonic_ns()}.log")
         words = (command, folder, self.log, die_at, environment or {})
-        self.process = server().Process(target=_run, args=words)
+        self.process = forks.server().Process(target=_run, args=words)
         self.process.start()
 
     def end(self, timeout: float = 120) -> int:

@@ -10,12 +10,11 @@ import os
 import random
 import resource
 import signal
-import sys
-import time
 import traceback
 from collections import Counter
 from pathlib import Path
 
+import forks
 import nbformat
 import pandas as pd
 import pytest
@@ -25,7 +24,6 @@ from image_files import make_image_folder
 from synthetic_results import write_scores
 
 import rep
-from univ import cli
 from univ.data import open_images
 from univ.data.inverted import save_inverted
 from univ.errors import InputError
@@ -213,36 +211,16 @@ def test_every_parser_refuses_every_value_in_one_line(here):
 
 
 def run(command, words):
-    """(exit code, what was said) of a script in a forked process; None as code where it was still busy."""
-    path = Path("said.txt")
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            os.setpgid(0, 0)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            torch.set_num_threads(1)
-            sys.argv = [command[0], *words]
-            cli.run(module_of(command[0]).main)
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else int(left.code is not None)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    deadline = time.monotonic() + SECONDS
-    while (found := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    """(exit code, what was said) of a script in a process of its own; None as code where it was still busy."""
+    path = Path("said.txt").absolute()
+    limits = {resource.RLIMIT_AS: MEMORY}
+    process = forks.command(module_of(command[0]).main, [command[0], *words], path, limits, SECONDS + 60)
+    process.join(SECONDS)
+    code = process.exitcode
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    if found[0] == 0:
-        os.waitpid(child, 0)
-    return (None if found[0] == 0 else os.waitstatus_to_exitcode(found[1])), path.read_text(errors="replace")
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return code, path.read_text(errors="replace") if path.exists() else ""
 
 
 def check_run(command, words):

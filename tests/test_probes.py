@@ -214,22 +214,27 @@ class Stopped(Exception):
     """Stands for a kill."""
 
 
+def dies_in_part(number, monkeypatch):
+    """The so-many-th part that is extracted stops; the numbers of images of all that are begun."""
+    seen, extract = [], repfiles.activations.extract
+
+    def counted(model, loader, n, **names):
+        seen.append(n)
+        if len(seen) == number:
+            raise Stopped
+        return extract(model, loader, n, **names)
+
+    monkeypatch.setattr(repfiles.activations, "extract", counted)
+    return seen
+
+
 def test_extraction_continues_where_it_was_killed(tmp_path, model, monkeypatch):
     images = open_images("digits", "val")
     words = {"identity": {"node": "x"}, "device": CPU, "batch_size": 64, "chunk": 100, "quiet": True}
     whole = repfiles.extract(tmp_path / "whole.pt", model, images, **words)
     assert whole.shape == (360, 64) and whole.dtype == torch.float32
 
-    seen = []
-    extract = repfiles.activations.extract
-
-    def dies_in_the_third_part(model, loader, n, **names):
-        seen.append(n)
-        if len(seen) == 3:
-            raise Stopped
-        return extract(model, loader, n, **names)
-
-    monkeypatch.setattr(repfiles.activations, "extract", dies_in_the_third_part)
+    seen = dies_in_part(3, monkeypatch)
     with pytest.raises(Stopped):
         repfiles.extract(tmp_path / "reps.pt", model, images, **words)
     assert not (tmp_path / "reps.pt").exists()
@@ -245,16 +250,7 @@ def test_damaged_blocks_of_an_unfinished_extraction_are_extracted_again(tmp_path
     images = open_images("digits", "val")
     words = {"identity": {"node": "x"}, "device": CPU, "batch_size": 64, "chunk": 100, "quiet": True}
     whole = repfiles.extract(tmp_path / "whole.pt", model, images, **words)
-    seen = []
-    extract = repfiles.activations.extract
-
-    def dies_in_the_fourth_part(model, loader, n, **names):
-        seen.append(n)
-        if len(seen) == 4:
-            raise Stopped
-        return extract(model, loader, n, **names)
-
-    monkeypatch.setattr(repfiles.activations, "extract", dies_in_the_fourth_part)
+    seen = dies_in_part(4, monkeypatch)
     with pytest.raises(Stopped):
         repfiles.extract(tmp_path / "reps.pt", model, images, **words)
     with (tmp_path / "reps.pt.partial").open("r+b") as file:

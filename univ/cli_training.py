@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import io
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from loguru import logger
 
-from univ import cli, files, runs, training
+from univ import cli, files, runs, schemas, training
 from univ.attacks import Attack, Norm
 from univ.data import DATASETS, Images, open_images, open_training
 from univ.data.loaders import stream
@@ -399,13 +398,11 @@ def _earlier_arch(record: Path) -> str:
     """The architecture of the run that wrote an args.json; `earlier` where there is none."""
     if not record.exists():
         return "earlier"
+    arch = schemas.read_json(record, schemas.RunArguments).arguments.model
     try:
-        arch = json.loads(files.read_text(record))["arguments"]["model"]
         file_stem(arch)
     except InputError as error:
         raise InputError(f"{record}: {error}; remove it") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{record} names no architecture (arguments, model): damaged or foreign, remove it") from error
     return arch
 
 

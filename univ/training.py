@@ -592,6 +592,7 @@ class Run:
         fits = isinstance(state, Mapping) and all(
             isinstance(number, int)
             and 0 <= number < len(weights)
+            and isinstance(buffers, Mapping)
             and isinstance(buffers.get("momentum_buffer"), Tensor)
             and buffers["momentum_buffer"].shape == weights[number].shape
             for number, buffers in state.items()

@@ -227,3 +227,16 @@ def test_precision_is_restored():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     assert torch.backends.cuda.matmul.allow_tf32 == before
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("name", "repeatable"), [("fp32", True), ("tf32", False), ("bf16", False)])
+def test_fp32_is_repeatable_wherever_it_is_asked_for(name, repeatable):
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    with cli.precision(name, torch.device("cpu")):
+        assert (cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32) == (
+            repeatable,
+            not repeatable,
+            not repeatable,
+        )
+    assert before == (cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32)

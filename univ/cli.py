@@ -268,16 +268,16 @@ def add_fast_images(group: argparse._ArgumentGroup) -> None:
 
 @contextlib.contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Run the block's networks in a precision: fp32 without TF32, TF32, or autocast to bf16 or fp16."""
-    tf32 = name != "fp32"
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    """Run the block's networks in a precision: fp32 without TF32 and repeatable, TF32, or autocast to bf16 or fp16."""
+    matmul, cudnn, tf32 = torch.backends.cuda.matmul, torch.backends.cudnn, name != "fp32"
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = tf32, tf32, not tf32
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
     try:
         with torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext():
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
 
 
 def _stop_on_sigterm(signum: int, frame: Any) -> NoReturn:

@@ -310,13 +310,12 @@ def check_start(start_from: tuple[Path, Mapping[str, Any]] | None, process: Dist
 @contextlib.contextmanager
 def _cudnn(precision: str) -> Iterator[None]:
     """Let cuDNN choose its fastest algorithms by trial, except for fp32, whose runs are to be repeatable."""
-    cudnn, exact = torch.backends.cudnn, precision == "fp32"
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = not exact, exact
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = precision != "fp32"
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.deterministic = before
+        torch.backends.cudnn.benchmark = before
 
 
 class Run:

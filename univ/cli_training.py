@@ -230,10 +230,10 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
         _publish(args.save, finished, process)
         return
     data = _open_data(args, train_set)
-    identity = process.broadcast(_identity(data, args) if process.is_main else None)
-    data = dataclasses.replace(data, identity=identity)
+    # by every process: reading ImageNet for the first time takes longer than a collective operation waits
+    data = dataclasses.replace(data, identity=_identity(data, args))
     if args.eval is None and start_from is not None:
-        _refuse_other_settings(start_from, training.differences(start_from[1], recipe, identity))
+        _refuse_other_settings(start_from, training.differences(start_from[1], recipe, data.identity))
     model = build_model(arch, train_set, seed=args.seed)
     process.barrier()  # every process has looked at --save before one of them writes there
     if process.is_main:

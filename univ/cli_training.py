@@ -263,8 +263,7 @@ def _complete_first_save(saving: Saving, path: Path, checkpoint: Mapping[str, An
     epoch = checkpoint.get("epoch", 0)
     for name in [f"{epoch}_checkpoint.pt"] * saving.keeps(epoch) + [checkpoints.LATEST]:
         if not (saving.folder / name).exists():
-            with files.atomic_path(saving.folder / name) as temporary:
-                shutil.copyfile(path, temporary)
+            files.copy(path, saving.folder / name)
 
 
 def _publish(folder: Path, finished: Path, process: Distributed) -> None:

@@ -258,8 +258,11 @@ def _check_header(path: Path | str, line: bytes, header: str) -> str:
     return first
 
 
-def save_torch(path: Path | str, value: Any) -> None:
+def save_torch(path: Path | str, value: Any, *, before: Callable[[Path], None] | None = None) -> None:
     """`torch.save` to `path` atomically.
+
+    Args:
+        before: called with the whole file, under a temporary name, before it is put in its place.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written (torch reports it as RuntimeError).
@@ -270,6 +273,8 @@ def save_torch(path: Path | str, value: Any) -> None:
                 torch.save(value, file)
         except RuntimeError as error:
             raise InputError(f"cannot write {path}: {str(error).splitlines()[0]} (is the disk full?)") from error
+        if before is not None:
+            before(temporary)
 
 
 def read_text(path: Path | str) -> str:

@@ -450,9 +450,7 @@ class Parts:
         Args:
             describe: called with the SHA-256 of the finished file before it is put in its place.
         """
-        with files.atomic_path(self.output) as temporary:
-            files.save_torch(temporary, inverted.images)
-            describe(files.file_hash(temporary))
+        files.save_torch(self.output, inverted.images, before=lambda whole: describe(files.file_hash(whole)))
         shutil.rmtree(self.folder)
         self.close()
 

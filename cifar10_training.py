@@ -14,7 +14,8 @@ Writes checkpoint.pt.latest, checkpoint.pt.best, <epoch>_checkpoint.pt, log.json
 import argparse
 from collections.abc import Sequence
 
-from univ import cli, cli_training
+from univ import cli
+from univ.training import flags as cli_training
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

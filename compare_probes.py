@@ -21,8 +21,11 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from univ import cli, files, made, probes, repfiles, results, runs
+from univ import cli, files, results, runs
 from univ.errors import InputError
+from univ.reps import files as repfiles
+from univ.reps import probes
+from univ.results import made
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

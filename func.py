@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from univ import cli, scoring, setting
-from univ.activations import Extraction
+from univ import cli
+from univ.compare import inputs as setting
+from univ.compare import run as scoring
 from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, MORE_FUNC_MEASURES, Outputs
+from univ.reps.extract import Extraction
 
 REGISTRY = {**FUNC_MEASURES, **FUNC_STATISTICS, **MORE_FUNC_MEASURES}
 ALL = ("dis", "norm", "kappa", "jsd", "churn", "amb", "disc")

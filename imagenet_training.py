@@ -16,7 +16,8 @@ complete, the best epoch as <save>/<arch>.ckpt.
 import argparse
 from collections.abc import Sequence
 
-from univ import cli, cli_training
+from univ import cli
+from univ.training import flags as cli_training
 
 TRAIN_SETS = {1000: "imagenet", 100: "imagenet100", 50: "imagenet50"}
 

@@ -25,15 +25,16 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
-from univ import cli, files, inversion, made, runs
+from univ import cli, files, inversion, runs
+from univ.compare.inputs import read_report
 from univ.data import DATASETS, TRAINABLE, Images, find_dataset, indices, open_images
 from univ.data.images import to_float
-from univ.data.inverted import read_origin
 from univ.data.loaders import batches, stream
 from univ.eps import EPS
 from univ.errors import InputError
+from univ.inversion.images import read_origin
 from univ.models import file_stem, find_arch, find_checkpoint, load_model
-from univ.setting import read_report
+from univ.results import made
 
 EVERY_IMAGE = ("cifar10", "digits")  # without index files all test images are targets
 SHEET_COLUMNS = 8

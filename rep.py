@@ -12,10 +12,12 @@ same settings is kept. On inverted images the column names the model whose image
 import argparse
 from collections.abc import Mapping, Sequence
 
-from univ import cli, scoring, setting
-from univ.activations import Extraction
+from univ import cli
+from univ.compare import inputs as setting
+from univ.compare import run as scoring
 from univ.errors import InputError
 from univ.measures import MORE_REP_MEASURES, REP_MEASURES, REP_STATISTICS
+from univ.reps.extract import Extraction
 
 REGISTRY = {**REP_STATISTICS, **REP_MEASURES, **MORE_REP_MEASURES}
 PAPER = ("jacc", "proc", "cka", "rtd")

@@ -20,11 +20,13 @@ import pandas as pd
 from loguru import logger
 from torch import Tensor
 
-from univ import cli, compare, files, made, results, runs, schemas
-from univ.cache import Cached, read_cache, require_same
+from univ import cli, compare, files, results, runs
 from univ.data import DATASETS
 from univ.eps import EPS, eps_value
 from univ.errors import InputError
+from univ.files import schemas
+from univ.reps.cache import Cached, read_cache, require_same
+from univ.results import made
 
 MEASURES = ("cka", "proc", "rtd", "jacc")
 PROCEDURE = ("function", "published", "size_matched", "seed")  # flags that decide the numbers

@@ -21,12 +21,14 @@ from typing import Any
 from loguru import logger
 from torch import Tensor
 
-from univ import cli, files, models, probes, repfiles, runs
+from univ import cli, files, models, runs
 from univ.data import DATASETS, Images, open_images
 from univ.data.indices import read_labels
 from univ.eps import eps_of_path
 from univ.errors import InputError
 from univ.models import Classifier
+from univ.reps import files as repfiles
+from univ.reps import probes
 
 DATASET_OF = {name: name for name in ("imagenet50", "imagenet100", "cifar10", "digits")} | {"imagenet1k": "imagenet"}
 EXTRACT_BATCH = 256  # images per forward pass at most: 1024 of them, fine for probes, need tens of GB in a wide ResNet

@@ -32,10 +32,11 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # univ, when it
 from loguru import logger
 from tqdm import tqdm
 
-from univ import cli, files, runs, schemas
+from univ import cli, files, runs
 from univ.data import DATASETS
 from univ.eps import eps_name, eps_value
 from univ.errors import InputError, plain
+from univ.files import schemas
 from univ.models import ARCHS, read_hugging_face_name
 
 ZENODO_RECORDS = ("13936007", "14802537", "13936033", "14802491")

@@ -327,7 +327,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def write_summary(plan: Plan) -> Path:
     """Write the one-page summary and return its path."""
-    from univ import files, summary
+    from univ import files
+    from univ.show import summary
 
     scale = plan.scale
     radii = ", ".join(str(RADIUS[eps]) for eps in scale.eps)

@@ -16,8 +16,9 @@ sys.path.insert(1, str(ROOT))  # univ, when it is not installed
 
 from loguru import logger
 
-from univ import cli, files, report, runs
-from univ.plots import Sources
+from univ import cli, files, runs
+from univ.show import report
+from univ.show.plots import Sources
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

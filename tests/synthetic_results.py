@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from univ import made, results
+from univ import results
 from univ.data import open_images
-from univ.data.inverted import save_inverted
 from univ.eps import eps_value
-from univ.results import ResultFile
+from univ.inversion.images import save_inverted
+from univ.results import ResultFile, made
 
 DIGITS_MODELS = ("vgg11", "resnet10", "densenet17", "resnext14_4x32d")
 EPS = ("eps0", "eps1", "eps2")

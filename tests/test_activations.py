@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from univ.activations import Tap, extract, head_input
 from univ.errors import InputError
 from univ.models import DIGITS_ARCHS, build_model
+from univ.reps.extract import Tap, extract, head_input
 
 
 @pytest.fixture

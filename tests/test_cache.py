@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from univ import cache
-from univ.activations import Extraction
-from univ.cache import Identity, Inputs, RepCache, hash_indices, read_cache, require_same
 from univ.errors import InputError
+from univ.reps import cache
+from univ.reps.cache import Identity, Inputs, RepCache, hash_indices, read_cache, require_same
+from univ.reps.extract import Extraction
 
 INPUTS = Inputs("digits", "f00d", "as is", "1234", 5)
 IDENTITY = Identity(INPUTS, "vgg11", "head", "abcd")

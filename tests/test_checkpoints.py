@@ -10,8 +10,8 @@ import torch
 from robustness.attacker import AttackerModel
 from test_models import shake
 
-from univ import files
 from univ.errors import InputError
+from univ.files import disk as files
 from univ.models import build_model, checkpoints, load_model
 from univ.models.checkpoints import BEST, LATEST
 

@@ -12,7 +12,8 @@ import pytest
 import scipy.stats
 import torch
 
-from univ import compare, measures
+from univ import measures
+from univ.compare import drivers as compare
 from univ.measures import (
     FUNC_MEASURES,
     FUNC_STATISTICS,

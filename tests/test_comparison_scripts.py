@@ -14,10 +14,10 @@ import torch
 import func
 import rep
 import subgroup_sim
-from univ import setting
+from univ.compare import inputs as setting
 from univ.data import open_images
-from univ.data.inverted import save_inverted
 from univ.errors import InputError
+from univ.inversion.images import save_inverted
 from univ.models import build_model, checkpoints
 
 ARCHS = ["vgg11", "resnet10", "resnext14_4x32d"]

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from univ.data.inverted import find_inverted, load_inverted, open_inverted, pool_inverted, save_inverted
 from univ.data.loaders import batches
 from univ.errors import InputError
+from univ.inversion.images import find_inverted, load_inverted, open_inverted, pool_inverted, save_inverted
 
 settings.register_profile("univ", deadline=None)  # a busy machine is no failure
 settings.load_profile("univ")

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from univ import cli, inversion, probes, training
+from univ import cli
 from univ.attacks import STEP_RULES, Attack
 from univ.data.images import TensorImages
+from univ.inversion import optimise as inversion
 from univ.models import DIGITS_ARCHS, build_model
+from univ.reps import probes
 from univ.runs import Distributed
+from univ.training import loop as training
 
 CUDA = torch.device("cuda:0")
 

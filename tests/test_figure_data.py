@@ -9,8 +9,9 @@ import pytest
 import torch
 from synthetic_results import DIGITS_MODELS, write_inversions, write_probe_agreement, write_scores, write_subgroups
 
-from univ import figure_data, results
+from univ import results
 from univ.data import open_images
+from univ.show import quantities as figure_data
 
 
 @pytest.fixture(scope="module")

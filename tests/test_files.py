@@ -13,8 +13,8 @@ import pytest
 import torch
 from disks import make_device
 
-from univ import files
 from univ.errors import InputError
+from univ.files import disk as files
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -100,7 +100,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next_and_nothing_else(tmp_path
     path = tmp_path / "scores[1].csv"
     script = """
 import sys, time
-from univ import files
+from univ.files import disk as files
 with files.atomic_path(sys.argv[1]):
     print(flush=True)
     time.sleep(60)
@@ -150,7 +150,7 @@ def test_those_who_wait_take_turns(tmp_path):
 def test_a_killed_holder_lets_go_though_its_workers_live_on(tmp_path):
     script = """
 import os, signal, sys, time
-from univ import files
+from univ.files import disk as files
 with files.locked(sys.argv[1]):
     if os.fork() == 0:
         time.sleep(30)

@@ -5,10 +5,10 @@ import torch
 from test_models import every_model, shake
 from torch import nn
 
-from univ.activations import Tap, head_input
 from univ.models import Classifier, build_model
 from univ.models.architectures import Arch
 from univ.models.folding import fold_batchnorm
+from univ.reps.extract import Tap, head_input
 
 QUICK = {
     ("digits", "vgg11"),

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from scripts.benchmarks.inversion import pictures, published_inversion, trained_statistics
-from univ import attacks, cli, files, inversion
+from univ import attacks, cli, files
 from univ.data import open_training
 from univ.data.loaders import stream
 from univ.errors import InputError
 from univ.inversion import Inversion, Inverted, Inverter, Parts
+from univ.inversion import optimise as inversion
 from univ.models import DIGITS_ARCHS, Arch, Classifier, build_model
 
 CPU = torch.device("cpu")

@@ -22,8 +22,8 @@ import inversion as script
 from scripts.benchmarks.inversion import trained_statistics
 from univ.data import open_images
 from univ.data.indices import read_indices, write_indices
-from univ.data.inverted import load_inverted
 from univ.errors import InputError
+from univ.inversion.images import load_inverted
 from univ.models import build_model, checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from univ import made
 from univ.errors import InputError
+from univ.results import made
 
 
 @pytest.mark.parametrize(

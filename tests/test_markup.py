@@ -5,8 +5,8 @@ import math
 import pytest
 from html_page import assert_sound, parse
 
-from univ import markup
-from univ.markup import Row, Section
+from univ.show import markup
+from univ.show.markup import Row, Section
 
 
 def test_a_number_is_rounded_for_reading_and_kept_in_full():

@@ -10,7 +10,6 @@ import torch
 import torchvision
 from torch import nn
 
-from univ.activations import Tap, head_input
 from univ.data import DATASETS
 from univ.errors import InputError
 from univ.models import (
@@ -26,6 +25,7 @@ from univ.models import (
     find_checkpoint,
     load_model,
 )
+from univ.reps.extract import Tap, head_input
 
 QUICK = {
     *(("digits", arch) for arch in DIGITS_ARCHS),

@@ -13,11 +13,13 @@ import func
 import inversion
 import rep
 import train_probe
-from univ import cli_training, files, plots
-from univ.cache import RepCache
 from univ.errors import InputError
+from univ.files import disk as files
 from univ.models import checkpoints, file_stem
+from univ.reps.cache import RepCache
 from univ.results import ResultFile
+from univ.show import plots
+from univ.training import flags as cli_training
 from univ.utils import imagenet50
 
 OUTSIDE = ("../x", "../../x", "/x", "a/../../x", "a/b", "..", "", "a\nb", "\ud800", "a\\b", "x" * 300)

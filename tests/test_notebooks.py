@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on results, on too few results and on none, and draw what `univ.plots` draws."""
+"""The notebooks run from top to bottom on results, on too few and on none, and draw what `univ.show.plots` draws."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 from nbclient import NotebookClient
 from synthetic_results import write_inversions, write_probe_agreement, write_scores, write_subgroups
 
-from univ import plots
 from univ.errors import InputError
+from univ.show import plots
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}

@@ -8,7 +8,7 @@ from disks import held, make_device, run, small_disk
 from writers import commands, make_inputs
 
 import rep
-from univ import files
+from univ.files import disk as files
 
 # The files of each command that may be links; the others' names hold a time, or belong to a run that was begun.
 OUTPUTS = {

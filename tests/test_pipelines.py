@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 from image_files import encoded_image
 
-from univ.data.inverted import load_inverted
+from univ.inversion.images import load_inverted
 from univ.models import build_model, checkpoints
-from univ.repfiles import open_reps
+from univ.reps.files import open_reps
 from univ.utils import folder2lmdb
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,7 +5,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from synthetic_results import DIGITS_MODELS, write_inversions, write_probe_agreement, write_scores, write_subgroups
 
-from univ import figure_data, plots, results
+from univ import results
+from univ.show import plots
+from univ.show import quantities as figure_data
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,13 @@ from sklearn.linear_model import LogisticRegression
 
 import compare_probes
 import train_probe
-from univ import files, probes, repfiles, results
+from univ import results
 from univ.data import cifar, open_images
 from univ.errors import InputError
+from univ.files import disk as files
 from univ.models import build_model, checkpoints
+from univ.reps import files as repfiles
+from univ.reps import probes
 from univ.utils.folder2lmdb import write_lmdb
 
 CPU = torch.device("cpu")

@@ -17,10 +17,13 @@ import pytest
 from html_page import assert_sound, parse
 from synthetic_results import DIGITS_MODELS, write_inversions, write_probe_agreement, write_scores, write_subgroups
 
-from univ import figure_data, made, provenance, report, results
+from univ import results
 from univ.errors import InputError
-from univ.plots import Sources
-from univ.results import ResultFile
+from univ.measures.cards import SHOWN
+from univ.results import ResultFile, made
+from univ.show import provenance, report
+from univ.show import quantities as figure_data
+from univ.show.plots import Sources
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (
@@ -100,8 +103,8 @@ def test_means_are_those_of_the_long_table(sources, parsed, kind):
     names = {"digits": "digits", "sat6": "sat6"}
     checked = 0
     for (dataset, measure, knn, eps), rows in scores.groupby(["dataset", "measure", "knn", "eps"], dropna=False):
-        similar = figure_data.SHOWN[measure].similarity(rows["score"])
-        label = figure_data.SHOWN[measure].label + ("" if math.isnan(knn) else f" (k = {knn:g})")
+        similar = SHOWN[measure].similarity(rows["score"])
+        label = SHOWN[measure].label + ("" if math.isnan(knn) else f" (k = {knn:g})")
         cell = shown[names[dataset], label][f"eps {eps:g}"]
         assert cell.value == pytest.approx(similar.mean(), rel=1e-12)
         assert cell.text.startswith(f"{similar.mean():.3f}")
@@ -157,7 +160,7 @@ def test_subgroups_are_compared_over_the_pairs_that_have_both(sources, parsed):
     for metric, label, k in (("cka", "CKA", None), ("proc", "ProcrustesSim", None), ("jacc", "Jaccard (k = 50)", 50)):
         here = rows[(rows["metric"] == metric) & (rows["eps"] == 0)]
         here = here[here["k"] == k] if k else here
-        similar = figure_data.SHOWN[metric].similarity
+        similar = SHOWN[metric].similarity
         both = here.pivot_table(index=["model1", "model2"], columns="pred_type", values="score").dropna()
         cells = shown["digits, regular images, eps 0", label]
         assert cells["agree"].value == pytest.approx(similar(both["agree"]).mean())

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from univ import safeload
 from univ.errors import InputError
+from univ.files import safeload
 
 ZIP, LEGACY = True, False
 

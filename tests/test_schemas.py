@@ -10,11 +10,17 @@ import pytest
 import torch
 from synthetic_results import write_probe_agreement, write_scores, write_subgroups
 
-from univ import inversion, made, plots, probes, report, results, schemas, summary, training
-from univ.cache import Identity, Inputs, RepCache, read_cache, write_tensors
+from univ import results
 from univ.errors import InputError, plain
+from univ.files import schemas
+from univ.inversion import optimise as inversion
 from univ.models import build_model, checkpoints
-from univ.plots import Sources
+from univ.reps import probes
+from univ.reps.cache import Identity, Inputs, RepCache, read_cache, write_tensors
+from univ.results import made
+from univ.show import plots, report, summary
+from univ.show.plots import Sources
+from univ.training import loop as training
 
 ROOT = Path(__file__).parents[1]
 NO_JSON = {

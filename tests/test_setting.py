@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from univ.compare.inputs import find_checkpoints, read_report
 from univ.errors import InputError
-from univ.setting import find_checkpoints, read_report
 
 
 @pytest.mark.parametrize("below", ["", "eps1", "digits/eps1"])

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 import synthetic_results
 
-from univ import results, summary
+from univ import results
+from univ.show import summary
 
 
 @pytest.fixture

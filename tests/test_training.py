@@ -15,7 +15,6 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from univ import training
 from univ.attacks import Attack
 from univ.data import loaders, open_training
 from univ.data.images import EncodedImages, TensorImages
@@ -28,6 +27,7 @@ from univ.models.folding import fold_batchnorm
 from univ.models.layout import Strided1x1, channels_last
 from univ.runs import Distributed
 from univ.training import Data, Recipe, Saving, evaluate, fit
+from univ.training import loop as training
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Distributed(torch.device("cpu"))
@@ -391,7 +391,7 @@ def test_a_step_on_an_odd_batch_with_two_threads(arch):
     """In a process of its own: oneDNN's fault on AVX-512 (`univ.models.layout`) ends the process."""
     program = f"""
 import torch
-from univ import training
+from univ.training import loop as training
 from univ.attacks import Attack
 from univ.data.images import TensorImages
 from univ.models import build_model

@@ -16,10 +16,10 @@ from disks import make_device
 
 import cifar10_training
 import imagenet_training
-from univ import cli_training
 from univ.data import open_training
 from univ.errors import InputError
 from univ.models import build_model, checkpoints, load_model
+from univ.training import flags as cli_training
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--dataset", "digits", "-m", "vgg11", "-b", "256", "-k", "0", "--quiet", "--device", "cpu"]

@@ -18,10 +18,10 @@ import inversion
 import rep
 import subgroup_sim
 import train_probe
-from univ import plots
 from univ.data import open_images
-from univ.data.inverted import save_inverted
+from univ.inversion.images import save_inverted
 from univ.models import build_model, checkpoints
+from univ.show import plots
 from univ.utils import folder2lmdb, imagenet50, labels_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from univ import cli
-from univ.activations import head_input
 from univ.data import DATASETS, open_images
 from univ.data.loaders import stream
 from univ.inversion import MOMENTUM, Inversion, Inverter
 from univ.models import DIGITS_ARCHS, Classifier, build_model
+from univ.reps.extract import head_input
 
 from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table
 

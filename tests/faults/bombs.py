@@ -10,8 +10,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from univ import safeload
 from univ.errors import InputError
+from univ.files import safeload
 
 P = pickle
 PROTO = b"\x80\x04"

@@ -25,16 +25,23 @@ from image_files import KINDS, encoded_image, write_legacy_lmdb
 from loguru import logger
 from synthetic_results import write_inversions, write_probe_agreement, write_scores, write_subgroups
 
-from univ import cache, figure_data, inversion, made, probes, provenance, repfiles, report, results, safeload, schemas
-from univ import training as loop
-from univ.activations import Extraction
-from univ.cache import Identity, Inputs, RepCache, read_cache
+from univ import results
+from univ.compare.inputs import read_report
 from univ.data import cifar, indices
-from univ.data.inverted import load_inverted, save_inverted
 from univ.data.lmdb import ImageFolderLMDB
 from univ.errors import InputError
+from univ.files import safeload, schemas
+from univ.inversion import optimise as inversion
+from univ.inversion.images import load_inverted, save_inverted
 from univ.models import build_model, checkpoints
-from univ.setting import read_report
+from univ.reps import cache, probes
+from univ.reps import files as repfiles
+from univ.reps.cache import Identity, Inputs, RepCache, read_cache
+from univ.reps.extract import Extraction
+from univ.results import made
+from univ.show import provenance, report
+from univ.show import quantities as figure_data
+from univ.training import loop
 from univ.utils import folder2lmdb
 
 ROOT = Path(__file__).parents[2]

@@ -78,7 +78,7 @@ COMMANDS = {
     "imagenet50": Command("univ.utils.imagenet50", _words("-f hundred -s val --out fifty --quiet"), ("hundred",)),
     "download": Command("download_data", _words("--source zenodo --records 1 --root data")),
     "report": Command("report", _words("--results results --out report.html --quiet"), ("results",)),
-    "plots": Command("univ.plots", _words("--results results --figs figs --quiet"), ("results",)),
+    "plots": Command("univ.show.plots", _words("--results results --figs figs --quiet"), ("results",)),
 }
 
 

@@ -25,8 +25,8 @@ from synthetic_results import write_scores
 
 import rep
 from univ.data import open_images
-from univ.data.inverted import save_inverted
 from univ.errors import InputError
+from univ.inversion.images import save_inverted
 from univ.models import build_model, checkpoints
 from univ.utils import folder2lmdb
 

@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 from fault_commands import COMMANDS, Command, Run, begin, state
 
-from univ import made
 from univ.data import indices
+from univ.results import made
 
 
 def pair(name, study, folder, environment):

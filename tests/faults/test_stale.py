@@ -13,16 +13,18 @@ from image_files import KINDS, encoded_image, write_legacy_lmdb
 import inversion
 import rep
 import subgroup_sim
-from univ import files, made, results
+from univ import results
 from univ.data import open_images
 from univ.data.imagenet import ImageFiles
 from univ.data.images import TensorImages
 from univ.data.indices import read_indices, write_indices
-from univ.data.inverted import open_inverted, save_inverted
 from univ.data.lmdb import ImageFolderLMDB
 from univ.data.selection import select
 from univ.errors import InputError
+from univ.files import disk as files
+from univ.inversion.images import open_inverted, save_inverted
 from univ.models import build_model, checkpoints
+from univ.results import made
 from univ.utils import folder2lmdb
 
 ARCHS = ["vgg11", "resnet10"]
@@ -163,7 +165,7 @@ def test_rows_of_other_radii_images_and_procedures_stay(place, monkeypatch):
     pd.testing.assert_frame_equal(every.iloc[:2], first)
 
     # nothing is computed twice
-    monkeypatch.setattr(subgroup_sim.compare, "_subgroup_rows", None)
+    monkeypatch.setattr("univ.compare.drivers._subgroup_rows", None)
     before = TABLE.read_bytes()
     subgroups(eps=["eps0", "eps1"])
     subgroups("--inv", "1")

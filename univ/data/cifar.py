@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from univ.data import Split
+from univ.data.datasets import Split
 from univ.data.images import TensorImages
 from univ.data.transforms import SmallImageAugmentation
 from univ.errors import InputError
-from univ.safeload import unpickle_allowed
+from univ.files.safeload import unpickle_allowed
 
 FOLDER = "cifar-10-batches-py"
 DOWNLOAD = "torchvision.datasets.CIFAR10(folder, download=True) fetches it"

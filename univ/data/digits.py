@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from univ.data import Split
+from univ.data.datasets import Split
 from univ.data.images import TensorImages
 
 NUM_TEST = 360  # of 1797

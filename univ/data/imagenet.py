@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from univ.data import Dataset, Purpose, Split
+from univ.data.datasets import Dataset, Purpose, Split
 from univ.data.images import EXTENSIONS, EncodedImages, read_image_file
 from univ.data.indices import read_labels
 from univ.data.lmdb import ImageFolderLMDB

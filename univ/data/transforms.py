@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn import functional
 
-from univ.data import Purpose
+from univ.data.datasets import Purpose
 from univ.data.images import to_float
 
 Draws = dict[str, Tensor]

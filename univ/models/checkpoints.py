@@ -10,8 +10,9 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
-from univ import files, safeload, schemas
+from univ import files
 from univ.errors import InputError
+from univ.files import safeload, schemas
 
 LATEST, BEST = "checkpoint.pt.latest", "checkpoint.pt.best"
 SCORES = ("nat_prec1", "adv_prec1")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from univ.models import Classifier
+from univ.models.classifier import Classifier
 from univ.models.layout import Strided1x1
 
 

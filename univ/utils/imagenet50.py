@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # univ, when it is not installed
 
-from univ import cli, files, runs, schemas
+from univ import cli, files, runs
 from univ.data.indices import write_labels
 from univ.data.lmdb import ImageFolderLMDB
 from univ.errors import InputError
+from univ.files import schemas
 from univ.utils.folder2lmdb import write_lmdb
 
 SEED = 34786567  # the study's

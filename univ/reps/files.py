@@ -1,7 +1,7 @@
 """One model's representations of a whole data set: streamed to `reps.pt` in one pass, memory-mapped on reading.
 
 For matrices larger than memory (ImageNet: 1.28 million x 2048). A killed run continues where it stopped. Beside the
-tensor, `reps.json` says which images, weights and node it came from. (`univ.cache` is for the study's comparisons.)
+tensor, `reps.json` says which images, weights and node it came from (`univ.reps.cache`: for comparisons).
 """
 
 import json
@@ -17,11 +17,13 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from univ import activations, cli, files, safeload, schemas
+from univ import cli, files
 from univ.data import Images
 from univ.data.loaders import batches
 from univ.errors import InputError
+from univ.files import safeload, schemas
 from univ.models import Classifier
+from univ.reps import extract as activations
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 FILE_NAMES = {"train": "reps.pt", "val": "val_reps.pt"}

@@ -14,13 +14,16 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from univ import activations, cli, files, models, runs, schemas
-from univ.activations import Extraction
-from univ.cache import Identity, Inputs, RepCache, hash_indices
-from univ.data import DATASETS, Images, find_dataset, indices, inverted, open_images
+from univ import cli, files, models, runs
+from univ.data import DATASETS, Images, find_dataset, indices, open_images
 from univ.data.loaders import batches
 from univ.eps import EPS
 from univ.errors import InputError
+from univ.files import schemas
+from univ.inversion import images as inverted
+from univ.reps import extract as activations
+from univ.reps.cache import Identity, Inputs, RepCache, hash_indices
+from univ.reps.extract import Extraction
 from univ.results import exp_spellings
 
 COMPARED = ("sat6", "imagenet", "cifar10", "snli", "imagenet100", "imagenet50", "digits")

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from univ import files, schemas
+from univ import files
 from univ.errors import InputError
+from univ.files import schemas
 
 SHOWN_DIFFERENCES = 6  # in one message
 ROW_COLUMN = "made"  # of a growing table: which entry of the JSON's `rows` holds the settings of this row

@@ -1,12 +1,12 @@
 """What the figures show: long table -> similarities, agreement bounds, tests of differences, lists of what is missing.
 
-No drawing here, so that tables and reports use the same numbers as the figures (`univ.plots`).
+No drawing here, so that tables and reports use the same numbers as the figures (`univ.show.plots`).
 """
 
 import itertools
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,38 +15,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from univ import results, schemas
+from univ import results
 from univ.data import DATASETS, open_images
 from univ.data.indices import read_indices
-from univ.data.inverted import SUFFIXES, open_inverted
 from univ.eps import eps_value
 from univ.errors import InputError
+from univ.files import schemas
+from univ.inversion.images import SUFFIXES, open_inverted
+from univ.measures.cards import CARDS, SHOWN, find_card
 
-
-@dataclass(frozen=True)
-class Shown:
-    """How a measure appears in figures: as a similarity, larger = more alike."""
-
-    label: str
-    similarity: Callable[[pd.Series], pd.Series]
-
-
-SHOWN: dict[str, Shown] = {
-    "cka": Shown("CKA", lambda score: score),
-    "proc": Shown("ProcrustesSim", lambda distance: (2 - distance) / 2),
-    "rtd": Shown("negative RTD", lambda distance: -distance),
-    "jacc": Shown("Jaccard", lambda score: score),
-    "rank": Shown("rank similarity", lambda score: score),
-    "rank_jacc": Shown("joint rank and Jaccard", lambda score: score),
-    "cos": Shown("second-order cosine", lambda score: score),
-    "gulp": Shown("negative GULP", lambda distance: -distance),
-    "shape": Shown("negative shape distance", lambda distance: -distance),
-    "dis": Shown("agreement", lambda disagreement: 1 - disagreement),
-    "norm": Shown("1 - normalised disagreement", lambda disagreement: 1 - disagreement),
-    "kappa": Shown("Cohen's kappa", lambda score: score),
-    "jsd": Shown("JSDSim", lambda divergence: 1 - divergence / math.log(2)),
-    "churn": Shown("1 - surrogate churn", lambda churn: 1 - churn),
-}
 REPRESENTATIONAL = ("cka", "proc", "rtd", "jacc")
 """The study's four representational measures, in the order of its figures."""
 FUNCTIONAL = ("dis", "jsd")
@@ -87,7 +64,7 @@ def one_k(table: pd.DataFrame, k: int | None = None) -> pd.DataFrame:
         k: number of neighbours; where there are none of this k (or it is None), the smallest k there is. Rows whose k
             is not known, as in published CSVs, count as any k.
     """
-    neighbors = table["measure"].isin([key for key, place in results.PLACES.items() if place.neighbors])
+    neighbors = table["measure"].isin([key for key, card in CARDS.items() if card.neighbors])
     known = table.loc[neighbors, "knn"].dropna()
     if known.empty:
         return table
@@ -262,7 +239,7 @@ def subgroup_rows(subgroups: pd.DataFrame, metric: str, k: int | None = None) ->
     """The rows of one metric, for neighbour-based ones at a fixed k, with the column `similarity`; scores that could
     not be computed are left out."""
     rows = subgroups[(subgroups["metric"] == metric) & subgroups["score"].notna()]
-    if results.place(metric).neighbors:
+    if find_card(metric).neighbors:
         rows = rows[(rows["k"] == k) & rows["perc_k"].isna()]
     return rows.assign(similarity=SHOWN[metric].similarity(rows["score"]))
 

@@ -1,7 +1,7 @@
 """A results folder -> one HTML page: tables, figures, how each result was made, what is missing.
 
-The page needs no other file and no network. Its numbers come through `univ.results` and `univ.figure_data`, its
-pictures from `univ.plots`, so they are those of the figures and notebooks.
+The page needs no other file and no network. Its numbers come through `univ.results` and `univ.show.quantities`, its
+pictures from `univ.show.plots`, so they are those of the figures and notebooks.
 """
 
 import io
@@ -17,10 +17,13 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from univ import figure_data, plots, results, runs, schemas
+from univ import results, runs
 from univ.errors import InputError
-from univ.figure_data import DATASET_LABELS, FUNCTIONAL, REPRESENTATIONAL, SHOWN
-from univ.markup import (
+from univ.files import schemas
+from univ.measures.cards import SHOWN, find_card
+from univ.show import plots
+from univ.show import quantities as figure_data
+from univ.show.markup import (
     NOTHING,
     Row,
     Section,
@@ -36,8 +39,9 @@ from univ.markup import (
     table,
     text,
 )
-from univ.plots import INPUT_LABELS, Sources
-from univ.provenance import Made, Run, result_csvs, runs_of, score_csvs
+from univ.show.plots import INPUT_LABELS, Sources
+from univ.show.provenance import Made, Run, result_csvs, runs_of, score_csvs
+from univ.show.quantities import DATASET_LABELS, FUNCTIONAL, REPRESENTATIONAL
 
 TITLE = "How alike are the models?"
 DIFFERENCES = "Differences from the original"
@@ -141,7 +145,7 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
     others = scores[~known].assign(similarity=scores.loc[~known, "score"])
     both = pd.concat([part for part in (similar, others) if len(part)] or [similar])
     both["knn"] = both["knn"].astype(float)
-    both.loc[~both["measure"].map(lambda key: results.place(key).neighbors).astype(bool), "knn"] = math.nan
+    both.loc[~both["measure"].map(lambda key: find_card(key).neighbors).astype(bool), "knn"] = math.nan
     groups = both.groupby(keys, dropna=False)["similarity"]
     found = groups.agg(mean="mean", spread="std", n="count", failed=lambda values: values.isna().sum()).reset_index()
     order = {key: place for place, key in enumerate([*REPRESENTATIONAL, *SHOWN])}

@@ -21,13 +21,15 @@ from loguru import logger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from univ import cli, files, made, safeload, schemas
-from univ.activations import head_input
+from univ import cli, files
 from univ.attacks import L2MomentumStep, at_least_float32
-from univ.data.inverted import to_uint8
 from univ.errors import InputError
+from univ.files import safeload, schemas
+from univ.inversion.images import to_uint8
 from univ.models import Classifier
 from univ.models.folding import fold_batchnorm
+from univ.reps.extract import head_input
+from univ.results import made
 
 MOMENTUM = 0.9
 CHECK_EVERY = 100  # iterations between two looks at who has converged (`tol`)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from univ.errors import plain
-from univ.figure_data import SHOWN
+from univ.files.schemas import EvaluationRow, read_table
+from univ.measures.cards import SHOWN
 from univ.results import load_accuracies, load_long_table, load_probe_agreement
-from univ.schemas import EvaluationRow, read_table
 
 INPUTS = {"standard": "regular", "inverted": "inverted"}
 SHARE = "{:.3f}".format

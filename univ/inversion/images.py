@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from univ import files, safeload, schemas
+from univ import files
 from univ.data.images import TensorImages, to_float
 from univ.errors import InputError
+from univ.files import safeload, schemas
 
 SUFFIXES = (".pt", ".npy")
 READ_IMAGES = 256  # images checked at a time: a file may be larger than memory

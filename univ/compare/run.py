@@ -14,12 +14,12 @@ import pandas as pd
 from loguru import logger
 from torch import Tensor
 
-from univ import cli, compare, made, results, runs
-from univ.activations import Extraction
+from univ import cli, compare, results, runs
 from univ.compare import AnyMeasure, Comparison
+from univ.compare.inputs import Setting
 from univ.measures import Measure, build
-from univ.results import ResultFile
-from univ.setting import Setting
+from univ.reps.extract import Extraction
+from univ.results import ResultFile, made
 
 PERMUTATIONS = 199  # p-values down to 0.005; a calibrated score's threshold is then the 190th of 200
 NOT_IN_SETTINGS = ("workers", "stream")  # how a score is computed, not which score it is

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from univ import files, safeload, schemas
+from univ import files
 from univ.data.loaders import stream
 from univ.errors import InputError
+from univ.files import safeload, schemas
 
 SLICE_BATCHES = 64  # batches read at once; at 1024 x 2048 float32 half a gigabyte
 PREDICT_ROWS = 16_384

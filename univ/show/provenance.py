@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from univ import made, results
-from univ.results import ResultFile
+from univ import results
+from univ.results import ResultFile, made
 
 
 def score_csvs(root: Path) -> list[Path]:

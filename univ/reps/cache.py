@@ -20,9 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from univ import files, schemas
-from univ.activations import Extraction
+from univ import files
 from univ.errors import InputError
+from univ.files import schemas
+from univ.reps.extract import Extraction
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 _CHUNK_BYTES = 64 << 20

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from loguru import logger
 
-from univ import cli, files, runs, schemas, training
+from univ import cli, files, runs, training
 from univ.attacks import Attack, Norm
 from univ.data import DATASETS, Images, open_images, open_training
 from univ.data.loaders import stream
 from univ.data.selection import select
 from univ.eps import eps_of_path
 from univ.errors import InputError
+from univ.files import schemas
 from univ.models import arch_from_filename, build_model, checkpoints, file_stem, find_arch, load_model
 from univ.runs import Distributed
 from univ.training import Data, Recipe, Saving

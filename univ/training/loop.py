@@ -22,11 +22,12 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from univ import cli, files, runs, schemas
+from univ import cli, files, runs
 from univ.attacks import Attack, at_least_float32
 from univ.data import Images
 from univ.data.loaders import TrainingBatches, batches, stream
 from univ.errors import InputError
+from univ.files import schemas
 from univ.models import Classifier, checkpoints
 from univ.models.folding import fold_batchnorm
 from univ.models.layout import channels_last

@@ -16,52 +16,13 @@ import numpy as np
 import pandas as pd
 from loguru import logger
 
-from univ import files, made, schemas
+from univ import files
 from univ.data import DATASETS
 from univ.eps import eps_value
 from univ.errors import InputError
-
-
-@dataclass(frozen=True)
-class Place:
-    """Folder and file name of a measure's results.
-
-    Attributes:
-        folder, name: as published; the key of a measure is what the command line calls it.
-        neighbors: the files lie one folder deeper, named after the neighbour function (euc or cos_sim).
-        centered: the name tells centred (`mean_`) from uncentred representations.
-        normalized: the name tells normalised (`norm_`) from unnormalised representations.
-        pairs: one score per pair of models; else per model (mag, con) or per set of models (amb, disc).
-    """
-
-    folder: str
-    name: str
-    neighbors: bool = False
-    centered: bool = False
-    normalized: bool = False
-    pairs: bool = True
-
-
-PLACES: dict[str, Place] = {
-    "mag": Place("magnitude", "mag", pairs=False),
-    "con": Place("concentricity", "con", pairs=False),
-    "cos": Place("cos_sim", "cos_sim", centered=True),
-    "jacc": Place("jaccard", "jac", neighbors=True, centered=True),
-    "rank": Place("rank", "rank", neighbors=True, centered=True),
-    "rank_jacc": Place("joint", "joint", neighbors=True, centered=True),
-    "proc": Place("procrustes", "proc", centered=True, normalized=True),
-    "shape": Place("shape", "shape", centered=True),
-    "cka": Place("cka", "cka"),
-    "gulp": Place("gulp", "gulp", centered=True),
-    "rtd": Place("rtd", "rtd", centered=True),
-    "dis": Place("disagreement", "dis"),
-    "norm": Place("norm_dis", "norm_dis"),
-    "kappa": Place("kappa", "kappa"),
-    "jsd": Place("jsd", "jsd"),
-    "churn": Place("churn", "churn"),
-    "amb": Place("ambiguity", "amb", pairs=False),
-    "disc": Place("discrepancy", "dis", pairs=False),
-}
+from univ.files import schemas
+from univ.measures.cards import CARDS, find_card
+from univ.results import made
 
 NEIGHBOR_FUNCTIONS = ("cos_sim", "euc")
 COMPANIONS = ("ci", "pvalue", "calibrated")
@@ -70,11 +31,6 @@ COMPANIONS = ("ci", "pvalue", "calibrated")
 CKA_FOLDER = "10000"  # the published files lie below the number of images the study compared; a constant of the layout
 
 LONG_COLUMNS = ["model1", "model2", "score", "measure", "eps", "dataset", "input", "exp"]
-
-
-def place(measure: str) -> Place:
-    """The measure's place; a measure beyond the study's list gets a folder and file name that equal its key."""
-    return PLACES.get(measure, Place(measure, measure, centered=True))
 
 
 def canonical_exp(tag: str | float) -> str:
@@ -142,7 +98,7 @@ class ResultFile:
         On sat6 the last part names the models' training data for every measure: without it the results of ImageNet and
         CIFAR-10 models on the same images would overwrite each other.
         """
-        where = place(self.measure)
+        where = find_card(self.measure)
         for what in ("dataset", "models", "function"):
             files.file_name(getattr(self, what), what)
         folder = Path(root) / files.file_name(where.folder, "measure") / self.input
@@ -155,7 +111,7 @@ class ResultFile:
 
     def name(self, *, singles: bool = False) -> str:
         """File name, `<name>_<pre><type>[all_]<eps>_<exp>.csv`; `singles` is the list of single baseline scores."""
-        where = place(self.measure)
+        where = find_card(self.measure)
         parts = [
             (where.normalized and self.normalize, "norm_"),
             (where.centered and self.center, "mean_"),
@@ -164,7 +120,7 @@ class ResultFile:
             (self.baseline, "base_"),
             (singles, "all_"),
         ]
-        name = f"{where.name}_{''.join(text for on, text in parts if on)}{self.eps}_{self.exp}.csv"
+        name = f"{where.file}_{''.join(text for on, text in parts if on)}{self.eps}_{self.exp}.csv"
         return files.file_name(name, "result")
 
     def path(self, root: Path | str) -> Path:
@@ -188,7 +144,7 @@ class ResultFile:
         return next((file for file in spelled if file.path(root).is_file()), None)
 
 
-_KEY_OF_FOLDER = {where.folder: key for key, where in PLACES.items()}
+_KEY_OF_FOLDER = {where.folder: key for key, where in CARDS.items()}
 _NAME = re.compile(
     r"(?P<normalize>norm_)?(?P<center>mean_)?(?P<adversarial>adv_)?(?P<sample>sample_)?(?P<baseline>base_)?"
     r"(?P<singles>all_)?(?P<eps>eps\d+)_(?P<exp>.+)\.csv"
@@ -200,10 +156,10 @@ def parse_path(path: Path, root: Path) -> ResultFile | None:
     """The inverse of `ResultFile.path`; None for anything below `root` that is not a CSV of scores."""
     folder, kind, *middle = path.relative_to(root).parts[:-1]
     measure = _KEY_OF_FOLDER.get(folder, folder)
-    where = place(measure)
-    if kind not in ("standard", "inverted") or not path.name.startswith(f"{where.name}_"):
+    where = find_card(measure)
+    if kind not in ("standard", "inverted") or not path.name.startswith(f"{where.file}_"):
         return None
-    match = _NAME.fullmatch(path.name[len(where.name) + 1 :])
+    match = _NAME.fullmatch(path.name[len(where.file) + 1 :])
     if match is None or match["singles"] or _NOT_SCORES.search(path.name):
         return None
     function = middle.pop(0) if middle and middle[0] in NEIGHBOR_FUNCTIONS else "cos_sim"
@@ -367,8 +323,8 @@ def find_results(
         file = parse_path(path, root)
         if file is None or file.kind != kind or (measures is not None and file.measure not in measures):
             continue
-        where = place(file.measure)
-        studied = file.measure in PLACES  # a measure beyond the study's list need not have a centred form
+        where = find_card(file.measure)
+        studied = file.measure in CARDS  # a measure beyond the study's list need not have a centred form
         if (where.neighbors and file.function != function) or (where.normalized and file.normalize != normalize):
             continue
         if studied and where.centered and file.center != center:
@@ -412,7 +368,7 @@ def load_long_table(
     rows: list[tuple[Any, ...]] = []
     for found in find_results(results_dir, measures, kind=kind, center=center, normalize=normalize, function=function):
         file = found.file
-        if not place(file.measure).pairs:
+        if not find_card(file.measure).pairs:
             continue
         made_with = read_record(found.path).get("settings", {})
         extra = [made_with.get(name, np.nan) for name in settings]
@@ -426,7 +382,7 @@ def _cells(file: ResultFile, scores: pd.DataFrame) -> Iterator[tuple[str, str, f
     """(model1, model2, score) of a published matrix, without the diagonal."""
     values = scores.to_numpy()
     once = not file.rowwise
-    if file.measure not in PLACES and once:
+    if file.measure not in CARDS and once:
         once = bool(np.allclose(values, values.T, rtol=1e-6, atol=1e-6, equal_nan=True))
     models = list(scores.index)
     for i, first in enumerate(models):
@@ -450,7 +406,7 @@ def load_model_table(
     rows: list[tuple[Any, ...]] = []
     for found in find_results(results_dir, measures, kind=kind):
         file = found.file
-        if place(file.measure).pairs:
+        if find_card(file.measure).pairs:
             continue
         about = (file.measure, eps_value(file.eps), found.dataset, file.input, file.exp)
         of_set = file.measure in ("amb", "disc")
@@ -532,9 +488,7 @@ def _csvs(path: Path | str, name: str) -> list[Path]:
 
 SUBGROUPS_NAME = "repsim_subgroups.csv"
 SUBGROUP_COLUMNS = ["metric", "score", "model1", "model2", "k", "perc_k", "pred_type", "eps"]
-_KEY_OF_METRIC = {
-    name: key for key in ("cka", "proc", "rtd", "jacc") for name in (PLACES[key].folder, PLACES[key].name)
-}
+_KEY_OF_METRIC = {name: key for key in ("cka", "proc", "rtd", "jacc") for name in (CARDS[key].folder, CARDS[key].file)}
 
 
 def load_subgroups(path: Path | str) -> pd.DataFrame:

@@ -1,0 +1,1 @@
+"""Results for people: long tables -> figures, a summary, an HTML report."""

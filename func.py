@@ -18,6 +18,7 @@ from univ import cli
 from univ.compare import inputs as setting
 from univ.compare import run as scoring
 from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, MORE_FUNC_MEASURES, Outputs
+from univ.models.precision import PRECISIONS
 from univ.reps.extract import Extraction
 
 REGISTRY = {**FUNC_MEASURES, **FUNC_STATISTICS, **MORE_FUNC_MEASURES}
@@ -34,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("-a", "--alpha", type=cli.positive_number, default=1.0, help="exponent of the surrogate churn")
     scoring.add_permutations(group)
     setting.add_arguments(parser)
-    cli.add_common_arguments(parser, precision="fp32")
+    cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
     setting.check_arguments(parser, args)
     groups = {"all": ALL, "more": tuple(MORE_FUNC_MEASURES)}

@@ -34,6 +34,7 @@ from univ.eps import EPS
 from univ.errors import InputError
 from univ.inversion.images import read_origin
 from univ.models import file_stem, find_arch, find_checkpoint, load_model
+from univ.models.precision import PRECISIONS, arithmetic
 from univ.results import made
 
 EVERY_IMAGE = ("cifar10", "digits")  # without index files all test images are targets
@@ -108,7 +109,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--uint8", action="store_true", help="store round(255 x), a quarter of the size of float32")
     group.add_argument("--overwrite", action="store_true", help="replace an existing file; discard unfinished others")
-    cli.add_common_arguments(parser, precision="fp32")
+    cli.add_common_arguments(parser, precisions=PRECISIONS)
 
     args = parser.parse_args(argv)
     if args.model_dir is not None and len(args.eps) > 1:
@@ -341,7 +342,7 @@ def invert(args: argparse.Namespace, job: Job, todo: list[range], device: torch.
     settings = inversion.Inversion(args.iterations, args.step_size, args.tol)
     parts = job.parts()
     work = sum(map(len, todo)) * args.iterations
-    with cli.precision(args.precision, device):
+    with arithmetic(args.precision, device):
         inverter = inversion.Inverter(model, settings, cuda_graph=not args.no_cuda_graph)
         with tqdm(total=work, desc=job.name, unit="img·it", unit_scale=True, disable=args.quiet) as bar:
             for number, (where, start, targets) in enumerate(batches_of_pairs(args, job, todo, device), start=1):

@@ -17,6 +17,7 @@ from univ.compare import inputs as setting
 from univ.compare import run as scoring
 from univ.errors import InputError
 from univ.measures import MORE_REP_MEASURES, REP_MEASURES, REP_STATISTICS
+from univ.models.precision import PRECISIONS
 from univ.reps.extract import Extraction
 
 REGISTRY = {**REP_STATISTICS, **REP_MEASURES, **MORE_REP_MEASURES}
@@ -45,7 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     scoring.add_permutations(group)
     add("--published", action="store_true", help="the original's neighbours: own similarity 0, or the point itself")
     setting.add_arguments(parser)
-    cli.add_common_arguments(parser, precision="fp32")
+    cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
     setting.check_arguments(parser, args)
     args.measures = select(args.rep)

@@ -27,6 +27,7 @@ from univ.data.indices import read_labels
 from univ.eps import eps_of_path
 from univ.errors import InputError
 from univ.models import Classifier
+from univ.models.precision import PRECISIONS
 from univ.reps import files as repfiles
 from univ.reps import probes
 
@@ -68,7 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=cli.output_dir,
         help="put representations in <cache-dir>/<run-name>/ instead of the run's folder",
     )
-    cli.add_common_arguments(parser, precision="fp32")
+    cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
     if args.model_ckpt_path is None:
         if args.reps_file is None or args.val_reps_file is None:

@@ -128,7 +128,7 @@ def test_help_shows_defaults(capsys):
     parser.add_argument("--ridge", type=cli.number, default=0.0, help="of the solver")
     parser.add_argument("--list", nargs="+", default=["a", "b%"], help="of things")
     parser.add_argument("--nothing", nargs="+", default=[], help="at all")
-    cli.add_common_arguments(parser, precision="fp32")
+    cli.add_common_arguments(parser, precisions=("fp32", "tf32"))
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -219,24 +219,3 @@ def test_input_errors_show_their_traceback_on_request(monkeypatch):
 
     with pytest.raises(InputError):
         cli.run(main)
-
-
-def test_precision_is_restored():
-    before = torch.backends.cuda.matmul.allow_tf32
-    with cli.precision("bf16", torch.device("cpu")):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    assert torch.backends.cuda.matmul.allow_tf32 == before
-    assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-
-
-@pytest.mark.parametrize(("name", "repeatable"), [("fp32", True), ("tf32", False), ("bf16", False)])
-def test_fp32_is_repeatable_wherever_it_is_asked_for(name, repeatable):
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
-    with cli.precision(name, torch.device("cpu")):
-        assert (cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32) == (
-            repeatable,
-            not repeatable,
-            not repeatable,
-        )
-    assert before == (cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from univ import cli
 from univ.attacks import STEP_RULES, Attack
 from univ.data.images import TensorImages
 from univ.inversion import optimise as inversion
 from univ.models import DIGITS_ARCHS, build_model
+from univ.models.precision import arithmetic
 from univ.reps import probes
 from univ.runs import Distributed
 from univ.training import loop as training
@@ -102,7 +102,7 @@ def test_a_training_step(arch, precision, fake):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_attack(norm, precision, fake):
     model = build_model("resnet10", "digits", seed=0).to(CUDA)
-    with cli.precision(precision, CUDA):
+    with arithmetic(precision, CUDA):
         assert torch.is_autocast_enabled("cuda") == (precision == "bf16")
         adversarial = Attack(norm, steps=2)(training.AttackTarget(model).of_now(), fake.images, fake.labels)
     assert (adversarial.device, adversarial.dtype) == (CUDA, torch.float32)
@@ -113,7 +113,7 @@ def test_an_attack(norm, precision, fake):
 @torch.no_grad()
 def test_an_iteration_of_an_inversion(arch, precision, fake):
     model = build_model(arch, "digits", seed=0).to(CUDA).eval()
-    with cli.precision(precision, CUDA):
+    with arithmetic(precision, CUDA):
         inverter = inversion.Inverter(model, inversion.Inversion(), cuda_graph=False)
         target, scale = inversion._scaled(inversion._represent(inverter._network, fake.images))
         state = inversion._State.start(fake.images, target, scale)

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from scripts.benchmarks.inversion import pictures, published_inversion, trained_statistics
-from univ import attacks, cli, files
+from univ import attacks, files
 from univ.data import open_training
 from univ.data.loaders import stream
 from univ.errors import InputError
 from univ.inversion import Inversion, Inverted, Inverter, Parts
 from univ.inversion import optimise as inversion
 from univ.models import DIGITS_ARCHS, Arch, Classifier, build_model
+from univ.models.precision import arithmetic
 
 CPU = torch.device("cpu")
 
@@ -254,7 +255,7 @@ def test_images_stay_in_range_and_keep_their_layout(model, seeds, targets):
 def test_low_precision_keeps_images_and_distances_in_float32(model, seeds, targets, precision):
     settings = Inversion(iterations=15, step_size=0.5)
     exact = Inverter(model, settings)(seeds, targets)
-    with cli.precision(precision, CPU):
+    with arithmetic(precision, CPU):
         inverted = Inverter(model, settings)(seeds, targets)
     assert inverted.images.dtype == inverted.final_distance.dtype == torch.float32
     expected = relative_distances(model, inverted.images, targets)  # of the exact network
@@ -269,7 +270,7 @@ def test_distances_of_low_precision_are_measured_without_tf32(model, seeds, targ
     seen = []
     hook = model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     try:
-        with cli.precision("bf16", CPU):
+        with arithmetic("bf16", CPU):
             inverter = Inverter(model, Inversion(iterations=1))
             del seen[:]  # of the folding
             inverter(seeds, targets)
@@ -357,7 +358,7 @@ def test_a_tolerance_never_reached_changes_nothing():
 def test_a_cuda_graph_computes_what_single_launches_do(arch, seeds, targets):
     model = make_model(arch).cuda()
     settings = Inversion(iterations=10, step_size=0.5)
-    with cli.precision("fp32", torch.device("cuda")):
+    with arithmetic("fp32", torch.device("cuda")):
         eager = Inverter(model, settings, cuda_graph=False)(seeds.cuda(), targets.cuda())
         inverter = Inverter(model, settings)
         for chosen in (slice(None), slice(3), slice(None)):  # another size captures anew
@@ -379,7 +380,7 @@ def test_images_that_have_converged_leave_a_cuda_graph():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_distances_on_cuda_are_those_of_the_cpu(precision, model, seeds, targets):
-    with cli.precision(precision, torch.device("cuda")):
+    with arithmetic(precision, torch.device("cuda")):
         on_cuda = copy.deepcopy(model).cuda()
         found = Inverter(on_cuda, Inversion(iterations=5, step_size=0.5))(seeds.cuda(), targets.cuda())
     expected = relative_distances(model, found.images.cpu(), targets)

@@ -25,6 +25,7 @@ from univ.models import (
     find_checkpoint,
     load_model,
 )
+from univ.models.precision import arithmetic
 from univ.reps.extract import Tap, head_input
 
 QUICK = {
@@ -422,3 +423,15 @@ def test_every_model_survives_saving_and_loading(tmp_path, train_set, arch):
     assert not loaded.training
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_only_fp32_is_repeatable_and_exact_and_what_was_set_before_comes_back(precision):
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    exact, product = precision == "fp32", torch.ones(2, 2)
+    before = cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    with arithmetic(precision, torch.device("cpu")):
+        assert (cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32) == (exact, not exact, not exact)
+        assert (product @ product).dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+    assert before == (cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32)
+    assert (product @ product).dtype == torch.float32

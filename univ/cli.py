@@ -4,12 +4,11 @@ Exit codes: 0 done, 1 some of the work failed (named in the log), 2 wrong input,
 """
 
 import argparse
-import contextlib
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +17,6 @@ import torch
 from univ import files
 from univ.errors import InputError, plain
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MOST = 2**48  # of anything that is counted: products with others stay within 64 bits
 LARGEST = 1e30  # of a number: what is derived from it stays within float32
 MOST_PROCESSES = 1024
@@ -245,8 +243,12 @@ def device(text: str) -> torch.device:
     return found
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, *, workers: int = 4, precision: str | None = None) -> None:
-    """Add --device, --seed, --quiet and, unless the script has its own, --workers; --precision where it makes sense."""
+def add_common_arguments(parser: argparse.ArgumentParser, *, workers: int = 4, precisions: Sequence[str] = ()) -> None:
+    """Add --device, --seed, --quiet and, unless the script has its own, --workers.
+
+    Args:
+        precisions: add --precision with these choices, of which the first is the default.
+    """
     group = parser.add_argument_group("common")
     group.add_argument(
         "--device", type=device, default="auto", help="cpu, cuda or cuda:<n>; auto: CUDA if there is one"
@@ -254,9 +256,9 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, workers: int = 4, p
     group.add_argument("--seed", type=seed, default=0, help="seed of everything random")
     if not any("--workers" in action.option_strings for action in parser._actions):
         group.add_argument("--workers", type=processes, default=workers, help="processes that decode images")
-    if precision is not None:
+    if precisions:
         text = "arithmetic of the networks: fp32 is exact, the others are faster on CUDA"
-        group.add_argument("--precision", choices=PRECISIONS, default=precision, help=text)
+        group.add_argument("--precision", choices=precisions, default=precisions[0], help=text)
     group.add_argument("--quiet", action="store_true", help="warnings and errors only: no progress bars")
 
 
@@ -264,20 +266,6 @@ def add_fast_images(group: argparse._ArgumentGroup) -> None:
     """Add --fast-images."""
     text = "ImageNet: decode and resize nearly twice as fast, pixels off by up to 2/255; never mixed with exact ones"
     group.add_argument("--fast-images", action="store_true", help=text)
-
-
-@contextlib.contextmanager
-def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Run the block's networks in a precision: fp32 without TF32 and repeatable, TF32, or autocast to bf16 or fp16."""
-    matmul, cudnn, tf32 = torch.backends.cuda.matmul, torch.backends.cudnn, name != "fp32"
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
-    matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = tf32, tf32, not tf32
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
-    try:
-        with torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext():
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
 
 
 def _stop_on_sigterm(signum: int, frame: Any) -> NoReturn:

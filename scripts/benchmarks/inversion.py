@@ -17,6 +17,7 @@ from univ.data import DATASETS, open_images
 from univ.data.loaders import stream
 from univ.inversion import MOMENTUM, Inversion, Inverter
 from univ.models import DIGITS_ARCHS, Classifier, build_model
+from univ.models.precision import PRECISIONS, arithmetic
 from univ.reps.extract import head_input
 
 from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table
@@ -87,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="+", help="<data set>:<arch> (default: those of the digits and two more; on CUDA larger ones)"
     )
-    parser.add_argument("--precisions", nargs="+", choices=cli.PRECISIONS, help="ours (default: fp32; all on CUDA)")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="ours (default: fp32; all on CUDA)")
     parser.add_argument("--images", type=cli.positive_int, help="per batch (default: 64; on the CPU 8, of ImageNet 4)")
     parser.add_argument("--iterations", type=cli.positive_int, help="per run (default: CPU 20, CUDA 100)")
     parser.add_argument(
@@ -126,16 +127,16 @@ def run(args: argparse.Namespace) -> None:
         judge = Inverter(model, inversion)  # measures the images of all with the same fp32 network
 
         def published(model=model, start=start, targets=targets, inversion=inversion) -> Tensor:
-            with cli.precision("fp32", start.device):
+            with arithmetic("fp32", start.device):
                 return published_inversion(model, start, targets, inversion)
 
         contenders = {"published": published}
-        for precision in args.precisions or (cli.PRECISIONS if cuda else ("fp32",)):
-            with cli.precision(precision, device):
+        for precision in args.precisions or (PRECISIONS if cuda else ("fp32",)):
+            with arithmetic(precision, device):
                 inverter = Inverter(model, inversion)
 
             def ours(inverter=inverter, precision=precision, start=start, targets=targets) -> Tensor:
-                with cli.precision(precision, device):
+                with arithmetic(precision, device):
                     return inverter(start, targets).images
 
             contenders[precision] = ours

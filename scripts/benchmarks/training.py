@@ -20,6 +20,7 @@ from univ.data import DATASETS
 from univ.data.images import TensorImages
 from univ.data.loaders import stream
 from univ.models import Classifier, build_model
+from univ.models.precision import PRECISIONS, arithmetic
 from univ.runs import Distributed
 from univ.training import Data, Recipe, Run, Saving
 
@@ -96,7 +97,7 @@ class Ours:
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step; returns the loss."""
         before = self.run.totals.sums[0].clone()
-        with cli.precision(self.tf32, self.device):
+        with arithmetic(self.tf32, self.device):
             self.run.train_step(1, images, labels)
         return (self.run.totals.sums[0] - before) / len(images)
 
@@ -107,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", nargs="+", metavar="NETWORK", help=text)
     parser.add_argument("--repeats", type=cli.positive_int, default=15, help="timed steps of each")
     text = "of ours (default: what the training scripts take, fp32 on the CPU, bf16 on CUDA)"
-    parser.add_argument("--precision", choices=cli.PRECISIONS, help=text)
+    parser.add_argument("--precision", choices=PRECISIONS, help=text)
     parser.add_argument("--compile", action="store_true", help="torch.compile ours")
 
 

@@ -21,6 +21,7 @@ from univ.eps import EPS
 from univ.errors import InputError
 from univ.files import schemas
 from univ.inversion import images as inverted
+from univ.models.precision import arithmetic
 from univ.reps import extract as activations
 from univ.reps.cache import Identity, Inputs, RepCache, hash_indices
 from univ.reps.extract import Extraction
@@ -345,7 +346,7 @@ class Setting:
         return {name: self._extract(name, self._images, chosen, f"{name} on targets") for name in self.models}
 
     def _extract(self, name: str, images: Images, chosen: Tensor, label: str, *, flatten: bool = True) -> Extraction:
-        with cli.precision(self.precision, self.device):
+        with arithmetic(self.precision, self.device):
             loader = batches(images, self.batch, device=self.device, workers=self.workers, indices=chosen)
             model = self.classifier(name)
             return activations.extract(model, loader, len(chosen), flatten=flatten, name=label, quiet=self.quiet)

@@ -21,13 +21,14 @@ from loguru import logger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from univ import cli, files
+from univ import files
 from univ.attacks import L2MomentumStep, at_least_float32
 from univ.errors import InputError
 from univ.files import safeload, schemas
 from univ.inversion.images import to_uint8
 from univ.models import Classifier
 from univ.models.folding import fold_batchnorm
+from univ.models.precision import arithmetic
 from univ.reps.extract import head_input
 from univ.results import made
 
@@ -244,7 +245,7 @@ class Inverter:
     def distances(self, images: Tensor, target_images: Tensor) -> Tensor:
         """Relative distance, (n,), of every image's representation to its target's in float32; 0 is equal."""
         device = images.device
-        with cli.precision("fp32", device), torch.autocast(device.type, enabled=False):
+        with arithmetic("fp32", device), torch.autocast(device.type, enabled=False):
             target, scale = _scaled(_represent(self._model, target_images))
             return _distance(_represent(self._model, images), target, scale)
 

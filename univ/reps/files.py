@@ -17,12 +17,13 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from univ import cli, files
+from univ import files
 from univ.data import Images
 from univ.data.loaders import batches
 from univ.errors import InputError
 from univ.files import safeload, schemas
 from univ.models import Classifier
+from univ.models.precision import arithmetic
 from univ.reps import extract as activations
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -160,7 +161,7 @@ def _stream(
         positions = torch.arange(start, min(start + chunk, len(images)))
         loader = batches(images, batch_size, device=device, workers=workers, indices=positions)
         name = f"{path.stem} {start // chunk + 1}/{parts}" if parts > 1 else path.stem
-        with cli.precision(precision, device):
+        with arithmetic(precision, device):
             part = activations.extract(model, loader, len(positions), name=name, quiet=quiet)
         values = part.reps.to(DTYPES[dtype])
         if not torch.isfinite(values).all():

@@ -25,6 +25,7 @@ from univ.eps import eps_of_path
 from univ.errors import InputError
 from univ.files import schemas
 from univ.models import arch_from_filename, build_model, checkpoints, file_stem, find_arch, load_model
+from univ.models.precision import PRECISIONS
 from univ.runs import Distributed
 from univ.training import Data, Recipe, Saving
 
@@ -85,7 +86,7 @@ def add_arguments(
     group.add_argument("--select-on", choices=("val", "held-out"), default="val", help=text)
     group.add_argument("--no-augment", action="store_true", help="train on the images as they are")
     text = "arithmetic of the network; fp32 is exact (default: bf16 for training on CUDA, otherwise fp32)"
-    group.add_argument("--precision", choices=cli.PRECISIONS, help=text)
+    group.add_argument("--precision", choices=PRECISIONS, help=text)
     text = "batch norm over the images of all processes instead of each one's own (CUDA only)"
     group.add_argument("--sync-bn", action="store_true", help=text)
     group.add_argument(

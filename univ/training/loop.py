@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from univ import cli, files, runs
+from univ import files, runs
 from univ.attacks import Attack, at_least_float32
 from univ.data import Images
 from univ.data.loaders import TrainingBatches, batches, stream
@@ -31,6 +31,7 @@ from univ.files import schemas
 from univ.models import Classifier, checkpoints
 from univ.models.folding import fold_batchnorm
 from univ.models.layout import channels_last
+from univ.models.precision import arithmetic
 from univ.runs import Distributed
 
 BAR_STEPS = 25  # steps between looks at the device's totals: each look waits for the device
@@ -212,7 +213,7 @@ def evaluate(
     model.eval()
     try:
         for pixels, labels in tqdm(loader, desc="evaluation", unit="batch", leave=False, disable=quiet):
-            with cli.precision(precision, device):
+            with arithmetic(precision, device):
                 if attack is not None:
                     adversarial = attack(
                         network, pixels, labels, generator=generator, loss_scale=_loss_scale(precision)
@@ -287,7 +288,7 @@ def fit(
         run.restore(*start_from)
     records = []
     tf32 = "fp32" if recipe.precision == "fp32" else "tf32"  # holds for backward passes too; autocast is per step
-    with run.logs() as write_record, cli.precision(tf32, process.device), _cudnn(recipe.precision):
+    with run.logs() as write_record, arithmetic(tf32, process.device), _cudnn(recipe.precision):
         for epoch in range(run.epoch + 1, recipe.epochs + 1):
             record = run.train_epoch(epoch)
             write_record(record)
@@ -439,7 +440,7 @@ class Run:
         rate = recipe.learning_rate((epoch - 1) * len(self.batches) + self.step, len(self.batches))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with cli.precision(recipe.precision, process.device):
+        with arithmetic(recipe.precision, process.device):
             if recipe.attack is not None:
                 pixels = self._attacked(epoch, pixels, labels)
             logits = self.network(pixels)

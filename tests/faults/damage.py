@@ -284,7 +284,7 @@ def _checkpoint(folder: Path, *, zip_format: bool) -> Path:
     }
     path = folder / checkpoints.LATEST
     about = {"arch": "resnet10", "train_set": "digits", "resume": resume}
-    checkpoints.save_checkpoint(path, model, epoch=2, scores={"nat_prec1": 50.0}, extra=about)
+    checkpoints.save_checkpoint(path, model, epoch=2, nat_prec1=50.0, **about)
     if not zip_format:
         torch.save(safeload.load(path), path, _use_new_zipfile_serialization=False)
     return path

@@ -1,29 +1,13 @@
-"""Models: (architecture, training set, checkpoint) -> classifier that normalises its own input, in evaluation mode."""
+"""Models: names and files -> classifiers that normalise their own input, in evaluation mode."""
 
-from univ.models.classifier import (
-    ARCHS,
-    CIFAR10_ARCHS,
-    DIGITS_ARCHS,
-    HEAD_INPUT,
-    IMAGENET_ARCHS,
-    Arch,
-    Classifier,
-    arch_from_filename,
-    build_model,
-    default_models,
-    file_stem,
-    find_arch,
-    find_checkpoint,
-    load_model,
-    read_hugging_face_name,
-)
+from univ.models.architectures import ARCHS, DIGITS_ARCHS, HEAD_INPUT, Arch, default_models, find_arch
+from univ.models.classifier import Classifier, build_model, load_model
+from univ.models.sources import arch_from_filename, file_stem, find_checkpoint, read_hugging_face_name
 
 __all__ = [
     "ARCHS",
-    "CIFAR10_ARCHS",
     "DIGITS_ARCHS",
     "HEAD_INPUT",
-    "IMAGENET_ARCHS",
     "Arch",
     "Classifier",
     "arch_from_filename",

@@ -11,11 +11,13 @@ import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from univ.data import DATASETS, IMAGENET_MEAN, IMAGENET_STD
+from univ.attacks import frozen
+from univ.data import IMAGENET_MEAN, IMAGENET_STD
 from univ.errors import InputError
 
 HEAD_INPUT = "head"
@@ -40,28 +42,25 @@ class Arch:
 # --- builders -------------------------------------------------------------------------------------------------------
 
 
-def _torchvision(name: str, **settings: int) -> Callable[[int], nn.Module]:
+def _library(module: str, function: str, *args: str, **settings: Any) -> Callable[[int], nn.Module]:
+    """A builder that calls `module.function(*args, num_classes=..., **settings)`."""
+
     def build(num_classes: int) -> nn.Module:
-        models = importlib.import_module("torchvision.models")
-        return getattr(models, name)(weights=None, num_classes=num_classes, **settings)
+        return getattr(importlib.import_module(module), function)(*args, num_classes=num_classes, **settings)
 
     return build
+
+
+def _torchvision(name: str, **settings: int) -> Callable[[int], nn.Module]:
+    return _library("torchvision.models", name, weights=None, **settings)
 
 
 def _timm(name: str) -> Callable[[int], nn.Module]:
-    def build(num_classes: int) -> nn.Module:
-        timm = importlib.import_module("timm")
-        return timm.create_model(name, pretrained=False, num_classes=num_classes)
-
-    return build
+    return _library("timm", "create_model", name, pretrained=False)
 
 
 def _cifar(name: str) -> Callable[[int], nn.Module]:
-    def build(num_classes: int) -> nn.Module:
-        cifar_models = importlib.import_module("robustness.cifar_models")
-        return getattr(cifar_models, name)(num_classes=num_classes)
-
-    return build
+    return _library("robustness.cifar_models", name)
 
 
 def _narrow_vgg11(num_classes: int) -> nn.Module:
@@ -152,8 +151,9 @@ ARCHS: dict[str, dict[str, Arch]] = {
     "digits": DIGITS_ARCHS,
 }
 
-_SMALL_SUBSETS = ["resnet50", "wide_resnet50_2", "densenet161", "vgg16_bn"]
-_IMAGENET_SMALL_EPS = ["resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4", "tiny_vit_5m", "vgg16_bn"]
+_IMAGENET_SUBSETS = ["resnet50", "wide_resnet50_2", "densenet161", "vgg16_bn"]
+# densenet161 and resnext50_32x4d are published for eps 0 and 3 only
+_IMAGENET_OTHER_EPS = ["resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4", "tiny_vit_5m", "vgg16_bn"]
 
 
 def default_models(train_set: str, eps: str) -> list[str]:
@@ -163,9 +163,9 @@ def default_models(train_set: str, eps: str) -> list[str]:
         InputError: no models are trained on `train_set`.
     """
     if train_set == "imagenet" and eps not in ("eps0", "eps3"):
-        return list(_IMAGENET_SMALL_EPS)  # densenet161 and resnext50_32x4d are published for eps 0 and 3 only
+        return list(_IMAGENET_OTHER_EPS)
     if train_set in ("imagenet100", "imagenet50"):
-        return list(_SMALL_SUBSETS)
+        return list(_IMAGENET_SUBSETS)
     return list(_archs(train_set))
 
 
@@ -220,14 +220,9 @@ def _torchvision_arch(name: str) -> Arch:
     names = models.list_models(module=models)  # classifiers only: detection, video, … live in submodules
     if name not in names:
         raise _unknown("torchvision", name, names)
-    evaluation = models.get_model_weights(name).DEFAULT.transforms()
-    return Arch(
-        _torchvision(name),
-        head=None,
-        mean=tuple(evaluation.mean),
-        std=tuple(evaluation.std),
-        input_size=evaluation.crop_size[0],
-    )
+    pixels = models.get_model_weights(name).DEFAULT.transforms()
+    mean, std = tuple(pixels.mean), tuple(pixels.std)
+    return Arch(_torchvision(name), head=None, mean=mean, std=std, input_size=pixels.crop_size[0])
 
 
 def _unknown(library: str, name: str, names: list[str]) -> InputError:
@@ -250,33 +245,22 @@ def find_head(network: nn.Module, input_size: int) -> str:
         for name, module in network.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     ]
-    training = network.training
     try:
-        with torch.no_grad():
-            logits = network.eval()(torch.ones(1, 3, input_size, input_size))
+        with frozen(network), torch.no_grad():
+            logits = network(torch.ones(1, 3, input_size, input_size))
     finally:
         for hook in hooks:
             hook.remove()
-        network.train(training)
     if isinstance(logits, Tensor):
         for name, output in outputs.items():
             # the same memory: what follows the layer, if anything, only reshapes
             if output.data_ptr() == logits.data_ptr() and output.numel() == logits.numel():
                 return name
         for name, output in reversed(outputs.items()):
-            if output.ndim == 4 and output.shape[:2] == logits.shape and _averages_to(output, logits):
+            averaged = (output, output.relu()) if output.ndim == 4 and output.shape[:2] == logits.shape else ()
+            if any(torch.allclose(values.mean(dim=(2, 3)), logits) for values in averaged):
                 return name
     raise InputError(
         f"{type(network).__name__} has no last layer whose output is the logits, so there is no representation "
         "to read: give it an entry in univ/models/architectures.py that names a node and a head"
     )
-
-
-def _averages_to(output: Tensor, logits: Tensor) -> bool:
-    return any(torch.allclose(values.mean(dim=(2, 3)), logits) for values in (output, output.relu()))
-
-
-def pixel_statistics(arch: Arch, train_set: str) -> tuple[Channels, Channels]:
-    """Mean and standard deviation that a new model normalises its input with."""
-    dataset = DATASETS[train_set]
-    return arch.mean or dataset.mean, arch.std or dataset.std

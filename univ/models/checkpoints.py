@@ -1,7 +1,8 @@
 """Checkpoint files: weights of any published layout in, the published layout out, and all that a resumed run needs."""
 
 import random
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ from univ.errors import InputError
 from univ.files import safeload, schemas
 
 LATEST, BEST = "checkpoint.pt.latest", "checkpoint.pt.best"
-SCORES = ("nat_prec1", "adv_prec1")
-"""Clean and adversarial accuracy, in percent, as the published files call them."""
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -67,9 +66,7 @@ def _classifier_state(state: dict[str, Tensor], path: Path | str) -> dict[str, T
     attacker = {name.removeprefix("attacker."): value for name, value in state.items() if name.startswith("attacker.")}
     state = {name: value for name, value in state.items() if not name.startswith("attacker.")}
     for name, value in attacker.items():
-        first = state.setdefault(
-            name.replace("normalize.", "normalizer.", 1) if name.startswith("normalize.") else name, value
-        )
+        first = state.setdefault(re.sub(r"^normalize\.", "normalizer.", name), value)
         same_memory = first.data_ptr() == value.data_ptr() and first.shape == value.shape
         if not same_memory and (first.dtype != value.dtype or not torch.equal(first, value)):
             raise InputError(f"{path} holds two different values of the weight {name!r}")
@@ -92,106 +89,74 @@ def load_weights(classifier: nn.Module, state: Mapping[str, Tensor], source: Pat
     Raises:
         InputError: another number of classes, or a missing, unexpected or differently shaped weight; names it.
     """
-    own = classifier.state_dict()
-    state = {name: value for name, value in state.items()}
+    own, state = classifier.state_dict(), dict(state)
     for name in own:  # files without pixel statistics, or from before batch norm counted its batches
         if name.startswith("normalizer.") or name.endswith(".num_batches_tracked"):
             state.setdefault(name, own[name])
-    _check_classes(classifier, own, state, source)
-    missing, unexpected = [name for name in own if name not in state], [name for name in state if name not in own]
-    shapes = [
-        f"{name.removeprefix('model.')} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    kinds = [
-        f"{name.removeprefix('model.')} is {state[name].dtype}, not {own[name].dtype}"
-        for name in own
-        if name in state and state[name].is_floating_point() != own[name].is_floating_point()
-    ]
-    problems = [
-        f"{label} {_some(names)}"
-        for label, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape:", shapes),
-            ("of another kind:", kinds),
-        )
-        if names
-    ]
-    if problems:
+    head = f"model.{classifier.spec.head}.weight"
+    same_width = head in state and state[head].shape[1:] == own[head].shape[1:]  # else it is another architecture
+    if same_width and len(state[head]) != classifier.num_classes:
         raise InputError(
-            f"{source} holds no weights of {classifier.arch} for {classifier.train_set}: {'; '.join(problems)} "
+            f"{source} has {len(state[head])} classes, expected the {classifier.num_classes} of "
+            f"{classifier.train_set}: was it trained on another data set?"
+        )
+    pairs = {name.removeprefix("model."): (state[name], own[name]) for name in own if name in state}
+    differing = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape:": [
+            f"{name} is {tuple(theirs.shape)}, not {tuple(ours.shape)}"
+            for name, (theirs, ours) in pairs.items()
+            if theirs.shape != ours.shape
+        ],
+        "of another kind:": [
+            f"{name} is {theirs.dtype}, not {ours.dtype}"
+            for name, (theirs, ours) in pairs.items()
+            if theirs.is_floating_point() != ours.is_floating_point()
+        ],
+    }
+    if problems := "; ".join(f"{kind} {_some(names)}" for kind, names in differing.items() if names):
+        raise InputError(
+            f"{source} holds no weights of {classifier.arch} for {classifier.train_set}: {problems} "
             "(another architecture? see -m)"
         )
     classifier.load_state_dict(state)
 
 
-def _check_classes(
-    classifier: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str
-) -> None:
-    head = f"model.{classifier.spec.head}.weight"
-    if head not in state or not state[head].ndim or state[head].shape[1:] != own[head].shape[1:]:
-        return  # not this architecture: the caller says what differs
-    found = len(state[head])
-    if found != classifier.num_classes:
-        raise InputError(
-            f"{source} has {found} classes, expected the {classifier.num_classes} of {classifier.train_set}: "
-            "was it trained on another data set?"
-        )
-
-
-def _some(names: Collection[str], limit: int = 3) -> str:
-    shown = [name.removeprefix("model.") for name in list(names)[:limit]]
-    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    shown = ", ".join(name.removeprefix("model.") for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def save_checkpoint(
     path: Path | str,
-    model: nn.Module,
+    classifier: nn.Module,
     *,
     epoch: int,
     optimizer: Mapping[str, Any] | None = None,
     schedule: Mapping[str, Any] | None = None,
-    scores: Mapping[str, float] | None = None,
-    extra: Mapping[str, Any] | None = None,
+    **entries: Any,
 ) -> None:
     """Write a checkpoint in the published layout, so that the `robustness` tools read it too; atomically.
 
     The attacker's copies share their memory with the model's weights and take no space in the file.
 
     Args:
-        path: file to write.
-        model: a `Classifier`, also inside DistributedDataParallel or torch.compile.
         epoch: epochs completed, from 1.
         optimizer, schedule: their state dicts.
-        scores: any of SCORES, in percent.
-        extra: further entries, for example {"resume": {...}}; plain values and tensors only, as nothing else can be
-            read back.
+        entries: whatever else it is to hold, as `nat_prec1` and `adv_prec1`, the clean and the robust accuracy in
+            percent; plain values and tensors only, as nothing else can be read back.
 
     Raises:
         InputError: the file cannot be written.
     """
-    classifier = model
-    for wrapper in ("module", "_orig_mod"):
-        classifier = getattr(classifier, wrapper, classifier)
     network, statistics = classifier.model.state_dict(), classifier.normalizer.state_dict()
     state: dict[str, Tensor] = {}
     for prefix, normalizer in (("", "normalizer"), ("attacker.", "normalize")):
         state |= {f"module.{prefix}{normalizer}.{name}": value for name, value in statistics.items()}
         state |= {f"module.{prefix}model.{name}": value for name, value in network.items()}
-    unknown = set(scores or {}) - set(SCORES)
-    assert not unknown, f"scores are {SCORES}, got {unknown}"
-    content = {
-        "model": state,
-        "optimizer": dict(optimizer) if optimizer is not None else None,
-        "schedule": dict(schedule) if schedule is not None else None,
-        "epoch": epoch,
-        "amp": None,
-        **(scores or {}),
-        **(extra or {}),
-    }
-    files.save_torch(path, content)
+    about = {"optimizer": optimizer, "schedule": schedule, "epoch": epoch, "amp": None}
+    files.save_torch(path, {"model": state, **about, **entries})
 
 
 def newest_readable(folder: Path | str) -> tuple[Path, dict[str, Any]]:
@@ -213,13 +178,18 @@ def newest_readable(folder: Path | str) -> tuple[Path, dict[str, Any]]:
         except InputError as error:
             logger.warning("skipping a checkpoint: {}", error)
             continue
-        if path.name == LATEST:
-            return path, checkpoint
-        if newest is None or (checkpoint.get("epoch") or 0) > (newest[1].get("epoch") or 0):
+        if newest is None or epochs_of(checkpoint) > epochs_of(newest[1]):
             newest = path, checkpoint
+        if path.name == LATEST:
+            break
     if newest is None:
         raise InputError(f"none of the checkpoints in {folder} can be read: {', '.join(path.name for path in paths)}")
     return newest
+
+
+def epochs_of(checkpoint: Mapping[str, Any]) -> int:
+    """How many epochs a checkpoint has behind it; 0 where it does not say."""
+    return checkpoint.get("epoch") or 0
 
 
 def random_state() -> dict[str, Any]:

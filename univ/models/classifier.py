@@ -1,48 +1,31 @@
-"""Models: (architecture, training set, checkpoint) -> classifier that normalises its own input, in evaluation mode."""
+"""(Architecture, training set, checkpoint) -> classifier that normalises its own input: pixels in [0, 1] to logits."""
 
 import dataclasses
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from univ import files
 from univ.data import DATASETS
-from univ.eps import eps_of_path, eps_value
-from univ.errors import InputError
 from univ.models import checkpoints
-from univ.models.architectures import (
-    ARCHS,
-    CIFAR10_ARCHS,
-    DIGITS_ARCHS,
-    HEAD_INPUT,
-    IMAGENET_ARCHS,
-    Arch,
-    default_models,
-    find_arch,
-    find_head,
-    pixel_statistics,
-)
-from univ.models.normalize import InputNormalize
+from univ.models.architectures import Arch, find_arch, find_head
 
-__all__ = [
-    "ARCHS",
-    "CIFAR10_ARCHS",
-    "DIGITS_ARCHS",
-    "HEAD_INPUT",
-    "IMAGENET_ARCHS",
-    "Arch",
-    "Classifier",
-    "arch_from_filename",
-    "build_model",
-    "default_models",
-    "file_stem",
-    "find_arch",
-    "find_checkpoint",
-    "load_model",
-    "read_hugging_face_name",
-]
+
+class InputNormalize(nn.Module):
+    """Clamp images to [0, 1], subtract the channel mean, divide by the channel standard deviation.
+
+    Being part of the model, it lets attacks and inversion work in pixel units. The clamp and the names of the two
+    buffers, each (3, 1, 1), are those of the published checkpoints (robustness.tools.helpers.InputNormalize).
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("new_mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
+        self.register_buffer("new_std", torch.tensor(std, dtype=torch.float32)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, 3, H, W)
+        return (images.clamp(0, 1) - self.new_mean) / self.new_std
 
 
 class Classifier(nn.Module):
@@ -58,9 +41,10 @@ class Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, spec: Arch, arch: str, train_set: str, num_classes: int) -> None:
         super().__init__()
-        self.normalizer = InputNormalize(*pixel_statistics(spec, train_set))
+        dataset = DATASETS[train_set]
+        self.normalizer = InputNormalize(spec.mean or dataset.mean, spec.std or dataset.std)
         self.model = network
-        self.input_size = spec.input_size or DATASETS[train_set].image_size
+        self.input_size = spec.input_size or dataset.image_size
         if spec.head is None:
             spec = dataclasses.replace(spec, head=find_head(network, self.input_size))
         self.spec = spec
@@ -114,90 +98,6 @@ def load_model(
         FileNotFoundError: there is no such file.
     """
     state = checkpoints.read_weights(checkpoint)
-    model = build_model(
-        arch, train_set, num_classes, seed=0
-    )  # a seed, so that loading leaves the global generator alone
+    model = build_model(arch, train_set, num_classes, seed=0)  # seeded: the global generator is left alone
     checkpoints.load_weights(model, state, checkpoint)
     return model.eval().to(device)
-
-
-# --- names of files -------------------------------------------------------------------------------------------------
-
-_HUGGING_FACE = re.compile(r"(?P<arch>\w+?)_l2_eps(?P<eps>\d+(\.\d+)?)")  # e.g. resnet18_l2_eps0.25.ckpt
-_HUGGING_FACE_ARCHS = {"densenet": "densenet161"}
-_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
-
-
-def file_stem(arch: str) -> str:
-    """An architecture's name as part of a file name: `timm:convnext_tiny` becomes `timm_convnext_tiny`.
-
-    Raises:
-        InputError: it cannot be one, see `files.file_name`.
-    """
-    return files.file_name(arch.replace(":", "_"), "architecture")
-
-
-def find_checkpoint(folder: Path | str, arch: str, train_set: str) -> Path:
-    """The checkpoint of an architecture in a folder: `<arch>.ckpt`, `<arch>.pt` or a Hugging Face name.
-
-    Files named as on Hugging Face (`resnet18_l2_eps3.ckpt`, `densenet_l2_eps3.ckpt`) count where the radius in their
-    name is the one of the folder, or where the folder's path names none and there is only one.
-
-    Raises:
-        FileNotFoundError: there is none; names the folder and what it holds.
-        InputError: several files could be meant; names them.
-    """
-    folder = Path(folder)
-    held = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    usual = ".pt" if train_set in ("cifar10", "digits") else ".ckpt"
-    stems = [file_stem(arch), arch.partition(":")[2]]
-    for suffix in sorted(_SUFFIXES, key=lambda suffix: suffix != usual):
-        for stem in filter(None, stems):
-            if stem + suffix in held:
-                return folder / (stem + suffix)
-    eps = eps_of_path(folder)
-    published = {name: read_hugging_face_name(name) for name in held}
-    matches = [
-        name
-        for name, found in published.items()
-        if found is not None and found[0] == arch and (eps is None or found[1] == eps_value(eps))
-    ]
-    if len(matches) == 1:
-        return folder / matches[0]
-    if matches:
-        raise InputError(
-            f"several checkpoints of {arch!r} in {folder}: {', '.join(matches)}; keep one there (--model-dir)"
-        )
-    listed = ", ".join(held[:20]) + (" …" if len(held) > 20 else "") if folder.is_dir() else "no such folder"
-    raise FileNotFoundError(
-        f"no checkpoint {file_stem(arch)}{usual} in {folder}; it holds: {listed or 'nothing'} (see --model-dir)"
-    )
-
-
-def arch_from_filename(path: Path | str) -> str:
-    """The architecture a checkpoint's file name stands for: `…/eps3/resnet18.ckpt` is resnet18.
-
-    Raises:
-        InputError: the name is none of an architecture's.
-    """
-    stem = Path(path).stem
-    known = {arch for archs in ARCHS.values() for arch in archs}
-    if stem in known:
-        return stem
-    published = read_hugging_face_name(Path(path).name)
-    if published is not None and published[0] in known:
-        return published[0]
-    library, _, model = stem.partition("_")
-    if library in ("timm", "torchvision") and model:
-        return f"{library}:{model}"
-    raise InputError(
-        f"cannot tell the architecture from the name of {path}: give it with -m ({', '.join(sorted(known))})"
-    )
-
-
-def read_hugging_face_name(name: str) -> tuple[str, float] | None:
-    """Architecture, as we call it, and radius of a file named as on Hugging Face; None for other names."""
-    match = _HUGGING_FACE.fullmatch(Path(name).stem)
-    if match is None:
-        return None
-    return _HUGGING_FACE_ARCHS.get(match["arch"], match["arch"]), float(match["eps"])

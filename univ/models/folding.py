@@ -6,6 +6,7 @@ thousand times over then has a third fewer layers. The input normaliser stays: i
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from univ.attacks import frozen
 from univ.models.classifier import Classifier
 from univ.models.layout import Strided1x1
 
@@ -41,6 +43,7 @@ class FoldedClassifier(Classifier):
             _fold(source.model.get_submodule(conv), source.model.get_submodule(norm), weight, bias)
         for name, tensor in own.items():
             tensor.copy_(theirs[name])
+        self.model.train().eval()  # networks drop in train() what they cached in evaluation mode (tiny_vit)
 
 
 def fold_batchnorm(classifier: Classifier) -> FoldedClassifier:
@@ -89,54 +92,39 @@ class _Readers(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: dict[int, int] = {}
+        self.counts: Counter[int] = Counter()
         self.made: list[Tensor] = []  # kept alive, so that ids stay unique
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for value in tree_iter((args, kwargs)):
-            if isinstance(value, Tensor):
-                self.counts[id(value)] = self.counts.get(id(value), 0) + 1
+        self.counts.update(id(value) for value in tree_iter((args, kwargs)) if isinstance(value, Tensor))
         result = func(*args, **(kwargs or {}))
         self.made += [value for value in tree_iter(result) if isinstance(value, Tensor)]
         return result
 
 
 def _find_pairs(classifier: Classifier) -> tuple[tuple[str, str], ...]:
-    outputs: dict[int, str] = {}  # id of a convolution's output -> its name
-    inputs: list[tuple[str, int]] = []  # batch norm, id of its input
-    calls: dict[str, int] = {}
-
-    def after_conv(name: str, output: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        outputs[id(output)] = name
-
-    def before_norm(name: str, value: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        inputs.append((name, id(value)))
-
+    outputs: list[tuple[str, int]] = []  # of every call of a convolution: its name, id of the output
+    inputs: list[tuple[str, int]] = []  # of every call of a batch norm: its name, id of the input
     hooks = []
     for name, module in classifier.model.named_modules():
         if type(module) in (nn.Conv2d, Strided1x1):
-            hooks.append(module.register_forward_hook(lambda _, __, output, name=name: after_conv(name, output)))
+            hooks.append(
+                module.register_forward_hook(lambda _, __, output, name=name: outputs.append((name, id(output))))
+            )
         elif type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) and module.track_running_stats:
-            hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: before_norm(name, args[0])))
-    modes = {module: module.training for module in classifier.modules()}
+            hooks.append(
+                module.register_forward_pre_hook(lambda _, args, name=name: inputs.append((name, id(args[0]))))
+            )
     parameter = next(classifier.model.parameters())
     image = parameter.new_zeros(1, 3, classifier.input_size, classifier.input_size)
     readers = _Readers()
     try:
-        classifier.eval()
-        with torch.no_grad(), readers:
+        with frozen(classifier), torch.no_grad(), readers:
             classifier(image)
     finally:
         for hook in hooks:
             hook.remove()
-        if any(modes.values()):
-            classifier.train()  # where networks drop what they cached in evaluation mode (tiny_vit)
-        for module, training in modes.items():
-            module.training = training
-    return tuple(
-        (outputs[key], norm)
-        for norm, key in inputs
-        if key in outputs and readers.counts[key] == 1 and calls[norm] == calls[outputs[key]] == 1
-    )
+    calls = Counter(name for name, _ in (*outputs, *inputs))
+    conv_of = {output: conv for conv, output in outputs}
+    directly = [(conv_of[tensor], norm) for norm, tensor in inputs if readers.counts[tensor] == 1 and tensor in conv_of]
+    return tuple((conv, norm) for conv, norm in directly if calls[conv] == calls[norm] == 1)

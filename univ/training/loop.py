@@ -541,8 +541,10 @@ class Run:
             epoch=self.epoch,
             optimizer=self.optimizer.state_dict(),
             schedule=self._schedule_state(),
-            scores=self.scores,
-            extra={"arch": self.model.arch, "train_set": self.model.train_set, "resume": resume},
+            **self.scores,
+            arch=self.model.arch,
+            train_set=self.model.train_set,
+            resume=resume,
         )
         for path in copies:  # copies, not links: damage to one file must leave the others readable
             files.copy(first, path)

@@ -19,6 +19,7 @@ from univ.models.architectures import (
     HEAD_INPUT,
     IMAGENET_ARCHS,
     Arch,
+    archs_of,
     default_models,
     find_arch,
     find_head,
@@ -35,6 +36,7 @@ __all__ = [
     "Arch",
     "Classifier",
     "arch_from_filename",
+    "archs_of",
     "build_model",
     "default_models",
     "file_stem",
@@ -83,8 +85,8 @@ def build_model(arch: str, train_set: str, num_classes: int | None = None, *, se
     """A new model with random weights, in training mode, on the CPU.
 
     Args:
-        arch: name in ARCHS[train_set], or `timm:<name>`, `torchvision:<name>`.
-        train_set: imagenet, imagenet100, imagenet50, cifar10 or digits.
+        arch: name in archs_of(train_set), or `timm:<name>`, `torchvision:<name>`.
+        train_set: key of DATASETS.
         num_classes: None takes the training set's.
         seed: draws the weights from a generator of their own; None draws them from PyTorch's global one.
 
@@ -149,7 +151,7 @@ def find_checkpoint(folder: Path | str, arch: str, train_set: str) -> Path:
     """
     folder = Path(folder)
     held = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    usual = ".pt" if train_set in ("cifar10", "digits") else ".ckpt"
+    usual = DATASETS[train_set].suffix
     stems = [file_stem(arch), arch.partition(":")[2]]
     for suffix in sorted(_SUFFIXES, key=lambda suffix: suffix != usual):
         for stem in filter(None, stems):

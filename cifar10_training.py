@@ -15,14 +15,21 @@ import argparse
 from collections.abc import Sequence
 
 from univ import cli
+from univ.data import DATASETS, trainable
 from univ.training import flags as cli_training
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line of `argv`, or of the process."""
     parser = cli.Parser(description=__doc__)
+    small = [name for name in trainable() if DATASETS[name].architectures != "imagenet"]
     text = "what to train and evaluate on"
-    parser.add_argument("--dataset", choices=("cifar10", "digits"), default="cifar10", help=text)
+    parser.add_argument(
+        "--dataset",
+        choices=small,
+        default="cifar10",
+        help=text,
+    )
     cli_training.add_arguments(
         parser,
         model="resnet18",

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from univ import cli, files, inversion, runs
 from univ.compare.inputs import read_report
-from univ.data import DATASETS, TRAINABLE, Images, find_dataset, indices, open_images
+from univ.data import DATASETS, Images, find_dataset, indices, open_images, trainable
 from univ.data.images import to_float
 from univ.data.loaders import batches, stream
 from univ.eps import EPS
@@ -37,7 +37,6 @@ from univ.models import file_stem, find_arch, find_checkpoint, load_model
 from univ.models.precision import PRECISIONS, arithmetic
 from univ.results import made
 
-EVERY_IMAGE = ("cifar10", "digits")  # without index files all test images are targets
 SHEET_COLUMNS = 8
 
 
@@ -48,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "-p",
         "--pretrain-dataset",
-        choices=TRAINABLE,
+        choices=trainable(),
         help="what they were trained on (default: --dataset; sat6: imagenet)",
     )
     group.add_argument(
@@ -116,7 +115,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--model-dir is the folder of one radius, but --eps names {len(args.eps)}: {', '.join(args.eps)}")
     args.model, args.eps = list(dict.fromkeys(args.model)), list(dict.fromkeys(args.eps))
     if args.pretrain_dataset is None:
-        args.pretrain_dataset = args.dataset if args.dataset in TRAINABLE else "imagenet"
+        args.pretrain_dataset = args.dataset if args.dataset in trainable() else "imagenet"
     if args.inverted_imgs_path is None:
         args.inverted_imgs_path = find_dataset(args.dataset).inverted_path
     return args
@@ -264,7 +263,7 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
         advice = "leave out -n and -u to use it, or give --overwrite"
         write_pairs({target_path: targets, seed_path: seeds}, overwrite=args.overwrite, advice=advice)
         return targets, seeds
-    every_image = args.dataset in EVERY_IMAGE and not named
+    every_image = DATASETS[args.dataset].num_compared is None and not named
     if named or all(there) or (any(there) and not every_image):
         targets = indices.read_indices(target_path, len(images))
         seeds = indices.read_indices(seed_path, len(images))

@@ -12,7 +12,6 @@ the third trains on them. Checkpoints (best accuracy, best loss) and TensorBoard
 
 import argparse
 import datetime
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from loguru import logger
 from torch import Tensor
 
 from univ import cli, files, models, runs
-from univ.data import DATASETS, Images, open_images
+from univ.data import DATASETS, Images, open_images, trainable
 from univ.data.indices import read_labels
 from univ.eps import eps_of_path
 from univ.errors import InputError
@@ -31,18 +30,18 @@ from univ.models.precision import PRECISIONS
 from univ.reps import files as repfiles
 from univ.reps import probes
 
-DATASET_OF = {name: name for name in ("imagenet50", "imagenet100", "cifar10", "digits")} | {"imagenet1k": "imagenet"}
 EXTRACT_BATCH = 256  # images per forward pass at most: 1024 of them, fine for probes, need tens of GB in a wide ResNet
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    dataset_of = {"imagenet1k" if name == "imagenet" else name: name for name in trainable()}
     parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("model and data")
     add = group.add_argument
     add("-m", "--model-ckpt-path", type=cli.existing_file, help="checkpoint whose representations are frozen")
     add("-a", "--model-arch", help="its architecture; default: from the checkpoint's file name")
-    add("-d", "--dataset-name", choices=sorted(DATASET_OF), required=True, help="what the probes learn to classify")
-    add("--pretrain-dataset", choices=sorted(DATASET_OF), help="what the model was trained on; default: the same")
+    add("-d", "--dataset-name", choices=sorted(dataset_of), required=True, help="what the probes learn to classify")
+    add("--pretrain-dataset", choices=sorted(dataset_of), help="what the model was trained on; default: the same")
     text = "images: an LMDB file, for CIFAR-10 its folder; default: the data set's usual place"
     add("--lmdb-file", type=cli.existing_path, help=f"training {text}")
     add("--labels-file", type=cli.existing_file, help="labels of the training images, one per line, instead of theirs")
@@ -83,27 +82,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             files.relative_path(args.run_name, "--run-name")
         except InputError as error:
             parser.error(str(error))
-    args.dataset = DATASET_OF[args.dataset_name]
-    args.train_set = DATASET_OF[args.pretrain_dataset or args.dataset_name]
-    args.eps = find_eps(args.model_ckpt_path, args.reps_file, args.run_name)
+    args.dataset = dataset_of[args.dataset_name]
+    args.train_set = dataset_of[args.pretrain_dataset or args.dataset_name]
+    named = map(eps_of_path, filter(None, (args.model_ckpt_path, args.reps_file, args.run_name)))
+    args.eps = next(filter(None, named), None)
     if args.run_name is None:
         args.run_name = f"{args.dataset}/{'_'.join(filter(None, [models.file_stem(args.model_arch), args.eps]))}"
     return args
 
 
-def find_eps(*names: Path | str | None) -> str | None:
-    """The first radius among some names (eps3 in cnns/eps3/vgg16.pt and in r50_l2_eps3.ckpt); None if there is none."""
-    found = (eps_of_path(re.sub(r"[_.]", "/", str(name))) for name in names if name is not None)
-    return next(filter(None, found), None)
-
-
 def default_file(dataset: str, split: str) -> Path | None:
     """Where the images of an ImageNet-like data set usually lie; None for those that need no path."""
-    if dataset in ("cifar10", "digits"):
+    folder = DATASETS[dataset].training_path
+    if folder in (None, DATASETS[dataset].default_path):  # one place holds both parts
         return None
-    places = [
-        folder / f"{split}.lmdb" for folder in (DATASETS[dataset].training_path, Path("data") / dataset) if folder
-    ]
+    places = [place / f"{split}.lmdb" for place in (folder, Path("data") / dataset)]
     return next((path for path in places if path.is_file()), places[0])
 
 

@@ -34,17 +34,17 @@ from tqdm import tqdm
 
 from univ import cli, files, runs
 from univ.data import DATASETS
+from univ.data.datasets import STUDY_RADII
 from univ.eps import eps_name, eps_value
 from univ.errors import InputError, plain
 from univ.files import schemas
-from univ.models import ARCHS, read_hugging_face_name
+from univ.models import archs_of, read_hugging_face_name
 
 ZENODO_RECORDS = ("13936007", "14802537", "13936033", "14802491")
 HUGGING_FACE_REPO = "madrylab/robust-imagenet-models"
-STUDY_EPS = ("eps0", "eps025", "eps05", "eps1", "eps3")
 KINDS = ("models", "inverted")
 SOURCES = ("huggingface", "zenodo")
-TRAIN_SETS = ("imagenet", "imagenet100", "imagenet50", "cifar10")
+TRAIN_SETS = tuple(name for name, dataset in DATASETS.items() if dataset.radii)  # those of the study
 ATTEMPTS = 10  # per file, each continuing where the one before was cut
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # other OSErrors: of the network
 
@@ -58,7 +58,7 @@ _DATASET_WORDS = {  # tried in this order, the most specific first
     "imagenet": r"imagenet|\bin1k\b|ilsvrc",
 }
 _KIND_WORDS = {"inverted": r"invert", "models": r"\bcnns?\b|checkpoint|weights|\bmodels?\b|\bnetworks?\b"}
-_ARCH_NAMES = {arch: arch for dataset in TRAIN_SETS for arch in ARCHS[dataset]} | {
+_ARCH_NAMES = {arch: arch for dataset in TRAIN_SETS for arch in archs_of(dataset)} | {
     "densenet": "densenet161",
     "tiny_vit": "tiny_vit_5m",
     "tinyvit": "tiny_vit_5m",
@@ -87,7 +87,7 @@ class Place:
         if self.what == "inverted":
             name = f"{self.model}_{self.eps}{'.npy' if suffix == '.npy' else '.pt'}"
             return root / DATASETS[self.dataset].inverted_path.relative_to("data") / name
-        name = f"{self.model}{'.pt' if self.dataset == 'cifar10' else '.ckpt'}"
+        name = self.model + DATASETS[self.dataset].suffix
         return root / "cnns" / self.dataset / self.eps / name
 
 
@@ -115,7 +115,7 @@ def recognise(path: str, context: str = "") -> Place:
             ("inverted" if _eps(stem) else "models") if suffix == ".pt" else None,
         )
     )
-    return Place(what, dataset, eps, model if dataset is None or model in ARCHS[dataset] else None)
+    return Place(what, dataset, eps, model if dataset is None or model in archs_of(dataset) else None)
 
 
 def _first(values: Iterable[str | None]) -> str | None:
@@ -340,7 +340,7 @@ class HuggingFace:
         remotes = []
         for sibling in schemas.validate(info.siblings, list[Any], f"{where}, siblings,"):
             found = read_hugging_face_name(schemas.validate(sibling.rfilename, str, f"{where}, rfilename,"))
-            if found is None or sibling.lfs is None or found[0] not in ARCHS["imagenet"]:
+            if found is None or sibling.lfs is None or found[0] not in archs_of("imagenet"):
                 continue  # networks for linf, and files that are not networks
             lfs = schemas.validate(dict(sibling.lfs), schemas.HubFile, f"{where}, {sibling.rfilename},")
             remotes.append(
@@ -554,7 +554,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "-d", "--dataset", nargs="+", choices=TRAIN_SETS, default=list(TRAIN_SETS), help="training set of the models"
     )
-    parser.add_argument("-o", "--eps", nargs="+", default=list(STUDY_EPS), metavar="EPS", help="L2 radii of the models")
+    parser.add_argument(
+        "-o", "--eps", nargs="+", default=list(map(eps_name, STUDY_RADII)), metavar="EPS", help="L2 radii of the models"
+    )
     parser.add_argument("--model-names", nargs="+", metavar="MODEL", help="only these architectures")
     parser.add_argument("--source", nargs="+", choices=SOURCES, default=list(SOURCES), help="where from")
     parser.add_argument(
@@ -569,7 +571,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             eps_value(name)
         except InputError as error:
             parser.error(f"--eps: {error}")
-    known = {arch for dataset in args.dataset for arch in ARCHS[dataset]}
+    known = {arch for dataset in args.dataset for arch in archs_of(dataset)}
     for name in args.model_names or ():
         if name not in known:
             parser.error(f"--model-names: unknown {name!r}, choose from {', '.join(sorted(known))}")

@@ -31,6 +31,15 @@ def test_names_without_a_value(name):
         eps_value(name)
 
 
-def test_radius_of_a_path():
-    assert eps_of_path("data/eps3/cnns/eps025/resnet18.pt") == "eps025"
-    assert eps_of_path("data/cnns/resnet18_eps3.pt") is None
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("data/eps3/cnns/eps025/resnet18.pt", "eps025"),
+        ("data/cnns/resnet18_eps3.pt", "eps3"),
+        ("resnet18_l2_eps0.25.ckpt", "eps025"),
+        ("resnet18_l2_eps1.5.ckpt", None),
+        ("runs/steps3/resnet18.pt", None),
+    ],
+)
+def test_radius_of_a_path(path, name):
+    assert eps_of_path(path) == name

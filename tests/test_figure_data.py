@@ -89,7 +89,7 @@ def test_missing_settings_are_listed(scores):
     table = table[~((table["measure"] == "rtd") & (table["eps"] == 2.0) & (table["input"] == "inverted"))]
     lines = figure_data.missing(table, ["cka", "rtd"])
     assert lines[-1] == "digits, inverted: rtd at eps 2"
-    assert lines[:-1] == [f"{name}: no results" for name in figure_data.STUDY_EPS]
+    assert lines[:-1] == [f"{name}: no results" for name in figure_data.studied()]
     assert figure_data.missing(results.load_long_table(scores / "empty"), ["cka"])[0] == "imagenet: no results"
 
 

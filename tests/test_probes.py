@@ -474,12 +474,6 @@ def test_fast_images_are_other_images(tmp_path):
     assert fast.fast and not exact.fast and fast.fingerprint != exact.fingerprint
 
 
-def test_eps_is_found_in_names():
-    assert train_probe.find_eps("data/cnns/imagenet/eps3/resnet50.ckpt") == "eps3"
-    assert train_probe.find_eps(None, "resnet50_l2_eps025.ckpt") == "eps025"
-    assert train_probe.find_eps("resnet50.ckpt", "run_a") is None
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("resident", [True, False])

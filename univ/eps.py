@@ -1,4 +1,4 @@
-"""Folder names of adversarial radii: eps0, eps025, eps05, eps1, eps3 <-> 0, 0.25, 0.5, 1, 3."""
+"""Names of adversarial radii: eps0, eps025, eps05, eps1, eps3 <-> 0, 0.25, 0.5, 1, 3."""
 
 import re
 
@@ -37,6 +37,14 @@ def eps_name(value: float) -> str:
 
 
 def eps_of_path(path: object) -> str | None:
-    """The last part of a path that is a radius name (data/cnns/cifar10/eps1/resnet18.pt -> eps1), or None."""
-    parts = [part for part in re.split(r"[/\\]", str(path)) if re.fullmatch(r"eps\d+", part)]
-    return parts[-1] if parts else None
+    """The name of the radius that a path names last, or None.
+
+    data/cnns/cifar10/eps1/resnet18.pt -> eps1, resnet18_eps025.pt and resnet18_l2_eps0.25.ckpt -> eps025
+    """
+    words = re.findall(r"(?:^|(?<=[/\\_.-]))eps(\d+(?:\.\d+)?)(?=$|[/\\_.-])", str(path))
+    if not words:
+        return None
+    try:
+        return eps_name(float(words[-1])) if "." in words[-1] else f"eps{words[-1]}"
+    except InputError:  # a radius such as 1.5
+        return None

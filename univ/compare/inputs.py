@@ -15,7 +15,7 @@ from loguru import logger
 from torch import Tensor
 
 from univ import cli, files, models, runs
-from univ.data import DATASETS, Images, find_dataset, indices, open_images
+from univ.data import DATASETS, REFUSED, Images, find_dataset, indices, open_images, trainable
 from univ.data.loaders import batches
 from univ.eps import EPS
 from univ.errors import InputError
@@ -27,9 +27,6 @@ from univ.reps.cache import Identity, Inputs, RepCache, hash_indices
 from univ.reps.extract import Extraction
 from univ.results import exp_spellings
 
-COMPARED = ("sat6", "imagenet", "cifar10", "snli", "imagenet100", "imagenet50", "digits")
-TRAINED = ("imagenet", "cifar10", "imagenet100", "imagenet50", "digits")
-NUM_INPUTS = 10_000
 CI_HELP = (
     "write confidence intervals over images at this level (0.95 when none is given) to ..._ci.csv beside the matrix: "
     "func.py by a bootstrap, rep.py by a jackknife, which takes 20 times as long (rtd: over its trials)"
@@ -51,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     group = parser.add_argument_group("models and images")
     add = group.add_argument
-    add("-d", "--dataset", choices=COMPARED, default="imagenet", help="images to compare on")
-    add("-m", "--models", choices=TRAINED, default="imagenet", help="what the models were trained on")
+    add("-d", "--dataset", choices=[*DATASETS, *REFUSED], default="imagenet", help="images to compare on")
+    add("-m", "--models", choices=trainable(), default="imagenet", help="what the models were trained on")
     add(
         "-o", "--eps", choices=EPS, default="eps3", help="L2 radius the models were trained with, pixel units of [0, 1]"
     )
@@ -73,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--num-inputs",
         type=cli.positive_int,
-        help=f"images drawn when there is no index file; default: {NUM_INPUTS} or all if fewer; CIFAR-10, digits: all",
+        help="images drawn when there is no index file; default: 10000 or all if fewer; CIFAR-10, digits: all",
     )
     add(
         "--index-file-dir",
@@ -117,8 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Answer flags that contradict each other, before any work."""
-    if args.dataset == "snli":
-        find_dataset("snli")  # says why it is refused
+    find_dataset(args.dataset)  # says why a refused one is
     if args.no_comparisons and args.cache_dir is None:
         parser.error("--no-comparisons only fills the cache: say where with --cache-dir")
     if args.sample and not args.inv:
@@ -231,7 +227,7 @@ class Setting:
             if path.exists():
                 files.remove_orphans(path)
                 return indices.read_indices(path, length)
-        n = self.num_inputs or (length if self.dataset in ("cifar10", "digits") else min(NUM_INPUTS, length))
+        n = self.num_inputs or min(DATASETS[self.dataset].num_compared or length, length)
         if n > length:
             raise InputError(f"--num-inputs {n}: {self.dataset} holds {length} images")
         name = files.file_name(f"indices_{self.exp}.csv", "index file")

@@ -4,7 +4,7 @@ from univ.data.datasets import (
     DATASETS,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    TRAINABLE,
+    REFUSED,
     Channels,
     Dataset,
     Images,
@@ -13,13 +13,14 @@ from univ.data.datasets import (
     find_dataset,
     open_images,
     open_training,
+    trainable,
 )
 
 __all__ = [
     "DATASETS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
-    "TRAINABLE",
+    "REFUSED",
     "Channels",
     "Dataset",
     "Images",
@@ -28,4 +29,5 @@ __all__ = [
     "find_dataset",
     "open_images",
     "open_training",
+    "trainable",
 ]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from univ.data.datasets import Split
 from univ.data.images import TensorImages
-from univ.data.transforms import SmallImageAugmentation
 from univ.errors import InputError
 from univ.files.safeload import unpickle_allowed
+
+if TYPE_CHECKING:
+    from univ.data.datasets import Dataset, Request
 
 FOLDER = "cifar-10-batches-py"
 DOWNLOAD = "torchvision.datasets.CIFAR10(folder, download=True) fetches it"
 
-BATCHES: dict[Split, tuple[str, ...]] = {
+BATCHES = {
     "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
     "val": ("test_batch",),
 }
@@ -63,29 +65,26 @@ def read_batch(path: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(labels)
 
 
-def open_cifar10(path: Path, split: Split, *, image_size: int = 32, augment: bool = False) -> TensorImages:
+def open_cifar10(dataset: Dataset, request: Request) -> TensorImages:
     """The 50 000 training or 10 000 test ("val") images, in the order of the files.
 
-    Args:
-        path: the folder with the batches, or the one that holds `cifar-10-batches-py`.
-        augment: training crops, flips, jitters and rotates.
+    They lie in the folder `request.path`, or in `cifar-10-batches-py` within it.
 
     Raises:
         FileNotFoundError: no such folder or file.
         InputError: a damaged file, or one of another kind.
     """
+    path = request.path
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    files = [folder / name for name in BATCHES[split]]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"no CIFAR-10 in {path}: {', '.join(missing)} missing ({DOWNLOAD}; see --data-path, -d)"
-        )
+    files = [folder / name for name in BATCHES[request.split]]
+    if missing := [file.name for file in files if not file.is_file()]:
+        lacking = f"{', '.join(missing)} missing ({DOWNLOAD}; see --data-path, -d)"
+        raise FileNotFoundError(f"no CIFAR-10 in {path}: {lacking}")
     pixels, labels = zip(*map(read_batch, files))
     return TensorImages(
         torch.cat(pixels),
         torch.cat(labels),
-        name=f"cifar10/{split}",
-        resize=None if image_size == 32 else image_size,
-        augment=SmallImageAugmentation() if augment else None,
+        name=f"{dataset.name}/{request.split}",
+        resize=None if request.image_size == dataset.image_size else request.image_size,
+        augment=request.augmentation,
     )

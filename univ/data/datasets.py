@@ -1,94 +1,31 @@
-"""Data sets by name: what they hold, where their files lie by default, and how to open them as images.
+"""Data sets by name: all that is known about each before a file is opened, and how to open it as images.
 
 Everything opens as `Images`: element i is a float32 (3, H, W) tensor in [0, 1] and a label. Normalisation is the
-model's business. Importing this module is cheap; what reads a data set is imported when the data set is opened.
+model's business. To add a data set, add an entry to DATASETS, and an opener if it is stored in a way of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
+from torch import Tensor
+
+from univ.data.cifar import open_cifar10
+from univ.data.digits import open_digits
+from univ.data.imagenet import open_imagenet
+from univ.data.sat6 import open_sat6
+from univ.data.transforms import Channels, ImageNetAugmentation, SmallImageAugmentation
 from univ.errors import InputError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Channels = tuple[float, float, float]
 Split = Literal["train", "val"]
 Purpose = Literal["similarity", "evaluation"]
 
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What is known about a data set before any of its files is opened."""
-
-    name: str
-    num_classes: int | None
-    image_size: int  # side of the square images that `open_images` gives by default, pixels
-    mean: (
-        Channels | None
-    )  # per-channel pixel mean of the training part, images in [0, 1]; None: no model is trained on it
-    std: Channels | None
-    default_path: Path | None  # images that models are compared on (rep.py, func.py, inversion.py --data-path)
-    training_path: Path | None = None  # what the training scripts read (-d/--data)
-    labels_path: Path | None = None  # labels that are kept apart from the images
-    comparison_split: Split = "val"  # the part the study compares models on
-
-    @property
-    def inverted_path(self) -> Path:
-        """Folder of the inverted images, one `<model>_<eps>.pt` each."""
-        return Path("data") / self.name / "inverted"
-
-
-def _imagenet_subset(num_classes: int) -> Dataset:
-    name = f"imagenet{num_classes}"
-    return Dataset(
-        name,
-        num_classes,
-        224,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        default_path=Path("data") / name / "train.lmdb",
-        training_path=Path("data/imagenet") / name,
-        comparison_split="train",  # as in the study: the validation parts hold too few images for n = 10 000
-    )
-
-
-DATASETS: dict[str, Dataset] = {
-    dataset.name: dataset
-    for dataset in (
-        Dataset(
-            "imagenet",
-            1000,
-            224,
-            IMAGENET_MEAN,
-            IMAGENET_STD,
-            default_path=Path("data/imagenet/images"),
-            training_path=Path("data/imagenet/ILSVRC"),
-            labels_path=Path("data/imagenet/labels/labels.csv"),
-        ),
-        _imagenet_subset(100),
-        _imagenet_subset(50),
-        Dataset(
-            "cifar10",
-            10,
-            32,
-            (0.4914, 0.4822, 0.4465),
-            (0.2023, 0.1994, 0.2010),  # mean over images of each image's own std: what the published models carry
-            default_path=Path("data/cifar10"),
-            training_path=Path("data/cifar10"),
-        ),
-        # grey images: the three channels are equal; tests/test_data.py recomputes the two numbers
-        Dataset("digits", 10, 32, (0.3054,) * 3, (0.3237,) * 3, default_path=None),
-        Dataset("sat6", 6, 224, None, None, default_path=Path("data/sat6")),
-    )
-}
-TRAINABLE = tuple(name for name, dataset in DATASETS.items() if dataset.mean is not None)
+STUDY_RADII = (0.0, 0.25, 0.5, 1.0, 3.0)
 
 
 class Images(Protocol):
@@ -103,18 +40,136 @@ class Images(Protocol):
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...  # float32 (3, H, W) in [0, 1], label
 
 
+@dataclass(frozen=True)
+class Request:
+    """Which images an opener is to open; see `open_images` and `open_training`."""
+
+    split: Split
+    path: Path | None
+    image_size: int
+    labels_path: Path | None = None
+    purpose: Purpose | Literal["training"] = "similarity"
+    augmentation: Callable | None = None  # what training sees instead of the images as they are
+    fast: bool = False
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known about a data set before any of its files is opened."""
+
+    name: str
+    label: str  # in figures and tables
+    opener: Callable[[Dataset, Request], Images]
+    num_classes: int
+    image_size: int  # side of the square images that `open_images` gives by default, pixels
+    default_path: Path | None  # images that models are compared on (rep.py, func.py, inversion.py --data-path)
+    labels_path: Path | None = None  # labels that are kept apart from the images
+    # comparison: in the study, or where the command line does not say otherwise
+    comparison_split: Split = "val"
+    num_compared: int | None = 10_000  # images, or all if fewer; None: all
+    radii: tuple[float, ...] = ()  # L2, of the models the study compares; pixel units of [0, 1] images
+    # training; a data set without architectures is only compared on
+    architectures: str | None = None  # key of `models.ARCHS`: the networks that are trained on it
+    compared_models: tuple[str, ...] | None = None  # those the study compares; None: all of `architectures`
+    training_path: Path | None = None  # what the training scripts read (-d/--data)
+    mean: Channels | None = None  # per-channel pixel mean of the training part, images in [0, 1]
+    std: Channels | None = None
+    augmentation: Callable | None = None
+    weight_decay: float = 1e-4
+    suffix: str = ".ckpt"  # of finished models
+
+    @property
+    def inverted_path(self) -> Path:
+        """Folder of the inverted images, one `<model>_<eps>.pt` each."""
+        return Path("data") / self.name / "inverted"
+
+
+_IMAGENET = Dataset(
+    "imagenet",
+    "ImageNet-1k",
+    open_imagenet,
+    1000,
+    image_size=224,
+    default_path=Path("data/imagenet/images"),
+    labels_path=Path("data/imagenet/labels/labels.csv"),
+    radii=STUDY_RADII,
+    architectures="imagenet",
+    training_path=Path("data/imagenet/ILSVRC"),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+    augmentation=ImageNetAugmentation(224),
+)
+
+
+def _imagenet_subset(num_classes: int) -> Dataset:
+    name = f"imagenet{num_classes}"
+    return replace(
+        _IMAGENET,
+        name=name,
+        label=f"ImageNet-{num_classes}",
+        num_classes=num_classes,
+        default_path=Path("data") / name / "train.lmdb",
+        labels_path=None,
+        comparison_split="train",  # as in the study: the validation parts hold too few images for n = 10 000
+        compared_models=("resnet50", "wide_resnet50_2", "densenet161", "vgg16_bn"),
+        training_path=Path("data/imagenet") / name,
+    )
+
+
+_CIFAR10 = Dataset(
+    "cifar10",
+    "CIFAR-10",
+    open_cifar10,
+    10,
+    image_size=32,
+    default_path=Path("data/cifar10"),
+    num_compared=None,
+    radii=STUDY_RADII,
+    architectures="cifar10",
+    training_path=Path("data/cifar10"),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2023, 0.1994, 0.2010),  # mean over images of each image's own std: what the published models carry
+    augmentation=SmallImageAugmentation(),
+    weight_decay=5e-4,
+    suffix=".pt",
+)
+_DIGITS = Dataset(
+    "digits",
+    "digits",
+    open_digits,
+    10,
+    image_size=32,
+    default_path=None,
+    num_compared=None,
+    architectures="digits",
+    mean=(0.3054,) * 3,  # grey images: the three channels are equal; tests/test_data.py recomputes the two numbers
+    std=(0.3237,) * 3,
+    weight_decay=5e-4,
+    suffix=".pt",
+)
+_SAT6 = Dataset("sat6", "sat6", open_sat6, 6, image_size=224, default_path=Path("data/sat6"))
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (_IMAGENET, _imagenet_subset(100), _imagenet_subset(50), _CIFAR10, _DIGITS, _SAT6)
+}
+REFUSED = {"snli": "is a data set of sentences, which no image model reads"}  # the original's scripts know it by name
+
+
+def trainable() -> tuple[str, ...]:
+    """Names of the data sets that models are trained on."""
+    return tuple(name for name, dataset in DATASETS.items() if dataset.architectures is not None)
+
+
 def find_dataset(name: str) -> Dataset:
     """The entry of DATASETS called `name`.
 
     Raises:
         InputError: there is none; names those there are.
     """
-    if name == "snli":
-        raise InputError(
-            f"snli is a data set of sentences, which no image model reads; choose from {', '.join(DATASETS)}"
-        )
     if name not in DATASETS:
-        raise InputError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
+        why = f"{name} {REFUSED[name]}" if name in REFUSED else f"unknown data set {name!r}"
+        raise InputError(f"{why}; choose from {', '.join(DATASETS)}")
     return DATASETS[name]
 
 
@@ -149,27 +204,18 @@ def open_images(
         FileNotFoundError: files that are not there.
     """
     dataset = find_dataset(name)
-    if split not in (None, "train", "val"):
-        raise InputError(f"unknown part {split!r} of {name}; choose from train, val")
-    split = split or dataset.comparison_split
-    size = image_size or dataset.image_size
-    path = Path(data_path) if data_path is not None else dataset.default_path
-    if name == "digits":
-        from univ.data import digits
-
-        return digits.open_digits(split, image_size=size)
-    if name == "cifar10":
-        from univ.data import cifar
-
-        return cifar.open_cifar10(path, split, image_size=size)
-    if name == "sat6":
-        from univ.data import sat6
-
-        return sat6.open_sat6(path, image_size=size)
-    from univ.data import imagenet
-
-    labels = Path(labels_path) if labels_path is not None else None
-    return imagenet.open_imagenet(dataset, path, split, labels_path=labels, image_size=size, purpose=purpose, fast=fast)
+    for what, value, known in [("part", split, Split), ("purpose", purpose, Purpose)]:
+        if value is not None and value not in known.__args__:
+            raise InputError(f"unknown {what} {value!r} of {name}; choose from {', '.join(known.__args__)}")
+    request = Request(
+        split or dataset.comparison_split,
+        Path(data_path) if data_path is not None else dataset.default_path,
+        image_size or dataset.image_size,
+        Path(labels_path) if labels_path is not None else None,
+        purpose,
+        fast=fast,
+    )
+    return dataset.opener(dataset, request)
 
 
 def open_training(
@@ -178,7 +224,7 @@ def open_training(
     """The training part, which carries its augmentation for `loaders.TrainingBatches`, and the validation part.
 
     Args:
-        name: imagenet, imagenet100, imagenet50, cifar10 or digits (which is never augmented).
+        name: a data set that models are trained on.
         data_path: folder with train.lmdb and val.lmdb, or with the CIFAR-10 batches; None takes the default.
         augment: False trains on the images as evaluation sees them.
         fast: as in `open_images`.
@@ -188,17 +234,9 @@ def open_training(
         FileNotFoundError: files that are not there.
     """
     dataset = find_dataset(name)
+    if dataset.architectures is None:
+        raise InputError(f"{name} has no training part; choose from {', '.join(trainable())}")
     path = Path(data_path) if data_path is not None else dataset.training_path
-    if name == "digits":
-        from univ.data import digits
-
-        return digits.open_digits("train"), digits.open_digits("val")
-    if name == "cifar10":
-        from univ.data import cifar
-
-        return cifar.open_cifar10(path, "train", augment=augment), cifar.open_cifar10(path, "val")
-    if path is None:
-        raise InputError(f"{name} has no training part; choose from {', '.join(TRAINABLE)}")
-    from univ.data import imagenet
-
-    return imagenet.open_imagenet_training(dataset, path, augment=augment, fast=fast)
+    validation = Request("val", path, dataset.image_size, purpose="training", fast=fast)
+    training = replace(validation, split="train", augmentation=dataset.augmentation if augment else None)
+    return dataset.opener(dataset, training), dataset.opener(dataset, validation)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from univ.data.datasets import Split
 from univ.data.images import TensorImages
+
+if TYPE_CHECKING:
+    from univ.data.datasets import Dataset, Request
 
 NUM_TEST = 360  # of 1797
 SPLIT_SEED = 0
@@ -33,11 +36,12 @@ def _arrays() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return pixels, torch.from_numpy(digits.target), parts
 
 
-def open_digits(split: Split, *, image_size: int = 32) -> TensorImages:
+def open_digits(dataset: Dataset, request: Request) -> TensorImages:
     """1437 training ("train") or 360 test ("val") images, each class in proportion; the split never changes.
 
     The 8x8 originals (0 to 16) are enlarged bilinearly, rounded to 8 bits and repeated over three channels.
     """
     pixels, labels, parts = _arrays()
-    resize = None if image_size == 32 else image_size
-    return TensorImages(pixels[parts[split]], labels[parts[split]], name=f"digits/{split}", resize=resize)
+    resize = None if request.image_size == dataset.image_size else request.image_size
+    part, name = parts[request.split], f"{dataset.name}/{request.split}"
+    return TensorImages(pixels[part], labels[part], name=name, resize=resize)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from univ.data.datasets import Dataset, Purpose, Split
 from univ.data.images import EXTENSIONS, EncodedImages, read_image_file
 from univ.data.indices import read_labels
 from univ.data.lmdb import ImageFolderLMDB
-from univ.data.transforms import ImageNetAugmentation, imagenet_transform
+from univ.data.transforms import imagenet_transform
 from univ.errors import InputError
+
+if TYPE_CHECKING:
+    from univ.data.datasets import Dataset, Request
 
 
 class ImageFiles(EncodedImages):
@@ -81,86 +84,53 @@ class ImageFiles(EncodedImages):
         return read_image_file(self.folder / self._names[index]), label
 
 
-def _open_lmdb(
-    dataset: Dataset,
-    path: Path,
-    split: Split,
-    transform: Callable,
-    *,
-    augment: Callable | None = None,
-    labels_path: Path | None = None,
-    fast: bool,
-) -> ImageFolderLMDB:
+def _open_lmdb(path: Path, dataset: Dataset, request: Request, transform: Callable) -> ImageFolderLMDB:
     """An LMDB file with no more classes than the data set has.
 
     Raises:
         InputError: it holds more.
     """
-    name = f"{dataset.name}/{split}"
-    images = ImageFolderLMDB(path, transform, augment=augment, name=name, fast=fast)
-    if labels_path is not None:
-        labels = read_labels(labels_path, len(images))
-        images = ImageFolderLMDB(path, transform, augment=augment, name=name, labels=labels, fast=fast)
+    settings = {"name": f"{dataset.name}/{request.split}", "augment": request.augmentation, "fast": request.fast}
+    images = ImageFolderLMDB(path, transform, **settings)
+    if request.labels_path is not None:
+        labels = read_labels(request.labels_path, len(images))
+        images = ImageFolderLMDB(path, transform, labels=labels, **settings)
     # an older file tells its classes only when it is read from end to end, which is not worth it here
-    known = images.classes is not None or labels_path is not None
+    known = images.classes is not None or request.labels_path is not None
     if known and (largest := int(images.labels.max())) >= dataset.num_classes:
         raise InputError(f"{path} holds class {largest}, but {dataset.name} has classes 0 to {dataset.num_classes - 1}")
     return images
 
 
-def open_imagenet(
-    dataset: Dataset,
-    path: Path,
-    split: Split,
-    *,
-    labels_path: Path | None,
-    image_size: int,
-    purpose: Purpose,
-    fast: bool = False,
-) -> EncodedImages:
-    """Images to compare, invert or evaluate models on, from wherever `path` leads.
+def open_imagenet(dataset: Dataset, request: Request) -> EncodedImages:
+    """ImageNet or a subset, from wherever `request.path` leads.
 
-    Args:
-        path: an LMDB file, a folder that holds `<split>.lmdb` (or `data.mdb`), or a folder of image files.
-        labels_path: replaces an LMDB file's own labels; for image files None means the data set's default file.
+    That is an LMDB file, a folder that holds `<split>.lmdb` (or `data.mdb`), or a folder of image files; for training,
+    a folder that holds train.lmdb and val.lmdb. `request.labels_path` replaces an LMDB file's own labels; for image
+    files None means the data set's default file.
 
     Raises:
         FileNotFoundError: nothing there.
         InputError: something else there.
     """
-    if purpose not in ("similarity", "evaluation"):
-        raise InputError(f"unknown purpose {purpose!r}; choose from similarity, evaluation")
-    transform = imagenet_transform(image_size, purpose)
+    path, split, labels_path = request.path, request.split, request.labels_path
+    transform = imagenet_transform(request.image_size, request.purpose)
     if labels_path is not None and not labels_path.is_file():
         raise FileNotFoundError(f"there is no label file {labels_path} (--labels-path)")
-    if not path.exists():
+    candidates = [path, path / f"{split}.lmdb", path / "data.mdb"]
+    if request.purpose == "training":
+        candidates = candidates[1:2]
+        if missing := [name for name in ("train.lmdb", "val.lmdb") if not (path / name).is_file()]:
+            what = f"holds no {' and no '.join(missing)} (-d/--data; univ/utils/folder2lmdb.py makes them)"
+            raise FileNotFoundError(f"{path} {what}")
+    elif not path.exists():
         raise FileNotFoundError(
             f"no images of {dataset.name} at {path}: expected an LMDB file, a folder with {split}.lmdb, "
             "or a folder of image files (see --data-path)"
         )
-    for candidate in (path, path / f"{split}.lmdb", path / "data.mdb"):
-        if candidate.is_file():
-            return _open_lmdb(dataset, candidate, split, transform, labels_path=labels_path, fast=fast)
+    if found := next(filter(Path.is_file, candidates), None):
+        return _open_lmdb(found, dataset, request, transform)
     if split == "train":
         raise FileNotFoundError(f"{path} holds no train.lmdb (univ/utils/folder2lmdb.py makes one)")
-    return ImageFiles(path, labels_path or dataset.labels_path, transform, name=f"{dataset.name}/{split}", fast=fast)
-
-
-def open_imagenet_training(
-    dataset: Dataset, folder: Path, *, augment: bool, fast: bool = False
-) -> tuple[ImageFolderLMDB, ImageFolderLMDB]:
-    """Training and validation part from `train.lmdb` and `val.lmdb` in one folder.
-
-    Raises:
-        FileNotFoundError: one of them is not there; names both.
-        InputError: files that do not hold what they should.
-    """
-    missing = [name for name in ("train.lmdb", "val.lmdb") if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} holds no {' and no '.join(missing)} (-d/--data; univ/utils/folder2lmdb.py makes them)"
-        )
-    transform = imagenet_transform(dataset.image_size, "evaluation")
-    augmentation = ImageNetAugmentation(dataset.image_size) if augment else None
-    train = _open_lmdb(dataset, folder / "train.lmdb", "train", transform, augment=augmentation, fast=fast)
-    return train, _open_lmdb(dataset, folder / "val.lmdb", "val", transform, fast=fast)
+    name = f"{dataset.name}/{split}"
+    return ImageFiles(path, labels_path or dataset.labels_path, transform, name=name, fast=request.fast)

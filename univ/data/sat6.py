@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from loguru import logger
 from torch import Tensor
@@ -14,6 +14,9 @@ from tqdm import tqdm
 from univ.data.images import TensorImages
 from univ.errors import InputError
 from univ.files import atomic_path
+
+if TYPE_CHECKING:
+    from univ.data.datasets import Dataset, Request
 
 SIDE, BANDS = 28, 4  # red, green, blue, near infrared
 CLASSES = ("building", "barren land", "trees", "grassland", "road", "water")
@@ -30,6 +33,8 @@ def _read_csv(path: Path, columns: int, what: str) -> list[np.ndarray]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}: SAT-6 needs {IMAGES} and {LABELS} (see --data-path)")
+    import pandas as pd  # half a second, and needed here only
+
     blocks = []
     try:
         with pd.read_csv(path, header=None, dtype=np.int32, chunksize=ROWS) as chunks:
@@ -89,15 +94,16 @@ def _read_cache(cache: Path) -> np.ndarray:
     return pixels
 
 
-def open_sat6(folder: Path, *, image_size: int = 224) -> TensorImages:
+def open_sat6(dataset: Dataset, request: Request) -> TensorImages:
     """The 81 000 test images, enlarged for the models: to 255 and cut to 224 as ImageNet is, or to 32 as CIFAR-10.
 
     Raises:
         FileNotFoundError: the CSV files are not there.
         InputError: they hold something else, or not as many labels as images.
     """
+    folder, size = request.path, request.image_size
     pixels, labels = read_pixels(folder), read_labels(folder)
     if len(pixels) != len(labels):
         raise InputError(f"{folder}: {len(pixels)} images in {IMAGES}, but {len(labels)} labels in {LABELS}")
-    resize = image_size if image_size <= 2 * SIDE else round(image_size * 255 / 224)
-    return TensorImages(pixels, labels, name="sat6/val", resize=resize, crop=image_size)
+    resize = size if size <= 2 * SIDE else round(size * 255 / 224)
+    return TensorImages(pixels, labels, name=f"{dataset.name}/val", resize=resize, crop=size)

@@ -16,9 +16,9 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn import functional
 
-from univ.data.datasets import Purpose
 from univ.data.images import to_float
 
+Channels = tuple[float, float, float]
 Draws = dict[str, Tensor]
 
 GREY = (0.2989, 0.587, 0.114)  # luminance of red, green, blue: ITU-R BT.601 as torchvision rounds it
@@ -66,12 +66,12 @@ def _resize_tensor(image: Tensor, height: int, width: int) -> Tensor:
     return functional.interpolate(image[None], size=(height, width), mode="bilinear", antialias=True)[0]
 
 
-def imagenet_transform(image_size: int = 224, purpose: Purpose = "similarity") -> ResizeAndCrop:
+def imagenet_transform(image_size: int = 224, purpose: str = "similarity") -> ResizeAndCrop:
     """How ImageNet is seen without augmentation: short side 255 (similarity, inversion) or 256 (evaluation), crop 224.
 
     Models of another input size get both numbers in proportion.
     """
-    short = {"similarity": 255, "evaluation": 256}[purpose]
+    short = 255 if purpose == "similarity" else 256
     return ResizeAndCrop(round(short * image_size / 224), image_size)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from univ.attacks import frozen
-from univ.data import IMAGENET_MEAN, IMAGENET_STD
+from univ.data import DATASETS, IMAGENET_MEAN, IMAGENET_STD, trainable
 from univ.errors import InputError
 
 HEAD_INPUT = "head"
@@ -145,15 +145,12 @@ DIGITS_ARCHS = {
 
 ARCHS: dict[str, dict[str, Arch]] = {
     "imagenet": IMAGENET_ARCHS,
-    "imagenet100": IMAGENET_ARCHS,
-    "imagenet50": IMAGENET_ARCHS,
     "cifar10": CIFAR10_ARCHS,
     "digits": DIGITS_ARCHS,
 }
+"""By what `Dataset.architectures` names."""
 
-_IMAGENET_SUBSETS = ["resnet50", "wide_resnet50_2", "densenet161", "vgg16_bn"]
-# densenet161 and resnext50_32x4d are published for eps 0 and 3 only
-_IMAGENET_OTHER_EPS = ["resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4", "tiny_vit_5m", "vgg16_bn"]
+_IMAGENET_SMALL_EPS = ["resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4", "tiny_vit_5m", "vgg16_bn"]
 
 
 def default_models(train_set: str, eps: str) -> list[str]:
@@ -163,10 +160,9 @@ def default_models(train_set: str, eps: str) -> list[str]:
         InputError: no models are trained on `train_set`.
     """
     if train_set == "imagenet" and eps not in ("eps0", "eps3"):
-        return list(_IMAGENET_OTHER_EPS)
-    if train_set in ("imagenet100", "imagenet50"):
-        return list(_IMAGENET_SUBSETS)
-    return list(_archs(train_set))
+        return list(_IMAGENET_SMALL_EPS)  # densenet161 and resnext50_32x4d are published for eps 0 and 3 only
+    archs = archs_of(train_set)
+    return list(DATASETS[train_set].compared_models or archs)
 
 
 def find_arch(arch: str, train_set: str) -> Arch:
@@ -175,7 +171,7 @@ def find_arch(arch: str, train_set: str) -> Arch:
     Raises:
         InputError: no such architecture; names the ones there are, or the closest.
     """
-    archs = _archs(train_set)
+    archs = archs_of(train_set)
     if arch in archs:
         return archs[arch]
     library, _, name = arch.partition(":")
@@ -189,10 +185,15 @@ def find_arch(arch: str, train_set: str) -> Arch:
     )
 
 
-def _archs(train_set: str) -> dict[str, Arch]:
-    if train_set not in ARCHS:
-        raise InputError(f"no models are trained on {train_set!r}: choose from {', '.join(ARCHS)}")
-    return ARCHS[train_set]
+def archs_of(train_set: str) -> dict[str, Arch]:
+    """The architectures that are trained on a data set, by name.
+
+    Raises:
+        InputError: no models are trained on it.
+    """
+    if train_set not in trainable():
+        raise InputError(f"no models are trained on {train_set!r}: choose from {', '.join(trainable())}")
+    return ARCHS[DATASETS[train_set].architectures]
 
 
 # --- any classifier of a library ------------------------------------------------------------------------------------

@@ -67,8 +67,8 @@ def build_model(arch: str, train_set: str, num_classes: int | None = None, *, se
     """A new model with random weights, in training mode, on the CPU.
 
     Args:
-        arch: name in ARCHS[train_set], or `timm:<name>`, `torchvision:<name>`.
-        train_set: imagenet, imagenet100, imagenet50, cifar10 or digits.
+        arch: name in archs_of(train_set), or `timm:<name>`, `torchvision:<name>`.
+        train_set: key of DATASETS.
         num_classes: None takes the training set's.
         seed: draws the weights from a generator of their own; None draws them from PyTorch's global one.
 

@@ -95,8 +95,8 @@ class ResultFile:
     def folder(self, root: Path | str) -> Path:
         """The folder of this result below the results folder `root`.
 
-        On sat6 the last part names the models' training data for every measure: without it the results of ImageNet and
-        CIFAR-10 models on the same images would overwrite each other.
+        On a data set that is only compared on (sat6) the last part names the models' training data for every measure:
+        without it the results of ImageNet and CIFAR-10 models on the same images would overwrite each other.
         """
         where = find_card(self.measure)
         for what in ("dataset", "models", "function"):
@@ -107,7 +107,8 @@ class ResultFile:
         if self.measure == "cka":
             folder /= CKA_FOLDER
         folder /= self.dataset
-        return folder / self.models if self.dataset == "sat6" else folder
+        only_compared_on = self.dataset in DATASETS and DATASETS[self.dataset].architectures is None
+        return folder / self.models if only_compared_on else folder
 
     def name(self, *, singles: bool = False) -> str:
         """File name, `<name>_<pre><type>[all_]<eps>_<exp>.csv`; `singles` is the list of single baseline scores."""

@@ -31,7 +31,7 @@ from univ.data import DATASETS
 from univ.errors import plain
 from univ.measures.cards import SHOWN
 from univ.show import quantities as figure_data
-from univ.show.quantities import DATASET_LABELS, FUNCTIONAL, REPRESENTATIONAL, Inversions
+from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, Inversions, dataset_label
 
 INPUT_COLORS = {"standard": ("#e0f9fa", "darkturquoise", "#00393d"), "inverted": ("#faf0fa", "plum", "#4b1d52")}
 INPUT_LABELS = {"standard": "regular images", "inverted": "inverted images"}
@@ -75,7 +75,7 @@ def _figure(rows: int, columns: int, width: float, height: float, **subplots: ob
 
 
 def _label(dataset: str) -> str:
-    return DATASET_LABELS.get(dataset, _name(dataset))
+    return _name(dataset_label(dataset))
 
 
 def _name(text: str) -> str:

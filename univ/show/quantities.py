@@ -28,17 +28,15 @@ REPRESENTATIONAL = ("cka", "proc", "rtd", "jacc")
 """The study's four representational measures, in the order of its figures."""
 FUNCTIONAL = ("dis", "jsd")
 
-DATASET_LABELS = {
-    "imagenet": "ImageNet-1k",
-    "imagenet100": "ImageNet-100",
-    "imagenet50": "ImageNet-50",
-    "cifar10": "CIFAR-10",
-    "digits": "digits",
-}
-STUDY_EPS: dict[str, tuple[float, ...]] = dict.fromkeys(
-    ("imagenet", "imagenet100", "imagenet50", "cifar10"), (0.0, 0.25, 0.5, 1.0, 3.0)
-)
-"""The radii the study compares, per data set."""
+
+def studied() -> list[str]:
+    """The data sets of the study."""
+    return [name for name, dataset in DATASETS.items() if dataset.radii]
+
+
+def dataset_label(name: str) -> str:
+    """A data set's name for people; a name that is not ours stays as it is."""
+    return DATASETS[name].label if name in DATASETS else name
 
 
 def with_similarity(table: pd.DataFrame) -> pd.DataFrame:
@@ -53,7 +51,7 @@ def with_similarity(table: pd.DataFrame) -> pd.DataFrame:
 def order_datasets(names: Iterable[str]) -> list[str]:
     """Data sets in the order of the study, then the others by name."""
     found = set(names)
-    return [name for name in DATASET_LABELS if name in found] + sorted(found - set(DATASET_LABELS))
+    return [name for name in DATASETS if name in found] + sorted(found - set(DATASETS))
 
 
 def one_k(table: pd.DataFrame, k: int | None = None) -> pd.DataFrame:
@@ -81,12 +79,13 @@ def missing(
     """
     lines = []
     table = table[table["measure"].isin(list(measures)) & table["input"].isin(list(inputs))]
-    for dataset in order_datasets([*STUDY_EPS, *table["dataset"]]):
+    for dataset in order_datasets([*studied(), *table["dataset"]]):
         found = table[table["dataset"] == dataset]
         if found.empty:
             lines.append(f"{dataset}: no results")
             continue
-        expected = STUDY_EPS.get(dataset, tuple(sorted(found["eps"].unique())))
+        radii = DATASETS[dataset].radii if dataset in DATASETS else ()
+        expected = radii or tuple(sorted(found["eps"].unique()))
         for kind in inputs:
             lacking: dict[tuple[float, ...], list[str]] = {}
             for measure in measures:

@@ -41,7 +41,7 @@ from univ.show.markup import (
 )
 from univ.show.plots import INPUT_LABELS, Sources
 from univ.show.provenance import Made, Run, result_csvs, runs_of, score_csvs
-from univ.show.quantities import DATASET_LABELS, FUNCTIONAL, REPRESENTATIONAL
+from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, dataset_label
 
 TITLE = "How alike are the models?"
 DIFFERENCES = "Differences from the original"
@@ -99,8 +99,7 @@ def build(sources: Sources, readme: Path | None = None) -> str:
 
 def _dataset(name: str) -> str:
     base, _, models = name.partition("/")
-    label = DATASET_LABELS.get(base, base)
-    return f"{label}, models of {DATASET_LABELS.get(models, models)}" if models else label
+    return f"{dataset_label(base)}, models of {dataset_label(models)}" if models else dataset_label(base)
 
 
 def _measure(key: str, knn: float = math.nan) -> str:
@@ -645,7 +644,7 @@ def _missing(
 
 def _lacking_settings(scores: pd.DataFrame) -> list[str]:
     """Measures and radii that the study's figures of a data set need; data sets without any result in one line."""
-    absent = [name for name in figure_data.STUDY_EPS if name not in set(scores["dataset"])]
+    absent = [name for name in figure_data.studied() if name not in set(scores["dataset"])]
     said = {f"{name}: no results" for name in absent}
     lines = [line for line in figure_data.missing(scores, [*REPRESENTATIONAL, *FUNCTIONAL]) if line not in said]
     return [*lines, f"no comparisons of {', '.join(map(_dataset, absent))}"] if absent else lines

@@ -30,7 +30,6 @@ from univ.runs import Distributed
 from univ.training import Data, Recipe, Saving
 
 CONSTRAINTS: dict[str, Norm] = {"inf": "linf", "2": "l2", "unconstrained": "unconstrained", "fourier": "fourier"}
-SMALL_IMAGES = ("cifar10", "digits")  # weight decay 5e-4 and finished models called <arch>.pt; the others 1e-4, .ckpt
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 10_000
 RESULT_COLUMNS = ("model", "dataset", "acc", "loss", "trained_eps", "attack_lr", "attack_eps", "timestamp")
 RESULT_HEADER = ",".join(RESULT_COLUMNS)
@@ -212,7 +211,7 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
         epochs=args.epochs,
         batch_size=args.batch,
         lr=args.model_lr,
-        weight_decay=_weight_decay(args, train_set),
+        weight_decay=DATASETS[train_set].weight_decay if args.weight_decay is None else args.weight_decay,
         schedule=args.schedule,
         step_epochs=args.steplr,
         attack=attack_of(args) if args.adv else None,
@@ -221,7 +220,7 @@ def train(args: argparse.Namespace, train_set: str, process: Distributed) -> Non
         sync_bn=args.sync_bn,
     )
     saving = Saving(args.save, checkpoint_every=args.ckpt, minutes=args.save_minutes)
-    finished = args.save / f"{file_stem(arch)}{'.pt' if train_set in SMALL_IMAGES else '.ckpt'}"
+    finished = args.save / (file_stem(arch) + DATASETS[train_set].suffix)
     files.destination(finished)
     start_from = _checkpoint_to_start_from(args, recipe, arch, finished)
     training.check_start(start_from, process)
@@ -273,12 +272,6 @@ def _publish(folder: Path, finished: Path, process: Distributed) -> None:
     if process.is_main:
         files.copy(folder / checkpoints.BEST, finished)
         logger.info("best epoch: {}", finished)
-
-
-def _weight_decay(args: argparse.Namespace, train_set: str) -> float:
-    if args.weight_decay is not None:
-        return args.weight_decay
-    return 5e-4 if train_set in SMALL_IMAGES else 1e-4
 
 
 def _open_data(args: argparse.Namespace, train_set: str) -> Data:

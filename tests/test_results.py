@@ -52,7 +52,7 @@ SPEC_TABLE = {
 
 
 def test_the_table_covers_every_measure():
-    assert sorted(SPEC_TABLE) == sorted(CARDS)
+    assert sorted(SPEC_TABLE) == sorted(key for key, card in CARDS.items() if card.studied)
 
 
 @pytest.mark.parametrize(("measure", "path"), SPEC_TABLE.items(), ids=list(SPEC_TABLE))

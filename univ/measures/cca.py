@@ -6,25 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from univ.measures.base import (
-    Center,
-    Centered,
-    Measure,
-    Pair,
-    Preparation,
-    Prepared,
-    Rep,
-    cross_product,
-    orthonormal,
-    product,
-)
+from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep
+from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.centering import Center, Centered, cross_product, orthonormal, product
 
 
-def svcca(x: Rep, y: Rep, *, variance: float = 0.99) -> float:
+@register("svcca", centered=True, self_score=1.0, range=(0, 1), invariances=SIMILARITY)
+def svcca_measure(*, variance: float = 0.99) -> Measure:
     """Mean canonical correlation of the principal components that hold most of the variance.
 
     Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
         variance: share of the variance that the kept components have together, in (0, 1].
 
     Returns:
@@ -32,43 +23,41 @@ def svcca(x: Rep, y: Rep, *, variance: float = 0.99) -> float:
         Unrelated models do not have 0: with r components about sqrt(r / N), which is why N should be far larger.
 
     Raises:
-        ValueError: a constant representation, different numbers of images, NaN input.
+        ValueError: a constant representation.
 
     Source: Raghu, Gilmer, Yosinski and Sohl-Dickstein, NeurIPS 2017.
     """
-    return svcca_measure(variance=variance)(x, y)
+    return Measure(PrincipalComponents(variance), svcca_score)
 
 
-def pwcca(x: Rep, y: Rep) -> float:
+@register(
+    "pwcca",
+    centered=True,
+    self_score=1.0,
+    range=(0, 1),
+    invariances=("permutation", "scaling", "translation", "padding"),
+)
+def pwcca_measure() -> Measure:
     """Projection-weighted mean of the canonical correlations.
 
     sum a_i rho_i / sum a_i with a_i = sum_j |<h_i, x_j>|, h_i the canonical variables and x_j the columns of the model
     with the smaller rank; at equal ranks (where the source takes the first model) the mean of both choices.
-
-    Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
 
     Returns:
         Similarity in [0, 1], 1 = the smaller model's columns are linear in the other's. As for `svcca`, unrelated
         models do not have 0.
 
     Raises:
-        ValueError: a constant representation, different numbers of images, NaN input.
+        ValueError: a constant representation.
 
     Source: Morcos, Raghu and Bengio, NeurIPS 2018, equation 2. Their released code leaves out an inverse root of the
     covariance when it makes the canonical variables, so its weights, and scores, differ.
     """
-    return pwcca_measure()(x, y)
+    return Measure(PrincipalComponents(1.0), pwcca_score)
 
 
-def svcca_measure(*, variance: float = 0.99) -> Measure:
-    """Measure `svcca`; see `svcca`."""
-    return Measure("svcca", PrincipalComponents(variance), svcca_score, self_score=1.0, larger_is_closer=True)
-
-
-def pwcca_measure() -> Measure:
-    """Measure `pwcca`; see `pwcca`."""
-    return Measure("pwcca", PrincipalComponents(1.0), pwcca_score, self_score=1.0, larger_is_closer=True)
+svcca = as_function(svcca_measure, "svcca")
+pwcca = as_function(pwcca_measure, "pwcca")
 
 
 @dataclass(frozen=True)
@@ -82,12 +71,7 @@ class Components(Prepared):
 
     scores: Centered
     columns: Tensor
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def permute(self, order: Tensor) -> "Components":
-        return self._permuted(scores=self.scores.permute(order))
+    by_image = ("scores",)
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from univ.measures.base import (
+from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, undefined
+from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.centering import (
     Center,
     Centered,
-    Measure,
-    Pair,
-    Preparation,
-    Prepared,
-    Rep,
     cross_product,
     gram,
     product,
     product_spans,
     sum_in_float64,
-    undefined,
 )
 
 _BLOCK = 1024  # rows and columns per block of an N x N matrix
@@ -29,10 +25,10 @@ _CLEAR = 1 / 8  # share of |A'A|_F^2 that is left in HSIC_1 where float32 produc
 _WIDE = 16  # largest squared norm, in median squared distances, from which float32 would lose the short distances
 
 
-def cka(x: Rep, y: Rep, *, unbiased: bool = True, stream: bool = False) -> float:
-    """Linear CKA of two representations of the same images.
+@register("cka", label="CKA", lists=("paper", "all"), self_score=1.0, range=(-math.inf, 1), invariances=SIMILARITY)
+def cka_measure(*, unbiased: bool = True, stream: bool = False) -> Measure:
+    """Linear CKA: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = X X', L = Y Y'.
 
-    HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = X X', L = Y Y'.
     Unbiased: HSIC_1(K, L) = [tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1] / (n(n-3)), zeroed diagonals. It does
     not change when X is centred; then 1'K1 = -sum a_i and (K1)_i = -a_i, with a_i the squared row norms, so that
     tr(KL) = |X'Y|_F^2 - sum a_i b_i is all that is left to compute: O(n p q) instead of O(n^2 (p + q)). Where that
@@ -41,7 +37,6 @@ def cka(x: Rep, y: Rep, *, unbiased: bool = True, stream: bool = False) -> float
     Biased: |X'Y|_F^2 / (|X'X|_F |Y'Y|_F) of the centred ones, which grows with p/n even for unrelated models.
 
     Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
         unbiased: HSIC_1 (the default) or the biased estimator.
         stream: leave x and y where they are (memory-mapped) and centre them block by block.
 
@@ -51,30 +46,25 @@ def cka(x: Rep, y: Rep, *, unbiased: bool = True, stream: bool = False) -> float
         `UndefinedScore` warning, if a representation has no variance to compare.
 
     Raises:
-        ValueError: fewer than 4 images, different numbers of images, NaN input.
+        ValueError: fewer than 4 images.
 
     Source: Kornblith et al., ICML 2019; HSIC_1: Song et al., JMLR 2012; Nguyen, Raghu and Kornblith, ICLR 2021.
     """
-    measure = cka_measure if unbiased else biased_cka_measure
-    return measure(stream=stream)(x, y)
+    return Measure(Center(stream=stream), unbiased_cka if unbiased else biased_cka)
 
 
-def cka_measure(*, stream: bool = False) -> Measure:
-    """Measure `cka`; see `cka`."""
-    return Measure("cka", Center(stream=stream), unbiased_cka, self_score=1.0, larger_is_closer=True)
-
-
+@register("cka_biased", centered=True, self_score=1.0, range=(0, 1), invariances=SIMILARITY)
 def biased_cka_measure(*, stream: bool = False) -> Measure:
-    """Measure `cka_biased`; see `cka`."""
-    return Measure("cka_biased", Center(stream=stream), biased_cka, self_score=1.0, larger_is_closer=True)
+    """Biased linear CKA; see `cka`."""
+    return cka_measure(unbiased=False, stream=stream)
 
 
-def rbf_cka(x: Rep, y: Rep, *, bandwidth: float = 1.0) -> float:
+@register("cka_rbf", centered=True, self_score=1.0, range=(-math.inf, 1), invariances=SIMILARITY)
+def rbf_cka_measure(*, bandwidth: float = 1.0) -> Measure:
     """CKA with Gaussian kernels, unbiased: HSIC_1 of K_ij = exp(-|x_i - x_j|^2 / (2 bandwidth^2 m)), m the median of
     the squared distances between different images of a model.
 
     Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
         bandwidth: in units of the root of that median; the smaller, the more local the comparison.
 
     Returns:
@@ -82,17 +72,16 @@ def rbf_cka(x: Rep, y: Rep, *, bandwidth: float = 1.0) -> float:
         self-HSIC is not positive.
 
     Raises:
-        ValueError: fewer than 4 images, half of the images equal, different numbers of images, NaN input.
+        ValueError: fewer than 4 images, half of the images equal.
 
     Source: Kornblith et al., ICML 2019, section 5; unbiased as `cka`. The kernel matrices are made again, in blocks,
     for each pair: N^2 (D_x + D_y) operations and no N x N matrix.
     """
-    return rbf_cka_measure(bandwidth=bandwidth)(x, y)
+    return Measure(GaussianKernel(bandwidth), rbf_score)
 
 
-def rbf_cka_measure(*, bandwidth: float = 1.0) -> Measure:
-    """Measure `cka_rbf`; see `rbf_cka`."""
-    return Measure("cka_rbf", GaussianKernel(bandwidth), rbf_score, self_score=1.0, larger_is_closer=True)
+cka = as_function(cka_measure, "cka")
+rbf_cka = as_function(rbf_cka_measure, "rbf_cka")
 
 
 @dataclass(frozen=True)
@@ -101,12 +90,7 @@ class Kernel(Prepared):
 
     rows: Centered
     scale: float | None = None  # Gaussian: K_ij = exp(-|x_i - x_j|^2 / scale); None is linear: K_ij = x_i'x_j
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def permute(self, order: Tensor) -> "Kernel":
-        return self._permuted(rows=self.rows.permute(order))
+    by_image = ("rows",)
 
     def blocks(self) -> Iterator[tuple[Tensor, bool]]:
         """(rows, columns) float64 blocks on and above the diagonal, and whether each stands for its mirror image."""

@@ -5,47 +5,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from univ.measures.base import (
-    BLOCK_ROWS,
-    FEW_ROWS,
-    Center,
-    Centered,
-    Measure,
-    Pair,
-    Preparation,
-    Rep,
-    cross_product,
-    product,
+from univ.measures.base import FEW_ROWS, Measure, Pair, Preparation, Rep
+from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.centering import BLOCK_ROWS, Center, Centered, cross_product, product
+
+
+@register(
+    "cos",
+    folder="cos_sim",
+    file="cos_sim",
+    label="second-order cosine",
+    lists=("all",),
+    centered=True,
+    self_score=1.0,
+    range=(-1, 1),
+    invariances=SIMILARITY,
 )
-
-
-def second_order_cosine(x: Rep, y: Rep, *, center: bool = True) -> float:
+def second_order_cosine_measure(*, center: bool = True) -> Measure:
     """Mean over images of the cosine between their rows of the two cosine-similarity matrices (diagonals zero).
 
     With unit rows a_i, b_i and C = A'B, the inner product of image i's rows is a_i' C b_i - 1, and their squared norms
     are the same with A'A and B'B: O(N p q), and no N x N matrix. Where N < p or q the matrices are used block by block.
 
     Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
         center: subtract the column means first.
 
     Returns:
         Similarity in [-1, 1], 1 = every image has the same similarities to all others. An image whose similarities
         are all zero in one of the two counts as 0.
 
-    Raises:
-        ValueError: different numbers of images, NaN input.
-
     Source: after Hamilton, Leskovec and Jurafsky, EMNLP 2016, but not their measure: theirs takes the similarities to
     the union of an image's k nearest neighbours in the two models, ours those to all images, as in the study: the
     scores are not comparable.
     """
-    return second_order_cosine_measure(center=center)(x, y)
+    return Measure(UnitRows(center), second_order_score)
 
 
-def second_order_cosine_measure(*, center: bool = True) -> Measure:
-    """Measure `cos`; see `second_order_cosine`."""
-    return Measure("cos", UnitRows(center), second_order_score, self_score=1.0, larger_is_closer=True)
+second_order_cosine = as_function(second_order_cosine_measure, "second_order_cosine")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """How alike the predictions of two models are: logits (N, C) of the same images -> score.
 
-In: `Outputs` (logits and, for the measures that need them, labels) or bare logits, as tensors or arrays.
+In: `Outputs` (logits and, for the measures that need them, labels) or bare logits, as tensors or arrays; the functions
+of predictions take the predicted classes (N,) instead.
 Probabilities are a softmax in float64: float32 ones saturate, and JSD becomes infinite.
 """
 
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_tensor, full_precision, undefined
+from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_tensor, full_precision, mean_of, undefined
+from univ.measures.cards import LOGITS, register
 
 _ROWS = 500  # images at a time where classes are summed: 4 MB at 1000 classes, which stays in cache
 
@@ -23,6 +25,19 @@ class Outputs:
 
     logits: Rep
     labels: Rep | None = None
+
+
+@dataclass(frozen=True)
+class SetStatistic:
+    """A number that a set of models has: `statistic(list of Outputs)`, or `compute` on their `Predictions`."""
+
+    prepare: Preparation
+    compute: Callable[[Sequence["Predictions"]], float]
+    name: str = ""  # as its `Card` says
+
+    def __call__(self, outputs: Sequence[Outputs | Rep]) -> float:
+        with full_precision():
+            return self.compute([self.prepare(output) for output in outputs])
 
 
 def disagreement(a: Rep, b: Rep) -> float:
@@ -101,24 +116,120 @@ def ambiguity(predictions: Sequence[Rep]) -> float:
 
 
 def discrepancy(predictions: Sequence[Rep]) -> float:
-    """Largest disagreement between any two of the models, from their predictions (N,): in [0, 1].
-
-    Source: Marx, Calmon and Ustun, ICML 2020, with every model in the place of the baseline.
-    """
+    """Largest disagreement between any two of the models, from their predictions (N,): in [0, 1]; source as above."""
     return discrepancy_of([as_predictions(preds) for preds in predictions])
 
 
-@dataclass(frozen=True)
-class SetStatistic:
-    """A number that a set of models has: `statistic(list of Outputs)`, or `compute` on their `Predictions`."""
+@register(
+    "dis",
+    of="outputs",
+    folder="disagreement",
+    label="agreement",
+    similarity=lambda share: 1 - share,
+    lists=("paper", "all"),
+    self_score=0.0,
+    larger_is_closer=False,
+    range=(0, 1),
+    invariances=(*LOGITS, "confidence"),
+)
+def disagreement_measure() -> Measure:
+    """See `disagreement`."""
+    return Measure(Predict(), disagreement_score, bootstrap=True, per_image=differs)
 
-    name: str
-    prepare: Callable[[Outputs | Rep], "Predictions"]
-    compute: Callable[[Sequence["Predictions"]], float]
 
-    def __call__(self, outputs: Sequence[Outputs | Rep]) -> float:
-        with full_precision():
-            return self.compute([self.prepare(output) for output in outputs])
+@register(
+    "norm",
+    of="outputs",
+    folder="norm_dis",
+    file="norm_dis",
+    label="1 - normalised disagreement",
+    similarity=lambda share: 1 - share,
+    lists=("all",),
+    self_score=0.0,
+    larger_is_closer=False,
+    range=(0, 1),
+    invariances=(*LOGITS, "confidence"),
+)
+def normalized_disagreement_measure() -> Measure:
+    """See `normalized_disagreement`."""
+    return Measure(Predict(), normalized_disagreement_score, bootstrap=True)
+
+
+@register(
+    "kappa",
+    of="outputs",
+    label="Cohen's kappa",
+    lists=("all",),
+    self_score=1.0,
+    range=(-1, 1),
+    invariances=(*LOGITS, "confidence"),
+)
+def kappa_measure() -> Measure:
+    """See `kappa`."""
+    return Measure(Predict(), kappa_score, bootstrap=True)
+
+
+@register(
+    "jsd",
+    of="outputs",
+    label="JSDSim",
+    similarity=lambda divergence: 1 - divergence / math.log(2),
+    lists=("paper", "all"),
+    self_score=0.0,
+    larger_is_closer=False,
+    range=(0, math.log(2)),
+    invariances=LOGITS,
+)
+def jsd_measure() -> Measure:
+    """See `jsd`."""
+    return Measure(Softmax(), mean_of(jsd_per_image), bootstrap=True, per_image=jsd_per_image)
+
+
+@register(
+    "churn",
+    of="outputs",
+    label="1 - surrogate churn",
+    similarity=lambda churn: 1 - churn,
+    lists=("all",),
+    self_score=0.0,
+    larger_is_closer=False,
+    range=(0, math.inf),
+    invariances=LOGITS,
+)
+def churn_measure(*, alpha: float = 1.0) -> Measure:
+    """See `churn`."""
+    return Measure(RelativeConfidence(alpha), mean_of(churn_per_image), bootstrap=True, per_image=churn_per_image)
+
+
+@register(
+    "error_consistency",
+    of="outputs",
+    centered=True,
+    self_score=1.0,
+    range=(-1, 1),
+    invariances=(*LOGITS, "confidence"),
+)
+def error_consistency_measure() -> Measure:
+    """See `error_consistency`."""
+    return Measure(Predict(), error_consistency_score, bootstrap=True)
+
+
+@register("capa", of="outputs", centered=True, range=(-math.inf, 1), invariances=LOGITS)
+def capa_measure() -> Measure:
+    """See `capa`."""
+    return Measure(LabelledSoftmax(), capa_score, bootstrap=True)
+
+
+@register("amb", of="outputs", per="set", folder="ambiguity", lists=("all",), range=(0, 1))
+def ambiguity_statistic() -> SetStatistic:
+    """See `ambiguity`."""
+    return SetStatistic(Predict(), ambiguity_of)
+
+
+@register("disc", of="outputs", per="set", folder="discrepancy", file="dis", lists=("all",), range=(0, 1))
+def discrepancy_statistic() -> SetStatistic:
+    """See `discrepancy`."""
+    return SetStatistic(Predict(), discrepancy_of)
 
 
 @dataclass(frozen=True)
@@ -128,32 +239,32 @@ class Predictions(Prepared):
     preds: Tensor
     num_classes: int
     labels: Tensor | None = None
+    by_image = ("preds", "labels")
 
-    def __len__(self) -> int:
-        return len(self.preds)
-
-    def permute(self, order: Tensor) -> "Predictions":
-        """The predictions of permuted images; `errors` stay those of the images that they were made for."""
-        return self._permuted(preds=self.preds[order], labels=None if self.labels is None else self.labels[order])
+    @property
+    def right(self) -> Tensor:
+        """(N,) whether the prediction is the label."""
+        if self.labels is None:
+            raise ValueError("this measure needs labels: pass Outputs(logits, labels)")
+        return self.preds == self.labels
 
     @property
     def error_rate(self) -> float:
-        if self.labels is None:
-            raise ValueError("this measure needs labels: pass Outputs(logits, labels)")
-        return (self.preds != self.labels).double().mean().item()
+        return (~self.right).double().mean().item()
 
 
 @dataclass(frozen=True)
 class Probabilities(Prepared):
-    """(N, C) float64 class probabilities of one model, or values made of them."""
+    """(N, C) float64 class probabilities of one model, or values made of them; with the labels where they count."""
 
     values: Tensor
+    labels: Tensor | None = None
+    by_image = ("values", "labels")
 
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def permute(self, order: Tensor) -> "Probabilities":
-        return self._permuted(values=self.values[order])
+    @property
+    def accuracy(self) -> float:
+        """Mean probability of the label."""
+        return self.values.gather(1, self.labels[:, None]).mean().item()
 
 
 @dataclass(frozen=True)
@@ -187,28 +298,10 @@ class RelativeConfidence(Preparation):
 
 
 @dataclass(frozen=True)
-class LabelledProbabilities(Prepared):
-    """(N, C) float64 class probabilities of one model, and its mean probability of the label."""
-
-    values: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def permute(self, order: Tensor) -> "LabelledProbabilities":
-        return self._permuted(values=self.values[order], labels=self.labels[order])
-
-    @property
-    def accuracy(self) -> float:
-        return self.values.gather(1, self.labels[:, None]).mean().item()
-
-
-@dataclass(frozen=True)
 class LabelledSoftmax(Preparation):
     """Class probabilities in float64, with the labels."""
 
-    def prepare(self, outputs: Outputs | Rep) -> LabelledProbabilities:
+    def prepare(self, outputs: Outputs | Rep) -> Probabilities:
         outputs = as_outputs(outputs)
         if outputs.labels is None:
             raise ValueError("this measure needs labels: pass Outputs(logits, labels)")
@@ -218,7 +311,7 @@ class LabelledSoftmax(Preparation):
         labels = as_predictions(outputs.labels, num_classes=logits.shape[1]).preds
         if len(labels) != len(logits):
             raise ValueError(f"{len(logits)} logits need as many labels, got {len(labels)}")
-        return LabelledProbabilities(logits.softmax(dim=1, dtype=torch.float64), labels.to(logits.device))
+        return Probabilities(logits.softmax(dim=1, dtype=torch.float64), labels.to(logits.device))
 
 
 def as_outputs(outputs: Outputs | Rep) -> Outputs:
@@ -270,14 +363,12 @@ def as_predictions(preds: Rep, labels: Rep | None = None, num_classes: int | Non
     return Predictions(preds, num_classes, labels)
 
 
-def disagreement_score(pair: Pair) -> float:
-    """Disagreement of two `Predictions`."""
-    return differs(pair).mean().item()
-
-
 def differs(pair: Pair) -> Tensor:
     """(N,) float64 1 where two `Predictions` differ, else 0."""
     return (pair.a.preds != pair.b.preds).double()
+
+
+disagreement_score = mean_of(differs)
 
 
 def normalized_disagreement_score(pair: Pair) -> float:
@@ -295,21 +386,44 @@ def kappa_score(pair: Pair) -> float:
     classes = max(pair.a.num_classes, pair.b.num_classes)
     frequencies = [torch.bincount(model.preds, minlength=classes).double() / n for model in (pair.a, pair.b)]
     expected = torch.dot(*frequencies).item()
+    return beyond(expected, 1 - disagreement_score(pair), "kappa", "both models always predict the same one class")
+
+
+def error_consistency_score(pair: Pair) -> float:
+    """Error consistency of two `Predictions` with labels."""
+    p, q = 1 - pair.a.error_rate, 1 - pair.b.error_rate
+    observed = (pair.a.right == pair.b.right).double().mean().item()
+    expected = p * q + (1 - p) * (1 - q)
+    return beyond(expected, observed, "error consistency", "both models are always right, or always wrong")
+
+
+def capa_score(pair: Pair) -> float:
+    """CAPA of two `Probabilities` with labels."""
+    a, b = same_classes(pair, "CAPA")
+    p, q = pair.a.accuracy, pair.b.accuracy
+    expected = p * q + (1 - p) * (1 - q) / (a.shape[1] - 1)
+    observed = (a * b).sum().item() / len(a)
+    return beyond(expected, observed, "CAPA", "both models are always right, and certain of it")
+
+
+def beyond(expected: float, observed: float, name: str, reason: str) -> float:
+    """(observed - expected) / (1 - expected) of an agreement; nan with the reason where all of it is expected."""
     if not expected < 1:
-        return undefined("kappa is not defined: both models always predict the same one class")
-    return (1 - disagreement_score(pair) - expected) / (1 - expected)
+        return undefined(f"{name} is not defined: {reason}")
+    return (observed - expected) / (1 - expected)
 
 
-def jsd_score(pair: Pair) -> float:
-    """Mean Jensen-Shannon divergence of two `Probabilities`."""
-    return jsd_per_image(pair).mean().item()
+def same_classes(pair: Pair, name: str) -> tuple[Tensor, Tensor]:
+    """The values of two `Probabilities` of the same classes."""
+    a, b = pair.a.values, pair.b.values
+    if a.shape != b.shape:
+        raise ValueError(f"{name} needs the same classes in both models: got {a.shape[1]} and {b.shape[1]}")
+    return a, b
 
 
 def jsd_per_image(pair: Pair) -> Tensor:
     """(N,) float64 Jensen-Shannon divergence of two `Probabilities`: H((p + q)/2) - (H(p) + H(q))/2."""
-    a, b = pair.a.values, pair.b.values
-    if a.shape != b.shape:
-        raise ValueError(f"JSD needs the same classes in both models: got {a.shape[1]} and {b.shape[1]}")
+    a, b = same_classes(pair, "JSD")
     together = torch.cat([row_entropies((p + q) / 2) for p, q in zip(a.split(_ROWS), b.split(_ROWS))])
     own = (pair.a.once(entropy) + pair.b.once(entropy)) / 2
     return (together - own).clamp(min=0)  # rounding can dip below 0
@@ -325,41 +439,10 @@ def row_entropies(probs: Tensor) -> Tensor:
     return torch.special.entr(probs).sum(dim=1)
 
 
-def churn_score(pair: Pair) -> float:
-    """Surrogate churn of two `Probabilities` made by `RelativeConfidence`."""
-    return churn_per_image(pair).mean().item()
-
-
 def churn_per_image(pair: Pair) -> Tensor:
     """(N,) float64 half the summed differences of two `Probabilities` made by `RelativeConfidence`."""
-    a, b = pair.a.values, pair.b.values
-    if a.shape != b.shape:
-        raise ValueError(f"churn needs the same classes in both models: got {a.shape[1]} and {b.shape[1]}")
+    a, b = same_classes(pair, "churn")
     return torch.cat([(p - q).abs_().sum(dim=1) / 2 for p, q in zip(a.split(_ROWS), b.split(_ROWS))])
-
-
-def error_consistency_score(pair: Pair) -> float:
-    """Error consistency of two `Predictions` with labels."""
-    p, q = 1 - pair.a.error_rate, 1 - pair.b.error_rate
-    right = [model.preds == model.labels for model in (pair.a, pair.b)]
-    observed = (right[0] == right[1]).double().mean().item()
-    expected = p * q + (1 - p) * (1 - q)
-    if not expected < 1:
-        return undefined("error consistency is not defined: both models are always right, or always wrong")
-    return (observed - expected) / (1 - expected)
-
-
-def capa_score(pair: Pair) -> float:
-    """CAPA of two `LabelledProbabilities`."""
-    a, b = pair.a.values, pair.b.values
-    if a.shape != b.shape:
-        raise ValueError(f"CAPA needs the same classes in both models: got {a.shape[1]} and {b.shape[1]}")
-    p, q = pair.a.accuracy, pair.b.accuracy
-    expected = p * q + (1 - p) * (1 - q) / (a.shape[1] - 1)
-    if not expected < 1:
-        return undefined("CAPA is not defined: both models are always right, and certain of it")
-    observed = (a * b).sum().item() / len(a)
-    return (observed - expected) / (1 - expected)
 
 
 def ambiguity_of(models: Sequence[Predictions]) -> float:
@@ -380,63 +463,3 @@ def _stack(models: Sequence[Predictions]) -> Tensor:
     if len({len(model) for model in models}) > 1:
         raise ValueError(f"the models need the same images, got {[len(model) for model in models]}")
     return torch.stack([model.preds for model in models])
-
-
-def disagreement_measure() -> Measure:
-    """Measure `dis`; see `disagreement`."""
-    return Measure(
-        "dis", Predict(), disagreement_score, self_score=0.0, larger_is_closer=False, bootstrap=True, per_image=differs
-    )
-
-
-def normalized_disagreement_measure() -> Measure:
-    """Measure `norm`; see `normalized_disagreement`."""
-    return Measure(
-        "norm", Predict(), normalized_disagreement_score, self_score=0.0, larger_is_closer=False, bootstrap=True
-    )
-
-
-def kappa_measure() -> Measure:
-    """Measure `kappa`; see `kappa`."""
-    return Measure("kappa", Predict(), kappa_score, self_score=1.0, larger_is_closer=True, bootstrap=True)
-
-
-def jsd_measure() -> Measure:
-    """Measure `jsd`; see `jsd`."""
-    return Measure(
-        "jsd", Softmax(), jsd_score, self_score=0.0, larger_is_closer=False, bootstrap=True, per_image=jsd_per_image
-    )
-
-
-def churn_measure(*, alpha: float = 1.0) -> Measure:
-    """Measure `churn`; see `churn`."""
-    return Measure(
-        "churn",
-        RelativeConfidence(alpha),
-        churn_score,
-        self_score=0.0,
-        larger_is_closer=False,
-        bootstrap=True,
-        per_image=churn_per_image,
-    )
-
-
-def error_consistency_measure() -> Measure:
-    """Measure `error_consistency`; see `error_consistency`."""
-    score = error_consistency_score
-    return Measure("error_consistency", Predict(), score, self_score=1.0, larger_is_closer=True, bootstrap=True)
-
-
-def capa_measure() -> Measure:
-    """Measure `capa`; see `capa`."""
-    return Measure("capa", LabelledSoftmax(), capa_score, self_score=None, larger_is_closer=True, bootstrap=True)
-
-
-def ambiguity_statistic() -> SetStatistic:
-    """Statistic `amb`; see `ambiguity`."""
-    return SetStatistic("amb", Predict(), ambiguity_of)
-
-
-def discrepancy_statistic() -> SetStatistic:
-    """Statistic `disc`; see `discrepancy`."""
-    return SetStatistic("disc", Predict(), discrepancy_of)

@@ -1,29 +1,32 @@
 """GULP distance: (N, D_a), (N, D_b) -> distance >= 0, 0 = alike for every ridge regression on top."""
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from univ.measures.base import (
-    Center,
-    Centered,
-    Measure,
-    Pair,
-    Preparation,
-    Prepared,
-    Rep,
-    cross_product,
-    orthonormal,
-    product,
-)
+from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep
+from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.centering import Center, Centered, cross_product, orthonormal, product
 
 _SAFE = 1e-9  # smallest squared pivot, relative to the trace, for which Cholesky replaces the eigendecomposition
 
 
-def gulp(x: Rep, y: Rep, *, gulp_lambda: float = 0.0) -> float:
+@register(
+    "gulp",
+    label="negative GULP",
+    similarity=operator.neg,
+    lists=("all",),
+    centered=True,
+    self_score=0.0,
+    larger_is_closer=False,
+    range=(0, math.inf),
+    invariances=(*SIMILARITY, "linear"),
+)
+def gulp_measure(*, gulp_lambda: float = 0.0) -> Measure:
     """Squared GULP distance: how much ridge regressions on x and on y can differ, uniformly over the targets.
 
     Centred, scaled to X <- sqrt(n) X / |X|_F, with covariances S_x, S_y, S_xy and M = (S + lambda I)^-1 (at lambda = 0
@@ -31,7 +34,6 @@ def gulp(x: Rep, y: Rep, *, gulp_lambda: float = 0.0) -> float:
     tr((S_x M_x)^2) + tr((S_y M_y)^2) - 2 tr(M_x S_xy M_y S_xy').
 
     Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image; N at least as large as both widths.
         gulp_lambda: ridge, >= 0, in units of the total variance (1).
 
     Returns:
@@ -39,16 +41,14 @@ def gulp(x: Rep, y: Rep, *, gulp_lambda: float = 0.0) -> float:
         unrelated models have D_x + D_y (their ranks).
 
     Raises:
-        ValueError: fewer images than columns, a constant representation, a negative lambda, NaN input.
+        ValueError: fewer images than columns, a constant representation, a negative lambda.
 
     Source: Boix-Adserà, Lawrence, Stepaniants and Rigollet, NeurIPS 2022. Squared, as in the study.
     """
-    return gulp_measure(gulp_lambda=gulp_lambda)(x, y)
+    return Measure(Whiten(gulp_lambda), gulp_score)
 
 
-def gulp_measure(*, gulp_lambda: float = 0.0) -> Measure:
-    """Measure `gulp`; see `gulp`."""
-    return Measure("gulp", Whiten(gulp_lambda), gulp_score, self_score=0.0, larger_is_closer=False)
+gulp = as_function(gulp_measure, "gulp")
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,7 @@ class Whitened(Prepared):
 
     rows: Centered
     own: float
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def permute(self, order: Tensor) -> "Whitened":
-        return self._permuted(rows=self.rows.permute(order))
+    by_image = ("rows",)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,24 @@
 """Linear predictivity: how well one representation is a linear map of another; R^2 on held-out images, 1 = fully."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from univ.measures.base import Center, Centered, Measure, Pair, Preparation, Prepared, Rep, product, undefined
+from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, undefined
+from univ.measures.cards import as_function, register
+from univ.measures.centering import Center, Centered, product
 
 
-def linear_predictivity(x: Rep, y: Rep, *, ridge: float = 1e-3, folds: int = 5) -> float:
+@register(
+    "linreg",
+    centered=True,
+    symmetric=False,
+    range=(-math.inf, 1),
+    invariances=("permutation", "orthogonal", "scaling", "translation"),
+)
+def linear_predictivity_measure(*, ridge: float = 1e-3, folds: int = 5) -> Measure:
     """R^2 of predicting y from x by ridge regression, cross-validated over images. Directional.
 
     Image i belongs to fold i mod `folds`. For each fold, on the other images: centre, then
@@ -16,7 +26,6 @@ def linear_predictivity(x: Rep, y: Rep, *, ridge: float = 1e-3, folds: int = 5) 
     R^2 = 1 - sum over folds |Y - predicted|^2 / sum over folds |Y - mean of the others|^2.
 
     Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
         ridge: > 0, in units of the mean variance of the columns of x.
         folds: 2 to N / 2.
 
@@ -25,17 +34,15 @@ def linear_predictivity(x: Rep, y: Rep, *, ridge: float = 1e-3, folds: int = 5) 
         warning, if y is constant.
 
     Raises:
-        ValueError: too few images for the folds, x constant, different numbers of images, NaN input.
+        ValueError: too few images for the folds, x constant.
 
     Source: as Kornblith et al., ICML 2019 (linear regression), but held out, and regularised as in brain-score
     (Schrimpf et al., 2018): in-sample R^2 of unrelated models is D_x / N.
     """
-    return linear_predictivity_measure(ridge=ridge, folds=folds)(x, y)
+    return Measure(FitFolds(ridge, folds), r_squared)
 
 
-def linear_predictivity_measure(*, ridge: float = 1e-3, folds: int = 5) -> Measure:
-    """Measure `linreg`; see `linear_predictivity`."""
-    return Measure("linreg", FitFolds(ridge, folds), r_squared, self_score=None, larger_is_closer=True, symmetric=False)
+linear_predictivity = as_function(linear_predictivity_measure, "linear_predictivity")
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,7 @@ class Folds(Prepared):
 
     rows: Centered
     fit: "FitFolds"
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def permute(self, order: Tensor) -> "Folds":
-        return self._permuted(rows=self.rows.permute(order))
+    by_image = ("rows",)
 
     def fold(self, number: int) -> tuple[Tensor, Tensor]:
         """Rows of the other images and of the fold's own, both less the mean of the others, float64."""

@@ -6,19 +6,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from univ.measures.base import Center, Centered, Measure, Pair, Rep, cross_product, product, undefined
+from univ.measures.base import Measure, Pair, undefined
+from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.centering import Center, Centered, cross_product, product
 
 _TOLERANCE = 1e-7  # relative error allowed to a nuclear norm that was computed from eigenvalues
 
 
-def procrustes(x: Rep, y: Rep, *, center: bool = True, normalize: bool = True, stream: bool = False) -> float:
+@register(
+    "proc",
+    folder="procrustes",
+    label="ProcrustesSim",
+    similarity=lambda distance: (2 - distance) / 2,
+    lists=("paper", "all"),
+    centered=True,
+    normalized=True,
+    self_score=0.0,
+    larger_is_closer=False,
+    range=(0, 2),
+    invariances=SIMILARITY,
+)
+def procrustes_measure(*, center: bool = True, normalize: bool = True, stream: bool = False) -> Measure:
     """Squared orthogonal Procrustes distance of two representations of the same images.
 
-    min over orthogonal Q of |X Q - Y|_F^2  =  |X|_F^2 + |Y|_F^2 - 2 |X'Y|_*
+    min over orthogonal Q of |X Q - Y|_F^2  =  |X|_F^2 + |Y|_F^2 - 2 |X'Y|_*, which padding the narrower one with zero
+    columns does not change.
 
     Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image. Widths may differ: zero-padding the narrower
-            one changes none of the three terms.
         center: subtract the column means first.
         normalize: scale both to Frobenius norm 1.
         stream: leave x and y where they are (memory-mapped) and centre them block by block.
@@ -27,18 +41,12 @@ def procrustes(x: Rep, y: Rep, *, center: bool = True, normalize: bool = True, s
         A distance >= 0 where 0 is "equal up to rotation" (and scale, if normalised); in [0, 2] if normalised.
         Nan, with an `UndefinedScore` warning, if a representation of norm 0 is to be normalised.
 
-    Raises:
-        ValueError: different numbers of images, NaN input.
-
     Source: Ding, Denain and Steinhardt, NeurIPS 2021. Squared, as in the study; netrep reports the root.
     """
-    return procrustes_measure(center=center, normalize=normalize, stream=stream)(x, y)
+    return Measure(Center(center, stream), normalized_distance if normalize else distance)
 
 
-def procrustes_measure(*, center: bool = True, normalize: bool = True, stream: bool = False) -> Measure:
-    """Measure `proc`; see `procrustes`."""
-    score = normalized_distance if normalize else distance
-    return Measure("proc", Center(center, stream), score, self_score=0.0, larger_is_closer=False)
+procrustes = as_function(procrustes_measure, "procrustes")
 
 
 def normalized_distance(pair: Pair) -> float:

@@ -1,20 +1,20 @@
 """Representational similarity analysis: (N, D_a), (N, D_b) -> Spearman correlation of dissimilarities, 1 = alike."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_rep, undefined
+from univ.measures.base import Measure, Pair, undefined
+from univ.measures.cards import as_function, register
+from univ.measures.subsamples import Subsamples
 
 
-def rsa(x: Rep, y: Rep, *, max_images: int = 4000, seed: int = 0) -> float:
+@register("rsa", centered=True, self_score=1.0, range=(-1, 1), invariances=("permutation", "scaling"))
+def rsa_measure(*, max_images: int = 4000, seed: int = 0) -> Measure:
     """Spearman correlation of the two representational dissimilarity matrices (RDMs).
 
     RDM_ij = 1 - Pearson correlation of the rows of images i and j; ranks over i < j, ties share their mean rank.
 
     Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image; at least 2 columns.
         max_images: an RDM is N x N, so of more images a random subset is taken: the same for all models.
         seed: of that subset.
 
@@ -23,73 +23,38 @@ def rsa(x: Rep, y: Rep, *, max_images: int = 4000, seed: int = 0) -> float:
         dissimilarities of a model are equal.
 
     Raises:
-        ValueError: fewer than 3 images, a row without variance, different numbers of images, NaN input.
+        ValueError: fewer than 3 images or 2 columns, a row without variance.
 
     Source: Kriegeskorte, Mur and Bandettini, Frontiers in Systems Neuroscience 2008.
     """
-    return rsa_measure(max_images=max_images, seed=seed)(x, y)
+    return Measure(Subsamples(ranked_dissimilarities, max_images, seed=seed), spearman)
 
 
-def rsa_measure(*, max_images: int = 4000, seed: int = 0) -> Measure:
-    """Measure `rsa`; see `rsa`."""
-    return Measure("rsa", RankDissimilarities(max_images, seed), spearman, self_score=1.0, larger_is_closer=True)
+rsa = as_function(rsa_measure, "rsa")
 
 
-@dataclass(frozen=True)
-class Dissimilarities(Prepared):
-    """Ranks of the dissimilarities of a model: (pairs of images,) float64, centred and of norm 1 (or all 0)."""
+def ranked_dissimilarities(rep: Tensor, images: Tensor) -> Tensor:
+    """Ranks of the dissimilarities of some images: (pairs of images,) float64, centred and of norm 1 (or all 0)."""
+    from scipy.stats import rankdata
 
-    ranks: Tensor
-    rep: Tensor  # the caller's own, only referred to
-    order: Tensor | None
-    rank: "RankDissimilarities"
-
-    def __len__(self) -> int:
-        return len(self.rep)
-
-    def permute(self, order: Tensor) -> "Dissimilarities":
-        return self.rank.measure(self.rep, order if self.order is None else self.order[order])
-
-
-@dataclass(frozen=True)
-class RankDissimilarities(Preparation):
-    """Rank the correlation distances between images, in float64."""
-
-    max_images: int = 4000
-    seed: int = 0
-
-    def prepare(self, rep: Rep) -> Dissimilarities:
-        return self.measure(as_rep(rep, min_images=3), None)
-
-    def measure(self, rep: Tensor, order: Tensor | None) -> Dissimilarities:
-        """Ranks within `rep[order]`, without making that copy."""
-        from scipy.stats import rankdata
-
-        images = self.images(len(rep)).to(rep.device)
-        rows = rep[images if order is None else order.to(rep.device)[images]].double()
-        rows = rows - rows.mean(dim=1, keepdim=True)
-        norms = rows.norm(dim=1, keepdim=True)
-        if not (norms > 0).all():
-            raise ValueError(
-                f"RSA is not defined: image {int(images[(norms[:, 0] == 0).nonzero()[0]])} has equal activations"
-            )
-        rows = rows / norms
-        upper = torch.triu_indices(len(rows), len(rows), offset=1, device=rows.device)
-        dissimilarities = (1 - rows @ rows.T)[upper[0], upper[1]]
-        ranks = torch.from_numpy(rankdata(dissimilarities.cpu().numpy()))
-        ranks = ranks - ranks.mean()
-        norm = ranks.norm()
-        return Dissimilarities(ranks / norm if norm > 0 else ranks, rep, order, self)
-
-    def images(self, n: int) -> Tensor:
-        """Indices of the images whose RDM is made."""
-        if n <= self.max_images:
-            return torch.arange(n)
-        return torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: self.max_images]
+    rows = rep[images].double()
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    norms = rows.norm(dim=1, keepdim=True)
+    if not (norms > 0).all():
+        image = int(images[(norms[:, 0] == 0).nonzero()[0]])
+        raise ValueError(f"RSA is not defined: image {image} has equal activations")
+    rows = rows / norms
+    upper = torch.triu_indices(len(rows), len(rows), offset=1, device=rows.device)
+    dissimilarities = (1 - rows @ rows.T)[upper[0], upper[1]]
+    ranks = torch.from_numpy(rankdata(dissimilarities.cpu().numpy()))
+    ranks = ranks - ranks.mean()
+    norm = ranks.norm()
+    return ranks / norm if norm > 0 else ranks
 
 
 def spearman(pair: Pair) -> float:
-    """Correlation of the ranks of two `Dissimilarities`."""
-    if not (pair.a.ranks.any() and pair.b.ranks.any()):
+    """Correlation of the ranks of two models."""
+    a, b = pair.a.values[0], pair.b.values[0]
+    if not (a.any() and b.any()):
         return undefined("RSA is not defined: all dissimilarities of a representation are equal")
-    return torch.dot(pair.a.ranks, pair.b.ranks).item()
+    return torch.dot(a, b).item()

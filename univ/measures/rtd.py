@@ -3,32 +3,44 @@
 gudhi computes the barcodes; it releases the interpreter lock, so directions and trials run in threads.
 """
 
+import math
+import operator
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_rep
+from univ.measures.base import Measure, Pair, mean_of
+from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.subsamples import Drawn, Subsamples
 
 _FAR = 10  # norm, in quantiles of distances, above which differences are squared, instead of squares subtracted
 
 
-def rtd(x: Rep, y: Rep, *, batch: int = 500, trials: int = 10, seed: int = 0, workers: int | None = None) -> float:
-    """Representation topology divergence of two representations of the same images.
+@register(
+    "rtd",
+    label="negative RTD",
+    similarity=operator.neg,
+    lists=("paper", "all"),
+    centered=True,
+    self_score=0.0,
+    larger_is_closer=False,
+    range=(0, math.inf),
+    invariances=SIMILARITY,
+)
+def rtd_measure(*, batch: int = 500, trials: int = 10, seed: int = 0, workers: int | None = None) -> Measure:
+    """Representation topology divergence.
 
     Per trial: draw `batch` images, r1 and r2 = pairwise Euclidean distances, each divided by its own 0.9 quantile;
     RTD(1, 2) = total length of the H1 barcode of [[0, r1], [r1, min(r1, r2)]]; then the mean of RTD(1, 2) and
-    RTD(2, 1), and the mean over trials. The images drawn depend on N and `seed` alone: all pairs of models are
-    compared on the same ones, and swapping the models changes nothing.
+    RTD(2, 1), and the mean over trials. All pairs of models are compared on the same images, and swapping the models
+    changes nothing.
 
     Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
-        batch: images per trial. With N <= batch all N are used, in a single trial: another would draw the same.
-        trials: subsamples to average over; `Measure.per_trial` has the score of each.
-        seed: of the subsamples.
+        batch, trials, seed: random images, see `Subsamples`; `Measure.per_trial` has the score of each trial.
         workers: threads for the barcodes; default: one per CPU core this process may use.
 
     Returns:
@@ -36,92 +48,50 @@ def rtd(x: Rep, y: Rep, *, batch: int = 500, trials: int = 10, seed: int = 0, wo
         with `batch`.
 
     Raises:
-        ValueError: fewer than 3 images, nine tenths of the distances 0, different numbers of images, NaN input.
+        ValueError: fewer than 3 images, nine tenths of the distances 0.
 
     Source: Barannikov et al., ICML 2022.
     """
-    return rtd_measure(batch=batch, trials=trials, seed=seed, workers=workers)(x, y)
+    per_trial = partial(divergence_per_trial, workers=workers)
+    return Measure(Subsamples(drawn_distances, batch, trials, seed), mean_of(per_trial), per_trial)
 
 
-def rtd_measure(*, batch: int = 500, trials: int = 10, seed: int = 0, workers: int | None = None) -> Measure:
-    """Measure `rtd`; see `rtd`."""
-
-    def per_trial(pair: Pair) -> Tensor:
-        return divergence_per_trial(pair, workers)
-
-    def score(pair: Pair) -> float:
-        return pair.once(per_trial).mean().item()
-
-    return Measure("rtd", DrawDistances(batch, trials, seed), score, 0.0, larger_is_closer=False, per_trial=per_trial)
-
-
-def rtd_lite(x: Rep, y: Rep, *, batch: int = 1000, trials: int = 10, seed: int = 0) -> float:
+@register(
+    "rtd_lite",
+    centered=True,
+    self_score=0.0,
+    larger_is_closer=False,
+    range=(0, math.inf),
+    invariances=SIMILARITY,
+)
+def rtd_lite_measure(*, batch: int = 1000, trials: int = 10, seed: int = 0) -> Measure:
     """RTD-Lite: what minimum spanning trees see of the divergence, in O(batch^2).
 
     With r1, r2 as for `rtd` and |T(r)| the length of the minimum spanning tree of distances r:
     (|T(r1)| + |T(r2)|) / 2 - |T(min(r1, r2))|, the total length of both directions' RTD-Lite barcodes, halved.
 
     Args:
-        x, y: (N, D_x) and (N, D_y), row i of both from the same image.
         batch, trials, seed: random images, as for `rtd`.
 
     Returns:
         Divergence >= 0 in units of the 0.9 quantile of distances, 0 = alike. It grows with `batch`.
 
     Raises:
-        ValueError: fewer than 3 images, nine tenths of the distances 0, different numbers of images, NaN input.
+        ValueError: fewer than 3 images, nine tenths of the distances 0.
 
     Source: Tulchinskii et al., 2025 (arXiv 2503.11910).
     """
-    return rtd_lite_measure(batch=batch, trials=trials, seed=seed)(x, y)
+    per_trial = lite_divergence_per_trial
+    return Measure(Subsamples(drawn_distances, batch, trials, seed), mean_of(per_trial), per_trial)
 
 
-def rtd_lite_measure(*, batch: int = 1000, trials: int = 10, seed: int = 0) -> Measure:
-    """Measure `rtd_lite`; see `rtd_lite`."""
-    draw = DrawDistances(batch, trials, seed)
-    return Measure("rtd_lite", draw, lite_score, 0.0, larger_is_closer=False, per_trial=lite_divergence_per_trial)
+rtd = as_function(rtd_measure, "rtd")
+rtd_lite = as_function(rtd_lite_measure, "rtd_lite")
 
 
-@dataclass(frozen=True)
-class Distances(Prepared):
-    """Scaled distances of the images drawn in each trial: (trials, batch, batch) float64 on the CPU."""
-
-    distances: Tensor
-    rep: Tensor  # the caller's own, only referred to: permuted rows have other distances
-    order: Tensor | None
-    draw: "DrawDistances"
-
-    def __len__(self) -> int:
-        return len(self.rep)
-
-    def permute(self, order: Tensor) -> "Distances":
-        return self.draw.measure(self.rep, order if self.order is None else self.order[order])
-
-
-@dataclass(frozen=True)
-class DrawDistances(Preparation):
-    """Distances within seeded subsamples of the images, divided by their 0.9 quantile, in float64."""
-
-    batch: int = 500
-    trials: int = 10
-    seed: int = 0
-
-    def prepare(self, rep: Rep) -> Distances:
-        return self.measure(as_rep(rep, min_images=3), None)
-
-    def measure(self, rep: Tensor, order: Tensor | None) -> Distances:
-        """Distances within the trials of `rep[order]`, without making that copy."""
-        trials = self.images(len(rep)).to(rep.device)
-        trials = trials if order is None else order.to(rep.device)[trials]
-        distances = torch.stack([scaled_distances(rep[images].double()).cpu() for images in trials])
-        return Distances(distances, rep, order, self)
-
-    def images(self, n: int) -> Tensor:
-        """(trials, batch) indices into n images, without replacement within a trial."""
-        if n <= self.batch:
-            return torch.arange(n)[None]
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.stack([torch.randperm(n, generator=generator)[: self.batch] for _ in range(self.trials)])
+def drawn_distances(rep: Tensor, images: Tensor) -> Tensor:
+    """(n, n) float64 scaled distances between some images, on the CPU."""
+    return scaled_distances(rep[images].double()).cpu()
 
 
 def scaled_distances(rep: Tensor) -> Tensor:
@@ -144,8 +114,8 @@ def scaled_distances(rep: Tensor) -> Tensor:
 
 
 def divergence_per_trial(pair: Pair, workers: int | None) -> Tensor:
-    """(trials,) mean of RTD(a, b) and RTD(b, a) of two `Distances`."""
-    a, b = pair.a.distances.numpy(), pair.b.distances.numpy()
+    """(trials,) mean of RTD(a, b) and RTD(b, a) of two models' distances."""
+    a, b = pair.a.values.numpy(), pair.b.values.numpy()
     if a.shape != b.shape:
         raise ValueError(f"RTD needs the same trials in both models: got shapes {a.shape} and {b.shape}")
     first = [*a, *b]  # a trial's two directions are entries i and i + trials
@@ -169,12 +139,11 @@ def barcode_length(r1: np.ndarray, r2: np.ndarray) -> float:
     return float(np.sum(bars[:, 1] - bars[:, 0]))
 
 
-def joint_distances(r1: np.ndarray, r2: np.ndarray, infinite: bool = True) -> np.ndarray:
+def joint_distances(r1: np.ndarray, r2: np.ndarray) -> np.ndarray:
     """(2n, 2n) matrix of distances whose H1 barcode measures what r1 joins later than r2; see `barcode_length`."""
     n = len(r1)
     cross = r1.copy()
-    if infinite:
-        cross[np.tril_indices(n, -1)] = np.inf
+    cross[np.tril_indices(n, -1)] = np.inf
     matrix = np.zeros((2 * n, 2 * n))
     matrix[n:, :n] = cross
     matrix[:n, n:] = cross.T
@@ -183,21 +152,16 @@ def joint_distances(r1: np.ndarray, r2: np.ndarray, infinite: bool = True) -> np
     return matrix
 
 
-def lite_score(pair: Pair) -> float:
-    """RTD-Lite of two `Distances`, the mean over trials."""
-    return pair.once(lite_divergence_per_trial).mean().item()
-
-
 def lite_divergence_per_trial(pair: Pair) -> Tensor:
-    """(trials,) RTD-Lite of two `Distances`."""
-    together = [tree_length(trial) for trial in torch.minimum(pair.a.distances, pair.b.distances).numpy()]
+    """(trials,) RTD-Lite of two models' distances."""
+    together = [tree_length(trial) for trial in torch.minimum(pair.a.values, pair.b.values).numpy()]
     apart = (pair.a.once(tree_lengths) + pair.b.once(tree_lengths)) / 2
     return (apart - torch.tensor(together, dtype=torch.float64)).clamp(min=0)  # rounding can dip below 0
 
 
-def tree_lengths(a: Distances) -> Tensor:
+def tree_lengths(a: Drawn) -> Tensor:
     """(trials,) lengths of the minimum spanning trees of a model."""
-    return torch.tensor([tree_length(trial) for trial in a.distances.numpy()], dtype=torch.float64)
+    return torch.tensor([tree_length(trial) for trial in a.values.numpy()], dtype=torch.float64)
 
 
 def tree_length(distances: np.ndarray) -> float:

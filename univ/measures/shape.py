@@ -1,31 +1,35 @@
 """Shape metric of activations: (N, C, H, W) or (N, D) of two models -> angle in [0, pi / 2], 0 = alike."""
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from univ.measures.base import (
-    Measure,
-    Pair,
-    Preparation,
-    Prepared,
-    Rep,
-    as_rep,
-    as_tensor,
-    column_mean,
-    product,
-    undefined,
-)
+from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_rep, as_tensor, undefined
+from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.centering import column_mean, product
 from univ.measures.procrustes import nuclear_norm
 
 _ROWS = 2**14  # rows (image positions) per block
 _NEAR = 0.99  # cosine above which its rounding would show in the angle
 
 
-def shape_distance(x: Rep, y: Rep, *, alpha: float = 1.0, center: bool = True) -> float:
+@register(
+    "shape",
+    label="negative shape distance",
+    similarity=operator.neg,
+    lists=(),
+    centered=True,
+    maps=True,
+    self_score=0.0,
+    larger_is_closer=False,
+    range=(0, math.pi / 2),
+    invariances=SIMILARITY,
+)
+def shape_measure(*, alpha: float = 1.0, center: bool = True) -> Measure:
     """Angle between two representations after the best rotation of channels, with partial whitening.
 
     Every position of every image is a row: (N, C, H, W) -> (N H W, C), so that one rotation of the channels serves all
@@ -34,7 +38,6 @@ def shape_distance(x: Rep, y: Rep, *, alpha: float = 1.0, center: bool = True) -
     zeros (maps on all sides alike) after centring and whitening, so that the padding adds nothing of its own.
 
     Args:
-        x, y: (N, C, H, W) or (N, D), row i of both from the same image.
         alpha: 1 = invariant to rotations only, 0 = to every invertible linear map of the channels.
         center: subtract the mean of each channel first.
 
@@ -43,16 +46,14 @@ def shape_distance(x: Rep, y: Rep, *, alpha: float = 1.0, center: bool = True) -
         warning, if a representation is zero.
 
     Raises:
-        ValueError: alpha outside [0, 1], different numbers of images, activations of other shapes, NaN input.
+        ValueError: alpha outside [0, 1], activations that are neither (N, C, H, W) nor (N, D).
 
     Source: Williams, Kunz, Kornblith and Linderman, NeurIPS 2021; same conventions as their `netrep` (LinearMetric).
     """
-    return shape_measure(alpha=alpha, center=center)(x, y)
+    return Measure(PartlyWhiten(alpha, center), angle)
 
 
-def shape_measure(*, alpha: float = 1.0, center: bool = True) -> Measure:
-    """Measure `shape`; see `shape_distance`."""
-    return Measure("shape", PartlyWhiten(alpha, center), angle, self_score=0.0, larger_is_closer=False)
+shape_distance = as_function(shape_measure, "shape_distance")
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,7 @@ class Maps(Prepared):
     """Activations after centring and partial whitening, of Frobenius norm 1 (or all 0), channels last: (N, H, W, C)."""
 
     values: Tensor
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def permute(self, order: Tensor) -> "Maps":
-        return self._permuted(values=self.values[order])
+    by_image = ("values",)
 
 
 @dataclass(frozen=True)

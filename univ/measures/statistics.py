@@ -1,19 +1,22 @@
 """Statistics of one representation: (N, D) -> one number. Neither centres it first."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from univ.measures.base import FEW_ROWS, Rep, as_rep, column_mean, full_precision, undefined
+from univ.measures.base import FEW_ROWS, Rep, as_rep, full_precision, undefined
+from univ.measures.cards import register
+from univ.measures.centering import column_mean
 
 
 @dataclass(frozen=True)
 class Statistic:
     """A number that one model has by itself: `statistic(rep)`."""
 
-    name: str
     compute: Callable[[Rep], float]
+    name: str = ""  # as its `Card` says
 
     def __call__(self, rep: Rep) -> float:
         with full_precision():
@@ -47,11 +50,13 @@ def concentricity(rep: Rep) -> float:
     return total / len(rep)
 
 
+@register("mag", per="model", folder="magnitude", lists=("all",), range=(0, math.inf))
 def magnitude_statistic() -> Statistic:
     """Statistic `mag`; see `magnitude`."""
-    return Statistic("mag", magnitude)
+    return Statistic(magnitude)
 
 
+@register("con", per="model", folder="concentricity", lists=("all",), range=(-1, 1))
 def concentricity_statistic() -> Statistic:
     """Statistic `con`; see `concentricity`."""
-    return Statistic("con", concentricity)
+    return Statistic(concentricity)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from univ.measures.base import Rep, as_rep, full_precision, product, undefined
+from univ.measures.base import Rep, as_rep, full_precision, undefined
+from univ.measures.centering import product
 from univ.measures.cka import hsic_from_sums, normalized
 from univ.measures.procrustes import nuclear_norm
 

@@ -325,10 +325,9 @@ def find_results(
         if file is None or file.kind != kind or (measures is not None and file.measure not in measures):
             continue
         where = find_card(file.measure)
-        studied = file.measure in CARDS  # a measure beyond the study's list need not have a centred form
         if (where.neighbors and file.function != function) or (where.normalized and file.normalize != normalize):
             continue
-        if studied and where.centered and file.center != center:
+        if where.studied and where.centered and file.center != center:  # others need not have a centred form
             continue
         key = replace(file, exp=canonical_exp(file.exp))
         if key in chosen:
@@ -383,7 +382,7 @@ def _cells(file: ResultFile, scores: pd.DataFrame) -> Iterator[tuple[str, str, f
     """(model1, model2, score) of a published matrix, without the diagonal."""
     values = scores.to_numpy()
     once = not file.rowwise
-    if file.measure not in CARDS and once:
+    if once and not find_card(file.measure).symmetric:
         once = bool(np.allclose(values, values.T, rtol=1e-6, atol=1e-6, equal_nan=True))
     models = list(scores.index)
     for i, first in enumerate(models):

@@ -1,0 +1,98 @@
+"""What a person sees of a study (snakemake --logger study): a line for each job that ends, a bar for each stage on a
+terminal, and of a job that fails the end of its log. Snakemake finds this module by its name."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.common import LogEvent
+from tqdm import tqdm
+
+STAGE_OF_RULE = {
+    "represent": "compare",
+    "compare_further": "compare",
+    "extract": "probes",
+    "agreement": "probes",
+    "notebook": "figures",
+    "report": "figures",
+}
+SILENT = ("all", "same_images", "link")
+TAIL = 15  # lines of a failed job's log
+
+
+class LogHandler(LogHandlerBase):
+    """Prints to the standard error; the commands of a dry run to the standard output."""
+
+    writes_to_stream = True
+    writes_to_file = False
+    has_filter = True
+    has_formatter = True
+    needs_rulegraph = False
+
+    def __post_init__(self) -> None:
+        self.jobs: dict[int, tuple[str, str, str, float]] = {}  # id -> stage, name, log, when it began
+        self.total: dict[str, int] = {}
+        self.done: dict[str, int] = {}
+        self.began: dict[str, float] = {}
+        self.bars: dict[str, tqdm] = {}
+
+    def say(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = getattr(record, "event", None)
+        handler = {
+            LogEvent.RUN_INFO: self.plan,
+            LogEvent.JOB_INFO: self.start,
+            LogEvent.JOB_FINISHED: self.finish,
+            LogEvent.JOB_ERROR: self.fail,
+        }.get(event)
+        if handler is not None:
+            handler(record)
+        elif record.levelno >= logging.ERROR or (event is None and record.levelno >= logging.WARNING):
+            self.say(record.getMessage())
+
+    def plan(self, record: logging.LogRecord) -> None:
+        for rule, count in record.stats.items():
+            if rule not in (*SILENT, "total"):
+                stage = STAGE_OF_RULE.get(rule, rule)
+                self.total[stage] = self.total.get(stage, 0) + int(count)
+
+    def start(self, record: logging.LogRecord) -> None:
+        if record.rule_name in SILENT:
+            return
+        log = Path(str(record.log[0]).partition(" (")[0]) if record.log else Path(record.rule_name)
+        stage = STAGE_OF_RULE.get(record.rule_name, record.rule_name)
+        if self.common_settings.dryrun:
+            command = record.shellcmd.partition("; ")[2].strip()
+            print(f"# {stage} {log.stem}: {record.reason}\n{command}", flush=True)
+            return
+        now = time.monotonic()
+        self.jobs[record.jobid] = (stage, log.stem, str(log), now)
+        if stage not in self.began:
+            self.began[stage], self.done[stage] = now, 0
+            self.say(f"{stage}: {self.total.get(stage, 1)} to run, logs in {log.parent}/")
+            self.bars[stage] = tqdm(
+                total=self.total.get(stage, 1), desc=stage, unit="job", leave=False, disable=not sys.stderr.isatty()
+            )
+
+    def finish(self, record: logging.LogRecord) -> None:
+        if record.job_id not in self.jobs:
+            return
+        stage, name, _, began = self.jobs.pop(record.job_id)
+        now = time.monotonic()
+        self.done[stage] += 1
+        self.bars[stage].update()
+        self.say(f"  [{self.done[stage]}/{self.total[stage]}] {stage} {name}: {now - began:.0f} s")
+        if self.done[stage] == self.total[stage]:
+            self.bars[stage].close()
+            self.say(f"{stage}: done in {now - self.began[stage]:.0f} s")
+
+    def fail(self, record: logging.LogRecord) -> None:
+        stage, name, log, began = self.jobs.pop(record.jobid, (record.rule_name, str(record.jobid), "", 0))
+        self.say(f"  {stage} {name}: FAILED after {time.monotonic() - began:.0f} s; the end of {log}:")
+        if log and Path(log).is_file():
+            lines = Path(log).read_text(errors="replace").replace("\r", "\n").splitlines()
+            self.say("\n".join(f"    {line}" for line in lines[-TAIL:]))

@@ -1,0 +1,247 @@
+"""A study file: what it may say, and where its files are; scripts/Snakefile makes rules of it.
+
+    python scripts/study.py scripts/studies/digits.yaml eps=[eps1]     check it: one line that names key, value and fix
+"""
+
+import argparse
+import difflib
+import importlib
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from unittest import mock
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]  # the scripts and univ
+
+from univ import cli
+from univ.data import find_dataset, trainable
+from univ.eps import EPS, eps_value
+from univ.errors import InputError
+from univ.models import default_models, file_stem, find_checkpoint
+from univ.results import ResultFile
+
+STAGES = ("download", "data", "train", "evaluate", "invert", "compare", "func", "subgroups", "probes", "figures")
+SCRIPTS = {  # stage -> the module whose long flags are its keys
+    "train": "cifar10_training",
+    "evaluate": "cifar10_training",
+    "invert": "inversion",
+    "compare": "rep",
+    "func": "func",
+    "subgroups": "subgroup_sim",
+    "probes": "train_probe",
+    "figures": "univ.plots",
+}
+OWN_KEYS = ("launch", "workers")  # of a stage: they change how a job runs and not what it computes
+Eps = Literal[EPS]
+Input = Literal["standard", "inverted"]
+Flags = dict[str, Any]
+
+
+class Study(BaseModel):
+    """The keys of a study file; scripts/studies/example.yaml explains each."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    data: str
+    models: list[str] = []
+    eps: Annotated[list[Eps], Field(min_length=1)]
+    inputs: Annotated[list[Input], Field(min_length=1)] = ["standard", "inverted"]
+    published: list[Literal["models", "inverted"]] = []
+    cached: list[Input] = ["standard"]
+    exp: str = "0"
+    checkpoints: str = ""
+    inverted: str = ""
+    images: str = ""
+    labels: str = ""
+    training: str = ""
+    common: Flags = {}
+    train: Flags = {}
+    evaluate: Flags = {}
+    invert: Flags = {}
+    compare: Flags = {"rep": ["paper"], "knn": 10}
+    more_knn: list[int] = []
+    func: Flags = {}
+    subgroups: Flags = {}
+    probes: Flags = {}
+    probe_eps: list[Eps] = []
+    figures: Flags = {}
+    notebooks: list[str] = []
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> "Study":
+        """The study that Snakemake's merged files and KEY=VALUE words describe, its defaults filled in.
+
+        Raises:
+            InputError: names each wrong key, what is wrong, and what is valid.
+        """
+        try:
+            study = cls.model_validate({key: value for key, value in config.items() if key != "stages"})
+        except ValidationError as error:
+            raise InputError("; ".join(map(_mistake, error.errors()))) from error
+        if study.data not in trainable():
+            raise InputError(f"data: unknown {study.data!r}, choose from {', '.join(trainable())}")
+        for stage in config.get("stages", []):
+            if stage not in (*STAGES, "extract"):
+                raise InputError(f"no stage {stage!r}: choose from {', '.join(STAGES)}")
+        dataset, usual = find_dataset(study.data), Path("data/imagenet/images")
+        study.training = study.training or str(dataset.training_path or "")
+        if study.data == "imagenet" and not study.images:  # the validation images, as files or as LMDB
+            study.images = str(usual if usual.is_dir() else Path(study.training) / "val.lmdb")
+            study.labels = study.labels or (str(dataset.labels_path) if usual.is_dir() else "")
+        study.images = study.images or str(dataset.default_path or "")
+        study.checkpoints = study.checkpoints or f"data/cnns/{study.data}"
+        study.inverted = study.inverted or f"data/{study.data}/inverted"
+        study.probe_eps = study.probe_eps or [study.eps[-1]]
+        study.subgroups = {"eps": list(dict.fromkeys([study.eps[0], study.eps[-1]])), **study.subgroups}
+        return study
+
+    @property
+    def suffix(self) -> str:
+        return find_dataset(self.data).suffix
+
+    def archs(self, eps: str) -> list[str]:
+        """The architectures of a radius: those named, or those that the paper compares there."""
+        return self.models or default_models(self.data, eps)
+
+    def arch(self, stem: str) -> str:
+        """The architecture that a part of a file name stands for."""
+        return {file_stem(arch): arch for eps in self.eps for arch in self.archs(eps)}[stem]
+
+    def pairs(self, radii: Iterable[str] | None = None) -> list[tuple[str, str]]:
+        """(eps, part of a file name) of every model."""
+        return [(eps, file_stem(arch)) for eps in radii or self.eps for arch in self.archs(eps)]
+
+    def checkpoint(self, eps: str, stem: str) -> str:
+        """The file of a model: the one that is there, however it is called, or the one to be made."""
+        folder = Path(self.checkpoints) / eps
+        try:
+            return str(find_checkpoint(folder, self.arch(stem), self.data))
+        except FileNotFoundError:
+            return f"{folder}/{stem}{self.suffix}"
+
+    def images_of(self, eps: str, stem: str) -> str:
+        """The file of inverted images: published ones may be .npy."""
+        path = f"{self.inverted}/{stem}_{eps}"
+        return f"{path}.npy" if Path(f"{path}.npy").is_file() else f"{path}.pt"
+
+    def data_files(self, *splits: str) -> list[str]:
+        """The files that a job needs of the training data (`train`, `val`) or of `images`."""
+        if self.data == "cifar10":
+            return [f"{self.training}/cifar-10-batches-py/test_batch"]
+        files = [self.images if split == "images" else self.split(split) for split in splits]
+        return list(dict.fromkeys(filter(None, files)))
+
+    def split(self, name: str) -> str:
+        """What a part of the training data is read from."""
+        return f"{self.training}/{name}.lmdb" if self.training and self.data != "cifar10" else self.training
+
+    def scores(self, stage: str, keys: Iterable[str], eps: str, input: str, exp: str = "") -> list[str]:
+        """The CSVs of some measures."""
+        flags = getattr(self, stage)
+        about = {name: bool(flags.get(flag, 1)) and stage == "compare" for name, flag in _PREPARED.items()}
+        about |= {"inverted": input == "inverted", "baseline": bool(flags.get("perturbs"))}
+        about["function"] = flags.get("function", "cos_sim")
+        files = (ResultFile(key, self.data, self.data, eps, exp or self.exp, **about) for key in keys)
+        return [str(file.path("results")) for file in files]
+
+    def attack(self, eps: str) -> Flags:
+        """The attack of a training radius: its step is two thirds of it (Salman et al. 2020), on CIFAR-10 half of it."""
+        radius = f"{eps_value(eps):g}"
+        return {"eps": radius, "lr": f"{radius}/{2 if self.data == 'cifar10' else 1.5}", "steps": 3} if radius != "0" else {}
+
+    def flags(self, stage: str, defaults: Mapping[str, Any] | None = None, *, network: bool = True) -> list[str]:
+        """The words of a stage: defaults, what is common to all scripts that run networks, its own keys."""
+        merged = {**(defaults or {}), **(self.common if network else {}), **getattr(self, stage)}
+        return words({name: value for name, value in merged.items() if name not in OWN_KEYS})
+
+    def workers(self, stage: str) -> str:
+        """The words that say how many processes decode images."""
+        merged = {**self.common, **getattr(self, stage, {})}
+        return shlex.join(words({"workers": merged.get("workers")})) if stage in SCRIPTS else ""
+
+    def launch(self, stage: str) -> str:
+        """What runs a stage's script: `python`, or torchrun."""
+        return getattr(self, stage, {}).get("launch", "python") if stage in SCRIPTS else "python"
+
+
+_PREPARED = {"center": "center", "normalize": "norm"}
+
+
+def words(flags: Mapping[str, Any]) -> list[str]:
+    """{epochs: 6, overwrite: true, rep: [cka, proc]} -> --epochs 6 --overwrite --rep cka proc."""
+    found = []
+    for name, value in flags.items():
+        if value is not None and value is not False:
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            found += [f"--{name}", *map(str, values)]
+    return found
+
+
+def check(study: Study) -> None:
+    """Look up every stage's keys among the long flags of its script.
+
+    Raises:
+        InputError: a key is no flag, or its value none that the flag takes.
+    """
+    for stage, module in SCRIPTS.items():
+        options = parser_of(module)._option_string_actions
+        for name, value in getattr(study, stage).items():
+            if name in OWN_KEYS:
+                continue
+            if (action := options.get(f"--{name}")) is None:
+                raise InputError(f"{stage}: {name!r} is no flag of its script{_nearest(name, options)}")
+            try:
+                if action.nargs != 0:
+                    parser_of(module)._get_values(action, words({name: value})[1:])
+            except argparse.ArgumentError as error:
+                raise InputError(f"{stage}: {error}") from error
+
+
+class _Built(Exception):
+    """Carries a parser out of the function that builds it."""
+
+
+def parser_of(module: str) -> argparse.ArgumentParser:
+    """The parser of a script."""
+
+    def stop(parser: argparse.ArgumentParser, argv: Any) -> Any:
+        raise _Built(parser)
+
+    with mock.patch.object(cli.Parser, "parse_args", stop):
+        try:
+            importlib.import_module(module).parse_args([])
+        except _Built as built:
+            return built.args[0]
+    raise AssertionError(f"{module} builds no parser")
+
+
+def _mistake(error: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest(key, Study.model_fields)}"
+    return f"{key}: {error['msg'].lower()}, got {error['input']!r}"
+
+
+def _nearest(word: str, valid: Iterable[str]) -> str:
+    names = [name.removeprefix("--") for name in valid if len(name.removeprefix("-")) > 1]
+    close = difflib.get_close_matches(word, names)
+    return f": did you mean {' or '.join(close)}?" if close else f": choose from {', '.join(names)}"
+
+
+def main() -> None:
+    config: dict[str, Any] = {}
+    for word in sys.argv[1:]:
+        key, equals, value = word.partition("=")
+        config.update({key: yaml.safe_load(value)} if equals else yaml.safe_load(Path(word).read_text()))
+    check(Study.read(config))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -165,7 +165,7 @@ def test_rows_of_other_radii_images_and_procedures_stay(place, monkeypatch):
     pd.testing.assert_frame_equal(every.iloc[:2], first)
 
     # nothing is computed twice
-    monkeypatch.setattr("univ.compare.drivers._subgroup_rows", None)
+    monkeypatch.setattr("univ.compare.subgroup_rows.subgroups", None)
     before = TABLE.read_bytes()
     subgroups(eps=["eps0", "eps1"])
     subgroups("--inv", "1")

@@ -10,11 +10,12 @@ same settings is kept. On inverted images the column names the model whose image
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+from torch import Tensor
 
 from univ import cli
-from univ.compare import inputs as setting
-from univ.compare import run as scoring
+from univ.compare import inputs, run
 from univ.errors import InputError
 from univ.measures import MORE_REP_MEASURES, REP_MEASURES, REP_STATISTICS
 from univ.models.precision import PRECISIONS
@@ -43,12 +44,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--gulp-lambda", type=cli.non_negative_number, default=0.0, help="ridge of gulp")
     add("--rtd-trials", type=cli.positive_int, default=10, help="subsamples rtd is averaged over")
     add("--rtd-batch", type=cli.positive_int, default=500, help="images per subsample of rtd")
-    scoring.add_permutations(group)
+    run.add_permutations(group)
     add("--published", action="store_true", help="the original's neighbours: own similarity 0, or the point itself")
-    setting.add_arguments(parser)
+    inputs.add_arguments(parser)
     cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
-    setting.check_arguments(parser, args)
+    inputs.check_arguments(parser, args)
     args.measures = select(args.rep)
     if "stir" in args.rep and (len(args.rep) > 1 or not args.inv or args.sample):
         parser.error("-r stir compares inverted images with their targets: run it by itself, with -i 1")
@@ -64,52 +65,40 @@ def select(names: Sequence[str]) -> list[str]:
     return [key for key in REGISTRY if key in wanted]
 
 
+def as_reps(extraction: Extraction, labels: Tensor) -> Tensor:
+    """Representations, (N, D) or not flattened."""
+    return extraction.reps
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    here = setting.start(args)
+    models, image_sets = inputs.start(args)
     if args.no_comparisons:
-        here.fill_cache()
+        run.fill_cache(models, image_sets)
         return
-    if args.rep == ["stir"]:
-        if scoring.run_stir(here, root=args.results, arguments=vars(args), overwrite=args.overwrite):
-            raise SystemExit(1)
-        return
-
-    n = min(here.inputs(source).n for source in here.sources)
+    n = min(map(len, image_sets))
     if args.knn >= n and {"jacc", "rank", "rank_jacc"} & set(args.measures):
         raise InputError(f"--knn {args.knn} neighbours need more than {args.knn} images, there are {n}: lower --knn")
-
-    def activations(source: str | None) -> Mapping[str, Extraction]:
-        return {name: here.extract(name, source, flatten=False) for name in here.models}
-
-    tasks = scoring.plan(
-        here,
-        REGISTRY,
-        args.measures,
-        permutations=args.perturbs,
-        k=args.knn,
-        function=args.function,
-        center=bool(args.center),
-        normalize=bool(args.norm),
-        alpha=args.alpha,
-        gulp_lambda=args.gulp_lambda,
-        trials=args.rtd_trials,
-        batch=args.rtd_batch,
-        published=args.published,
-        seed=args.seed,
-        workers=args.workers or None,
-    )
-    failed = scoring.run(
-        here,
-        tasks,
-        lambda extraction, labels: extraction.reps,
-        root=args.results,
-        arguments=vars(args),
-        permutations=args.perturbs,
-        ci=args.ci,
-        overwrite=args.overwrite,
-        extract=activations if args.measures == ["shape"] else None,
-    )
+    options = {
+        "k": args.knn,
+        "center": bool(args.center),
+        "normalize": bool(args.norm),
+        "alpha": args.alpha,
+        "gulp_lambda": args.gulp_lambda,
+        "trials": args.rtd_trials,
+        "batch": args.rtd_batch,
+        "published": args.published,
+        "seed": args.seed,
+        "workers": args.workers or None,
+        "function": args.function,
+    }
+    if args.rep == ["stir"]:
+        failed = run.run_stir(args, models, image_sets)
+    else:
+        flatten = args.measures != ["shape"]
+        failed = run.run_measures(
+            args, models, image_sets, REGISTRY, options, lambda found, _: found.reps, flatten=flatten
+        )
     if failed:
         raise SystemExit(1)
 

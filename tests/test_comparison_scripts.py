@@ -14,7 +14,7 @@ import torch
 import func
 import rep
 import subgroup_sim
-from univ.compare import inputs as setting
+from univ.compare import inputs
 from univ.data import open_images
 from univ.errors import InputError
 from univ.inversion.images import save_inverted
@@ -132,7 +132,7 @@ def test_a_result_is_reused_for_the_same_settings_only(here, monkeypatch):
     jacc, cka = (next(Path("results").rglob(name)) for name in ("jac_*.csv", "cka_*.csv"))
     first, times = read(jacc), (jacc.stat().st_mtime_ns, cka.stat().st_mtime_ns)
     with monkeypatch.context() as patch:  # nothing is loaded when nothing is to be computed
-        patch.setattr(setting.models, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+        patch.setattr(inputs, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
         rep.main([*words, "-k", "10"])
     assert (jacc.stat().st_mtime_ns, cka.stat().st_mtime_ns) == times
     rep.main([*words, "-k", "20"])
@@ -146,7 +146,7 @@ def test_the_cache_spares_the_forward_passes(here, monkeypatch):
     words = [*here, "--cache-dir", "cache"]
     rep.main([*words, "-i", "1", "--no-comparisons"])
     assert not list(Path("results").rglob("*.json"))
-    monkeypatch.setattr(setting.models, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(inputs, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     func.main([*words, "-i", "1", "-f", "dis"])
     assert read("results/disagreement/inverted/digits/dis_eps1_0.csv").shape == (3, 3)
 

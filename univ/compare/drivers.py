@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from univ.compare.scoring import AnyMeasure, Comparison, Scorer, reported, to_device
+from univ.compare.scoring import AnyMeasure, Cells, Comparison, Scorer, reported, to_device
 from univ.measures.base import Measure
 from univ.measures.cka import cka_measure
 from univ.measures.functional import SetStatistic
@@ -56,29 +56,8 @@ def pairwise(
         against itself by definition. A measure that raises ValueError (k too large, NaN input …) or runs out of
         memory is reported in its `failure`, and the others go on.
     """
-    names, scorer = list(inputs), Scorer(permutations, ci, seed, device, quiet)
-    results: dict[str, Comparison] = {}
-    for prepare, group in _groups(measures):
-        first = group[0]
-        if isinstance(first, Measure):
-            pairs = list(itertools.combinations(names, 2))
-            if not all(measure.symmetric for measure in group):
-                pairs += [(b, a) for a, b in pairs]
-            if permutations or any(measure.self_score is None for measure in group):
-                pairs += [(name, name) for name in names]
-            rows, columns, cells = names, names, {pair: pair for pair in pairs}
-        elif isinstance(first, Statistic):
-            rows, columns, cells = [0], names, {(name,): (0, name) for name in names}
-        else:
-            rows, columns, cells = [0], [first.name], {tuple(names): (0, first.name)}
-        comparisons = [scorer.start(measure, rows, columns) for measure in group]
-        scorer.fill(comparisons, prepare, inputs, cells)
-        for comparison in comparisons:
-            if isinstance(first, Measure) and comparison.measure.symmetric:
-                comparison.mirror(names)
-            comparison.set_diagonal(names)
-        _hand_out(comparisons, results, on_result)
-    return results
+    scorer = Scorer(permutations, ci, seed, device, quiet)
+    return _drive(list(inputs), [""], lambda _: inputs, measures, scorer, on_result)
 
 
 def rowwise(
@@ -99,37 +78,21 @@ def rowwise(
         names: the models, each a source in turn.
         inputs_of: source model -> (model name -> its representation or `Outputs` on the source's images, same order).
             Called once per source, so that only one source's inputs need to be in memory.
-        measures, permutations, ci, seed, device, on_result, quiet: as for `pairwise`; on_result at the end.
+        measures, permutations, ci, seed, device, on_result, quiet: as for `pairwise`.
 
     Returns:
         Measure name -> `Comparison`, oriented as published: cell (row j, column i) compares models i and j on the
         images of i. The diagonal of a measure is its self-score; that of a statistic is computed.
     """
-    names, scorer = list(names), Scorer(permutations, ci, seed, device, quiet)
-    groups = []
-    for prepare, group in _groups(measures):
-        rows = [0] if isinstance(group[0], SetStatistic) else names
-        groups.append((prepare, [scorer.start(measure, rows, names) for measure in group]))
-    for number, source in enumerate(names, 1):
+
+    def checked(source: str) -> Mapping[str, Any]:
         inputs = inputs_of(source)
         if missing := [name for name in names if name not in inputs]:
             raise ValueError(f"the images of {source} lack the models {', '.join(missing)}")
-        for prepare, comparisons in groups:
-            measure = comparisons[0].measure
-            if isinstance(measure, Measure):
-                diagonal = permutations or any(comparison.measure.self_score is None for comparison in comparisons)
-                cells = {(source, other): (other, source) for other in names if diagonal or other != source}
-            elif isinstance(measure, Statistic):
-                cells = {(name,): (name, source) for name in names}
-            else:
-                cells = {tuple(names): (0, source)}
-            scorer.fill(comparisons, prepare, inputs, cells, f" on the images of {source}", f" ({number}/{len(names)})")
-            for comparison in comparisons:
-                comparison.set_diagonal([source])
-    results: dict[str, Comparison] = {}
-    for _, comparisons in groups:
-        _hand_out(comparisons, results, on_result)
-    return results
+        return inputs
+
+    scorer = Scorer(permutations, ci, seed, device, quiet)
+    return _drive(list(names), list(names), checked, measures, scorer, on_result)
 
 
 def stir(
@@ -195,10 +158,49 @@ def _as_it_is(rep: Any) -> Any:
     return rep
 
 
-def _hand_out(
-    comparisons: list[Comparison], results: dict[str, Comparison], on_result: Callable[[Comparison], None] | None
-) -> None:
-    for comparison in comparisons:
-        results[comparison.name] = comparison
-        if on_result is not None:
-            on_result(comparison)
+def _drive(
+    names: list[str],
+    sources: list[str],
+    inputs_of: Callable[[str], Mapping[str, Any]],
+    measures: Iterable[AnyMeasure],
+    scorer: Scorer,
+    on_result: Callable[[Comparison], None] | None,
+) -> dict[str, Comparison]:
+    """Score `names` on the images of every source; one that is empty stands for images that all models see."""
+    groups = []
+    for prepare, group in _groups(measures):
+        groups.append((prepare, [scorer.start(measure, *_axes(measure, names, sources)) for measure in group]))
+    for number, source in enumerate(sources, 1):
+        inputs = inputs_of(source)
+        where, progress = (f" on the images of {source}", f" ({number}/{len(sources)})") if source else ("", "")
+        for prepare, comparisons in groups:
+            cells = _cells([comparison.measure for comparison in comparisons], names, source, scorer.permutations > 0)
+            scorer.fill(comparisons, prepare, inputs, cells, where, progress)
+            for comparison in comparisons if number == len(sources) else ():
+                comparison.complete(mirror=not source)
+                if on_result is not None:
+                    on_result(comparison)
+    return {comparison.name: comparison for _, comparisons in groups for comparison in comparisons}
+
+
+def _axes(measure: AnyMeasure, names: list[str], sources: list[str]) -> tuple[list, list]:
+    """Rows and columns of a measure's table, see `Comparison.scores`."""
+    shared, of_set = sources == [""], isinstance(measure, SetStatistic)
+    rows = [0] if of_set or (shared and isinstance(measure, Statistic)) else names
+    return rows, [measure.name] if of_set and shared else names
+
+
+def _cells(group: list[AnyMeasure], names: list[str], source: str, permuted: bool) -> Cells:
+    """What is scored on the images of a source: model, pair or set of models -> its cell."""
+    first = group[0]
+    if isinstance(first, SetStatistic):
+        return {tuple(names): (0, source or first.name)}
+    if isinstance(first, Statistic):
+        return {(name,): (name, source) if source else (0, name) for name in names}
+    with_itself = permuted or any(measure.self_score is None for measure in group)
+    if source:
+        return {(source, other): (other, source) for other in names if with_itself or other != source}
+    pairs = list(itertools.combinations(names, 2))
+    if not all(measure.symmetric for measure in group):
+        pairs += [(b, a) for a, b in pairs]
+    return {pair: pair for pair in [*pairs, *((name, name) for name in names if with_itself)]}

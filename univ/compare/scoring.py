@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -99,19 +99,18 @@ class Comparison:
             table.at[row, column] = math.nan if undefined else compute(self._sign * score, self._sign * null)
         return table
 
-    def mirror(self, names: Sequence[str]) -> None:
-        """Copy the upper triangle of a symmetric measure to the lower one."""
-        for table in (self.scores, self.spread, self.permuted, self.low, self.high):
-            if table is not None:
-                for a, b in itertools.combinations(names, 2):
-                    table.at[b, a] = table.at[a, b]
-
-    def set_diagonal(self, names: Iterable[str]) -> None:
-        """What a model scores against itself by definition, where that is one number."""
-        if isinstance(self.measure, Measure) and self.measure.self_score is not None:
-            for table, name in itertools.product((self.scores, self.low, self.high), names):
-                if table is not None:
-                    table.at[name, name] = self.measure.self_score
+    def complete(self, *, mirror: bool) -> None:
+        """Write what needs no computing: a model's score with itself and, with `mirror`, a symmetric measure's half."""
+        if not isinstance(self.measure, Measure):
+            return
+        names = list(self.scores)
+        tables = [self.scores, self.low, self.high, self.spread, self.permuted]
+        for table, (a, b) in itertools.product(tables, itertools.combinations(names, 2)):
+            if table is not None and mirror and self.measure.symmetric:
+                table.at[b, a] = table.at[a, b]
+        for table, name in itertools.product(tables[:3], names):
+            if table is not None and self.measure.self_score is not None:
+                table.at[name, name] = self.measure.self_score
 
     def fail(self, subject: str, error: Exception) -> None:
         reason = str(error)
@@ -216,7 +215,7 @@ class Scorer:
         keep: Tensor | None = None,
     ) -> int:
         """Score all cells, of the images that `keep` (N,) marks if there is one; returns the number of images."""
-        prepared, devices = {}, {}
+        prepared, device = {}, None
         for name in dict.fromkeys(itertools.chain.from_iterable(cells)):
             with reported(comparisons, name + where):
                 value = inputs[name]
@@ -224,7 +223,7 @@ class Scorer:
                     value = _convert(value, lambda tensor: tensor[keep.to(tensor.device)])
                 value = to_device(value, self.device)
                 prepared[name] = prepare(value)
-                devices[name] = value.logits.device if isinstance(value, Outputs) else value.device
+                device = value.logits.device if isinstance(value, Outputs) else value.device
             if _all_failed(comparisons):
                 return 0
         of_set = isinstance(comparisons[0].measure, SetStatistic)
@@ -233,7 +232,7 @@ class Scorer:
             if _all_failed(comparisons):
                 break
             subject = "the set of models" if of_set else " and ".join(names) + where
-            models, device = [prepared[name] for name in names], devices[names[-1]]
+            models = [prepared[name] for name in names]
             itself = len(names) == 2 and names[0] == names[1]
             if not itself or any(each.measure.self_score is None for each in comparisons):
                 self._score(comparisons, models, cell, subject, device)

@@ -79,10 +79,10 @@ def test_full_results(studies):
     expected = {"data_effect": 6, "rep_vs_pred_sim": 1, "probe_agreement": 1, "jaccard_apx": 2, "inv_img_example": 1}
     assert figures == expected
     assert "imagenet: no results" in said["data_effect"] and "digits, " not in said["data_effect"]
-    study = studies["full"].root
-    sources = plots.Sources(study / "results", study / "data")
-    stems = {stem for draw in plots.FIGURES.values() for stem, figure in draw(sources) if figure is not None}
-    drawn = {path.name for path in (study / "figs").iterdir()}
+    root = studies["full"].root
+    study = plots.Study(root / "results", root / "data")
+    stems = {stem for draw in plots.FIGURES.values() for stem, figure in draw(study) if figure is not None}
+    drawn = {path.name for path in (root / "figs").iterdir()}
     assert drawn == {stem + suffix for stem in stems for suffix in (".pdf", ".png")}  # as without Jupyter
 
 

@@ -23,7 +23,7 @@ from univ.measures.cards import SHOWN
 from univ.results import ResultFile, made
 from univ.show import provenance, report
 from univ.show import quantities as figure_data
-from univ.show.plots import Sources
+from univ.show.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (
@@ -66,7 +66,7 @@ def sources(tmp_path_factory):
     rows = "vgg11,digits,97.5,0.1,eps1,0,0,t\nvgg11,digits,91.25,0.3,eps1,0.5,1.0,t\nvgg11,digits,98.5,0.1,eps1,0,0,u\n"
     (found / "digits/accuracy/vgg11_eps1.csv").write_text(CSV_OF_ACCURACIES + rows)
     (root / "README.md").write_text(README)
-    return Sources(found, root / "data")
+    return Study(found, root / "data")
 
 
 @pytest.fixture(scope="module")
@@ -241,10 +241,10 @@ def test_what_is_missing_is_said(parsed):
 
 
 def test_a_tag_can_be_chosen(sources):
-    scores = Sources(sources.results, sources.data, exp="other").table()
+    scores = Study(sources.results, sources.data, exp="other").scores
     assert report.means(scores)["mean"].tolist() == [0.5]
     accuracies = pd.DataFrame({"exp": ["10", "", "other"]})
-    chosen = report._of_tag(accuracies, Sources(sources.results, exp="10.0"))
+    chosen = report._of_tag(accuracies, Study(sources.results, exp="10.0"))
     assert chosen["exp"].tolist() == ["10", ""]  # an evaluation of the test part has no tag
 
 
@@ -256,7 +256,7 @@ def test_the_readme_s_differences_are_repeated(parsed, sources):
 def test_a_measure_the_figures_do_not_know_is_shown_as_it_is(tmp_path):
     file = ResultFile("mine", "digits", "digits", "eps1")
     results.write(tmp_path, file, matrix([[7, 3], [3, 7]], "ab"), {})
-    shown = parse(report.build(Sources(tmp_path))).tables["means-standard"]
+    shown = parse(report.build(Study(tmp_path))).tables["means-standard"]
     assert shown["digits", "mine (raw score)"]["eps 1"].value == 3
 
 
@@ -284,7 +284,7 @@ def test_accuracies_are_found_where_the_readme_puts_them(tmp_path):
     write_accuracies(tmp_path)
     found = figure_data.all_accuracies(tmp_path, [tmp_path / "accuracy.csv"])  # named too: read once
     assert found[["model", "accuracy", "eps"]].values.tolist() == [["resnet18", 0.815, 3.0]]
-    parsed = parse(report.build(Sources(tmp_path, tmp_path / "data")))
+    parsed = parse(report.build(Study(tmp_path, tmp_path / "data")))
     assert parsed.tables["accuracy-table"]["CIFAR-10: test part, clean", "resnet18"]["eps 3"].value == 81.5
 
 
@@ -293,13 +293,13 @@ def test_accuracies_are_found_where_the_readme_puts_them(tmp_path):
 )
 def test_incomplete_results_give_a_page(tmp_path, write):
     write(tmp_path)
-    page = report.build(Sources(tmp_path, tmp_path / "data"))
+    page = report.build(Study(tmp_path, tmp_path / "data"))
     parsed = parse(page)
     assert_sound(parsed)
     assert "What is missing" in parsed.text
     if write is write_one:
         assert parsed.tables["means-standard"]["CIFAR-10", "CKA"]["eps 3"].value == 0.25
-        assert page == report.build(Sources(tmp_path, tmp_path / "data"))  # no date, no random names
+        assert page == report.build(Study(tmp_path, tmp_path / "data"))  # no date, no random names
     if write is write_published:
         assert "1 result of which it is not known how they were made" in parsed.text
     if write is write_accuracies:
@@ -308,13 +308,13 @@ def test_incomplete_results_give_a_page(tmp_path, write):
 
 def test_no_results(tmp_path):
     with pytest.raises(InputError, match=r"there is no results folder .*nowhere: name one with --results"):
-        report.build(Sources(tmp_path / "nowhere"))
+        report.build(Study(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="no results in"):
-        report.build(Sources(tmp_path))
+        report.build(Study(tmp_path))
     (tmp_path / "accuracy").mkdir()
     (tmp_path / "accuracy/other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"other\.csv lacks the columns model, dataset, acc, trained_eps, attack_eps"):
-        report.build(Sources(tmp_path))
+        report.build(Study(tmp_path))
 
 
 def test_the_script_writes_the_page_or_says_in_a_line_why_not(tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -32,6 +31,7 @@ from univ.errors import plain
 from univ.measures.cards import SHOWN
 from univ.show import quantities as figure_data
 from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, Inversions, dataset_label
+from univ.show.study import Study
 
 INPUT_COLORS = {"standard": ("#e0f9fa", "darkturquoise", "#00393d"), "inverted": ("#faf0fa", "plum", "#4b1d52")}
 INPUT_LABELS = {"standard": "regular images", "inverted": "inverted images"}
@@ -397,86 +397,58 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
 # ---------------------------------------------------------------------------------------------------- all of them
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where the figures' numbers and pictures come from.
-
-    Attributes:
-        results, data: the folders of the results and of the data.
-        exp: tag of the results to draw; None pools all.
-        knn: number of neighbours where a figure shows one.
-        evaluations: CSVs of the training scripts' --results-file, for settings whose results record no accuracy.
-    """
-
-    results: Path = Path("results")
-    data: Path = Path("data")
-    exp: str | None = None
-    knn: int = 10
-    evaluations: tuple[Path, ...] = ()
-
-    def table(self) -> pd.DataFrame:
-        """The long table, with the number of neighbours."""
-        table = results.load_long_table(self.results, settings=["knn"])
-        return table if self.exp is None else table[table["exp"] == results.canonical_exp(self.exp)]
-
-
 Drawn = Iterator[tuple[str, Figure | None]]
 
 
-def data_effect(sources: Sources) -> Drawn:
+def data_effect(study: Study) -> Drawn:
     """Similarity, agreement and JSDSim by data set and radius."""
-    table = sources.table()
-    lines = figure_data.missing(table, [*REPRESENTATIONAL, *FUNCTIONAL])
-    for line in lines + figure_data.pooled(figure_data.one_k(table, sources.knn)):
+    lines = figure_data.missing(study.scores, [*REPRESENTATIONAL, *FUNCTIONAL])
+    for line in lines + figure_data.pooled(figure_data.one_k(study.scores, study.knn)):
         logger.info("data_effect: {}", line)
-    bounds = figure_data.mean_bounds(figure_data.all_accuracies(sources.results, sources.evaluations))
     for kind in INPUT_COLORS:
-        yield f"similarity_{kind}", similarity_by_eps(table, kind, knn=sources.knn)
-        yield f"agreement_{kind}", agreement_by_eps(table, kind, bounds)
-        yield f"jsd_{kind}", jsd_by_eps(table, kind)
+        yield f"similarity_{kind}", similarity_by_eps(study.scores, kind, knn=study.knn)
+        yield f"agreement_{kind}", agreement_by_eps(study.scores, kind, study.bounds)
+        yield f"jsd_{kind}", jsd_by_eps(study.scores, kind)
 
 
-def rep_vs_pred_sim(sources: Sources) -> Drawn:
+def rep_vs_pred_sim(study: Study) -> Drawn:
     """Figure 5 for every data set and input that has subgroups."""
-    subgroups = results.load_subgroups(sources.results)
-    if subgroups.empty:
-        logger.info("rep_vs_pred_sim: no {} below {}", results.SUBGROUPS_NAME, sources.results)
-    for dataset, kind in sorted(set(zip(subgroups["dataset"], subgroups["input"]))):
+    if study.subgroups.empty:
+        logger.info("rep_vs_pred_sim: no {} below {}", results.SUBGROUPS_NAME, study.results)
+    for dataset, kind in sorted(set(zip(study.subgroups["dataset"], study.subgroups["input"]))):
         name = "_".join(["rep_vs_pred", *([dataset.replace("/", "-")] if dataset else []), kind])
-        yield name, similarity_by_prediction(subgroups, dataset, kind, k=sources.knn)
+        yield name, similarity_by_prediction(study.subgroups, dataset, kind, k=study.knn)
 
 
-def probes(sources: Sources) -> Drawn:
+def probes(study: Study) -> Drawn:
     """Agreement of classifiers and of probes."""
-    table, agreement = sources.table(), results.load_probe_agreement(sources.results)
-    if agreement.empty:
-        logger.info("probe_agreement: no {} below {}", results.PROBES_NAME, sources.results)
-    yield "probe_agreement", probe_agreement(table, agreement)
+    if study.probes.empty:
+        logger.info("probe_agreement: no {} below {}", results.PROBES_NAME, study.results)
+    yield "probe_agreement", probe_agreement(study.scores, study.probes)
 
 
-def jaccard_apx(sources: Sources) -> Drawn:
+def jaccard_apx(study: Study) -> Drawn:
     """Jaccard for several numbers of neighbours."""
-    table = sources.table()
-    for line in figure_data.missing(table, ["jacc"]):
+    for line in figure_data.missing(study.scores, ["jacc"]):
         logger.info("jaccard_apx: {}", line)
     for kind in INPUT_COLORS:
-        yield f"jaccard_by_k_{kind}", jaccard_by_k(table, kind)
+        yield f"jaccard_by_k_{kind}", jaccard_by_k(study.scores, kind)
 
 
-def inv_img_example(sources: Sources) -> Drawn:
+def inv_img_example(study: Study) -> Drawn:
     """Seed, target and inverted images per model, for every data set that has inverted images."""
     for dataset in DATASETS:
-        folder = sources.data / dataset / "inverted"
+        folder = study.data / dataset / "inverted"
         if not folder.is_dir():
             logger.info("inv_img_example: no {}", folder)
             continue
-        inversions = figure_data.load_inversions(dataset, sources.data)
+        inversions = figure_data.load_inversions(dataset, study.data)
         for line in inversions.missing:
             logger.info("inv_img_example: {}: {}", dataset, line)
         yield f"inverted_{dataset}", inversion_grid(inversions)
 
 
-FIGURES: dict[str, Callable[[Sources], Drawn]] = {
+FIGURES: dict[str, Callable[[Study], Drawn]] = {
     "data_effect": data_effect,
     "rep_vs_pred_sim": rep_vs_pred_sim,
     "probe_agreement": probes,
@@ -530,10 +502,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    sources = Sources(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
+    study = Study(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
     count = 0
     for name in args.only:
-        for stem, figure in FIGURES[name](sources):
+        for stem, figure in FIGURES[name](study):
             count += bool(save(figure, args.figs / files.file_name(stem, "figure")))
     logger.info("{} figures in {}", count, args.figs)
 

@@ -39,9 +39,10 @@ from univ.show.markup import (
     table,
     text,
 )
-from univ.show.plots import INPUT_LABELS, Sources
+from univ.show.plots import INPUT_LABELS
 from univ.show.provenance import Made, Run, result_csvs, runs_of, score_csvs
 from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, dataset_label
+from univ.show.study import Study
 
 TITLE = "How alike are the models?"
 DIFFERENCES = "Differences from the original"
@@ -52,7 +53,7 @@ NBSP = "\N{NO-BREAK SPACE}"
 KINDS = {"adv": "adversarial images", "sample": "inverted images pooled over models", "base": "permuted images"}
 
 
-def build(sources: Sources, readme: Path | None = None) -> str:
+def build(sources: Study, readme: Path | None = None) -> str:
     """The page.
 
     Args:
@@ -66,11 +67,11 @@ def build(sources: Sources, readme: Path | None = None) -> str:
     if not root.is_dir():
         raise InputError(f"there is no results folder {root}: name one with --results")
     made = [Made.read(path, root) for path in result_csvs(root)]
-    evaluations = read_evaluations(results.find_evaluations(sources.results, sources.evaluations))
+    evaluations = read_evaluations(results.find_evaluations(sources.results, sources.evaluated))
     if not made and evaluations.empty:
         scripts = "rep.py, func.py, subgroup_sim.py or compare_probes.py"
         raise InputError(f"no results in {root}: it holds no CSV of {scripts}")
-    scores = sources.table()
+    scores = sources.scores
     accuracies = _of_tag(results.load_accuracies(root), sources)
     subgroups = results.load_subgroups(root)
     probes = results.load_probe_agreement(root)
@@ -198,7 +199,7 @@ def read_evaluations(paths: Iterable[Path]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).drop_duplicates(columns[:-1], keep="last")
 
 
-def _of_tag(rows: pd.DataFrame, sources: Sources) -> pd.DataFrame:
+def _of_tag(rows: pd.DataFrame, sources: Study) -> pd.DataFrame:
     """The rows of the tag asked for, and those that have no tag."""
     return rows if sources.exp is None else rows[rows["exp"].isin(["", results.canonical_exp(sources.exp)])]
 
@@ -271,7 +272,7 @@ def _table_of_means(name: str, title: str, found: pd.DataFrame) -> str:
     return table(name, title, ["measure", *_eps(radii), "pairs"], groups, note=note)
 
 
-def _similarity(sources: Sources, scores: pd.DataFrame, figures: "Figures") -> str:
+def _similarity(sources: Study, scores: pd.DataFrame, figures: "Figures") -> str:
     """Means of all measures: the study's kind of comparison first, then adversarial, pooled and permuted images."""
     body = ""
     drawn = figures.get("data_effect", {})
@@ -317,14 +318,14 @@ def _pairs(scores: pd.DataFrame, kind: str) -> str:
 # ---------------------------------------------------------------------------------------------------- agreement
 
 
-def _agreement(sources: Sources, scores: pd.DataFrame, accuracies: pd.DataFrame, figures: "Figures") -> str:
+def _agreement(sources: Study, scores: pd.DataFrame, accuracies: pd.DataFrame, figures: "Figures") -> str:
     """Agreement of predictions beside what the accuracies alone would give."""
     rows = scores[scores["measure"] == "dis"]
     drawn = "".join(figures.pop("data_effect", {}).values())
     if rows.empty:
         return drawn
     found = means(rows).set_index(["dataset", "input", "eps"])
-    everything = _of_tag(figure_data.all_accuracies(sources.results, sources.evaluations), sources)
+    everything = _of_tag(figure_data.all_accuracies(sources.results, sources.evaluated), sources)
     bounds = figure_data.mean_bounds(everything).set_index(["dataset", "input", "eps"])
     groups: dict[str, list[Row]] = {}
     for dataset, kind in itertools.product(figure_data.order_datasets(rows["dataset"]), INPUT_LABELS):
@@ -475,7 +476,7 @@ def _probes(root: Path, scores: pd.DataFrame, probes: pd.DataFrame, figures: "Fi
 SINGLES = {"mag": "magnitude", "con": "concentricity", "amb": "ambiguity", "disc": "discrepancy"}
 
 
-def _singles(sources: Sources) -> str:
+def _singles(sources: Study) -> str:
     """Scores of one model's representation, and of the whole set of models."""
     rows = _of_tag(results.load_model_table(sources.results), sources)
     if rows.empty:
@@ -525,7 +526,7 @@ def _matching(name: str, texts: Mapping[str, str], default: str) -> str:
     return next((found for start, found in texts.items() if name.startswith(start)), default)
 
 
-def _draw(sources: Sources) -> Figures:
+def _draw(sources: Study) -> Figures:
     """Every figure that the results allow."""
     drawn: Figures = {}
     for notebook, figures in plots.FIGURES.items():
@@ -615,7 +616,7 @@ def _argument(value: Any) -> str:
 
 
 def _missing(
-    sources: Sources, scores: pd.DataFrame, accuracies: pd.DataFrame, subgroups: pd.DataFrame, probes: pd.DataFrame
+    sources: Study, scores: pd.DataFrame, accuracies: pd.DataFrame, subgroups: pd.DataFrame, probes: pd.DataFrame
 ) -> str:
     """What the study has and this folder has not, then what is in the folder but not in the tables."""
     lines = _lacking_settings(scores) + _lacking_models(scores) + _lacking_scores(scores)
@@ -687,7 +688,7 @@ def _lacking_models(scores: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _left_out(sources: Sources) -> list[Path]:
+def _left_out(sources: Study) -> list[Path]:
     """CSVs of scores that no table shows: another tag or preprocessing (uncentred, Euclidean neighbours, ...)."""
     root = sources.results
     shown = set()

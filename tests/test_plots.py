@@ -3,28 +3,15 @@
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from synthetic_results import DIGITS_MODELS, write_inversions, write_probe_agreement, write_scores, write_subgroups
+from synthetic_results import DIGITS_MODELS, write_scores, write_study
 
-from univ import results
-from univ.show import plots
-from univ.show import quantities as figure_data
+from univ.show import plots, quantities
 from univ.show.study import Study
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    root = tmp_path_factory.mktemp("study")
-    write_scores(root / "results")
-    write_subgroups(root / "results")
-    write_probe_agreement(root / "results")
-    write_inversions(root / "data" / "digits" / "inverted", n=6)
-    return Study(root / "results", root / "data")
-
-
-def medians(axes) -> list[float]:
-    """Heights of the median lines of the boxes, left to right; matplotlib draws six lines a box."""
-    flat = [line for line in axes.lines if len(line.get_ydata()) == 2 and line.get_linewidth() == 1.2]
-    return [float(line.get_ydata()[0]) for line in sorted(flat, key=lambda line: line.get_xdata()[0])]
+    return write_study(tmp_path_factory.mktemp("study"))
 
 
 @pytest.mark.parametrize("kind", ["standard", "inverted"])
@@ -34,18 +21,19 @@ def test_boxes_show_the_scores(study, kind):
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["CKA", "ProcrustesSim", "negative RTD", "Jaccard (k = 100)"]
     proc = table[(table["measure"] == "proc") & (table["input"] == kind)]
-    expected = ((2 - proc.groupby("eps")["score"].median()) / 2).tolist()
-    assert medians(figure.axes[1]) == pytest.approx(expected)
+    scores = [np.sort((2 - rows.to_numpy()) / 2) for _, rows in proc.groupby("eps")["score"]]
+    boxes = [patch.get_path().get_extents() for patch in figure.axes[1].patches]  # from quartile to quartile
+    ends = [(box.y0, box.y1) for box in sorted(boxes, key=lambda box: box.x0)]
+    np.testing.assert_allclose(ends, [np.quantile(values, [0.25, 0.75]) for values in scores])
+    points = [line.get_ydata() for line in figure.axes[1].lines if line.get_marker() == "."]
+    np.testing.assert_allclose(points, scores)
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["digits"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["eps 0", "eps 1", "eps 2"]
 
 
 def test_legends_lie_outside_the_data(study, tmp_path):
-    bounds = figure_data.mean_bounds(figure_data.all_accuracies(study.results))
-    for figure in (
-        plots.similarity_by_eps(study.scores, "standard"),
-        plots.agreement_by_eps(study.scores, "standard", bounds),
-    ):
+    agreement = plots.agreement_by_eps(study.scores, "standard", study.bounds)
+    for figure in (plots.similarity_by_eps(study.scores, "standard"), agreement):
         plots.save(figure, tmp_path / "figure")
         legend = figure.legends[0].get_window_extent()
         assert all(not legend.overlaps(axes.get_window_extent()) for axes in figure.axes)
@@ -61,9 +49,8 @@ def test_shades_darken_with_eps():
 
 
 def test_agreement_has_a_bound_mark_at_every_box(study):
-    bounds = figure_data.mean_bounds(figure_data.all_accuracies(study.results))
-    figure = plots.agreement_by_eps(study.scores, "standard", bounds)
-    upper = bounds[bounds["input"] == "standard"]["upper"].tolist()
+    figure = plots.agreement_by_eps(study.scores, "standard", study.bounds)
+    upper = study.bounds[study.bounds["input"] == "standard"]["upper"].tolist()
     lines = [line for line in figure.axes[0].lines if line.get_marker() == "_" and line.get_linestyle() == "-"]
     assert [list(line.get_ydata()) for line in lines] == [pytest.approx(upper)]
     without = plots.agreement_by_eps(study.scores, "standard")
@@ -71,11 +58,11 @@ def test_agreement_has_a_bound_mark_at_every_box(study):
 
 
 def test_figure_five(study):
-    figure = plots.similarity_by_prediction(results.load_subgroups(study.results), "digits")
+    figure = plots.similarity_by_prediction(study.subgroups, "digits")
     assert [axes.get_title() for axes in figure.axes] == ["CKA", "ProcrustesSim", "negative RTD", "Jaccard (k = 10)"]
     assert [text.get_text() for text in figure.axes[3].texts] == ["p = 0.125", "p = 0.125"]
     assert "4 models cannot give a p-value below 0.125" in figure.legends[0].get_title().get_text()
-    assert plots.similarity_by_prediction(results.load_subgroups(study.results), "imagenet") is None
+    assert plots.similarity_by_prediction(study.subgroups, "imagenet") is None
 
 
 def test_jaccard_by_k_leaves_out_what_is_missing(study):
@@ -96,7 +83,7 @@ def test_heat_map_rows_are_the_sources(study):
 
 
 def test_inversion_grid(study):
-    inversions = figure_data.load_inversions("digits", study.data, rows=3)
+    inversions = quantities.load_inversions("digits", study.data, rows=3)
     panel = plots.inversion_grid(inversions).axes[0]
     titles = [text.get_text() for text in panel.get_xticklabels()]
     assert titles[:4] == ["seed", "target", "densenet17\neps 0", "densenet17\neps 2"]
@@ -114,20 +101,16 @@ def test_every_figure_has_its_name(study):
     assert drawn == stems | {"rep_vs_pred_digits_standard", "probe_agreement", "inverted_digits"}
 
 
-def test_figures_without_jupyter(study, tmp_path):
-    words = ["--results", str(study.results), "--data", str(study.data), "--figs", str(tmp_path)]
-    plots.main([*words, "--only", "probe_agreement", "inv_img_example", "--quiet"])
-    drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == ["inverted_digits.pdf", "inverted_digits.png", "probe_agreement.pdf", "probe_agreement.png"]
-    assert (tmp_path / "probe_agreement.pdf").read_bytes().startswith(b"%PDF")
-
-
-def test_the_same_results_give_the_same_files(study, tmp_path):
+def test_figures_without_jupyter_are_the_same_each_time(study, tmp_path):
+    words = ["--results", str(study.results), "--data", str(study.data), "--quiet"]
     for folder in ("a", "b"):
-        arguments = ["--results", str(study.results), "--figs", str(tmp_path / folder), "--only", "probe_agreement"]
-        plots.main([*arguments, "--quiet"])
-    for path in (tmp_path / "a").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+        plots.main([*words, "--figs", str(tmp_path / folder), "--only", "probe_agreement", "inv_img_example"])
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert set(drawn) == {
+        f"{stem}.{suffix}" for stem in ("inverted_digits", "probe_agreement") for suffix in ("pdf", "png")
+    }
+    assert drawn["probe_agreement.pdf"].startswith(b"%PDF")
+    assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
 
 
 def test_an_empty_folder_gives_no_figures_and_no_error(tmp_path):
@@ -141,4 +124,4 @@ def test_results_of_one_setting_only(tmp_path):
     table = Study(tmp_path).scores
     assert plots.similarity_by_eps(table, "standard") is not None
     assert plots.similarity_by_eps(table, "inverted") is None
-    assert plots.probe_agreement(table, results.load_probe_agreement(tmp_path)) is None
+    assert plots.probe_agreement(table, Study(tmp_path).probes) is None

@@ -21,8 +21,7 @@ from univ import results
 from univ.errors import InputError
 from univ.measures.cards import SHOWN
 from univ.results import ResultFile, made
-from univ.show import provenance, report
-from univ.show import quantities as figure_data
+from univ.show import differences, provenance, report
 from univ.show.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +122,7 @@ def test_adversarial_images_have_a_table_of_their_own(parsed):
 
 def test_agreement_lies_beside_its_bounds(sources, parsed):
     scores = results.load_long_table(sources.results, ["dis"])
-    bounds = figure_data.mean_bounds(figure_data.all_accuracies(sources.results))
+    bounds = sources.bounds
     shown = parsed.tables["agreement-table"]
     assert len(shown) == len(scores.groupby(["dataset", "input", "eps"])) == 7
     for row in bounds.itertuples():
@@ -167,7 +166,7 @@ def test_subgroups_are_compared_over_the_pairs_that_have_both(sources, parsed):
         assert cells["differ"].value == pytest.approx(similar(both["disagree"]).mean())
         assert cells["difference"].value == pytest.approx(cells["agree"].value - cells["differ"].value)
         assert cells["pairs"].text == ("5" if metric == "cka" else "6")  # one score is missing
-        test = figure_data.subgroup_difference(figure_data.subgroup_rows(here, metric, k))
+        test = differences.subgroup_difference(differences.subgroup_rows(here, metric, k))
         assert cells["p"].value == test.p
     assert "4 models cannot give a p below 0.125" in parsed.text
 
@@ -244,7 +243,7 @@ def test_a_tag_can_be_chosen(sources):
     scores = Study(sources.results, sources.data, exp="other").scores
     assert report.means(scores)["mean"].tolist() == [0.5]
     accuracies = pd.DataFrame({"exp": ["10", "", "other"]})
-    chosen = report._of_tag(accuracies, Study(sources.results, exp="10.0"))
+    chosen = Study(sources.results, exp="10.0").of_tag(accuracies)
     assert chosen["exp"].tolist() == ["10", ""]  # an evaluation of the test part has no tag
 
 
@@ -282,7 +281,8 @@ def test_accuracies_are_found_where_the_readme_puts_them(tmp_path):
     write_published(tmp_path)
     write_accuracies(tmp_path, "accuracy.csv")
     write_accuracies(tmp_path)
-    found = figure_data.all_accuracies(tmp_path, [tmp_path / "accuracy.csv"])  # named too: read once
+    named = (tmp_path / "accuracy.csv",)  # which is found too: read once
+    found = Study(tmp_path, evaluated=named).evaluations
     assert found[["model", "accuracy", "eps"]].values.tolist() == [["resnet18", 0.815, 3.0]]
     parsed = parse(report.build(Study(tmp_path, tmp_path / "data")))
     assert parsed.tables["accuracy-table"]["CIFAR-10: test part, clean", "resnet18"]["eps 3"].value == 81.5

@@ -42,9 +42,14 @@ class Study:
         return self.of_tag(results.load_accuracies(self.results))
 
     @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """On the test part, clean and attacked, as `results.load_evaluations` gives them."""
+        return results.load_evaluations(results.find_evaluations(self.results, self.evaluated))
+
+    @cached_property
     def bounds(self) -> pd.DataFrame:
         """Of agreement, by data set, input and radius: `quantities.mean_bounds`."""
-        return quantities.mean_bounds(self.of_tag(quantities.all_accuracies(self.results, self.evaluated)))
+        return quantities.mean_bounds(results.complete_accuracies(self.accuracies, self.evaluations))
 
     @cached_property
     def subgroups(self) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from univ.data import open_images
 from univ.eps import eps_value
 from univ.inversion.images import save_inverted
 from univ.results import ResultFile, made
+from univ.show.study import Study
 
 DIGITS_MODELS = ("vgg11", "resnet10", "densenet17", "resnext14_4x32d")
 EPS = ("eps0", "eps1", "eps2")
@@ -103,3 +104,12 @@ def write_inversions(
         save_inverted(folder / f"{model}_{name}.pt", torch.stack(mixed).clamp(0, 1))
         table = pd.DataFrame({"target_index": targets, "seed_index": seeds})
         table.to_csv(folder / f"{model}_{name}.csv", index=False)
+
+
+def write_study(root: Path, inverted: int = 6) -> Study:
+    """All of these, in results/ and data/ below a folder."""
+    study = Study(root / "results", root / "data")
+    for write in (write_scores, write_subgroups, write_probe_agreement):
+        write(study.results)
+    write_inversions(study.data / "digits" / "inverted", n=inverted)
+    return study

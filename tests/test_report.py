@@ -21,9 +21,8 @@ from univ import results
 from univ.errors import InputError
 from univ.measures.cards import SHOWN
 from univ.results import ResultFile, made
-from univ.show import provenance, report
-from univ.show import quantities as figure_data
-from univ.show.plots import Sources
+from univ.show import differences, provenance, report
+from univ.show.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (
@@ -66,7 +65,7 @@ def sources(tmp_path_factory):
     rows = "vgg11,digits,97.5,0.1,eps1,0,0,t\nvgg11,digits,91.25,0.3,eps1,0.5,1.0,t\nvgg11,digits,98.5,0.1,eps1,0,0,u\n"
     (found / "digits/accuracy/vgg11_eps1.csv").write_text(CSV_OF_ACCURACIES + rows)
     (root / "README.md").write_text(README)
-    return Sources(found, root / "data")
+    return Study(found, root / "data")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def test_adversarial_images_have_a_table_of_their_own(parsed):
 
 def test_agreement_lies_beside_its_bounds(sources, parsed):
     scores = results.load_long_table(sources.results, ["dis"])
-    bounds = figure_data.mean_bounds(figure_data.all_accuracies(sources.results))
+    bounds = sources.bounds
     shown = parsed.tables["agreement-table"]
     assert len(shown) == len(scores.groupby(["dataset", "input", "eps"])) == 7
     for row in bounds.itertuples():
@@ -167,7 +166,7 @@ def test_subgroups_are_compared_over_the_pairs_that_have_both(sources, parsed):
         assert cells["differ"].value == pytest.approx(similar(both["disagree"]).mean())
         assert cells["difference"].value == pytest.approx(cells["agree"].value - cells["differ"].value)
         assert cells["pairs"].text == ("5" if metric == "cka" else "6")  # one score is missing
-        test = figure_data.subgroup_difference(figure_data.subgroup_rows(here, metric, k))
+        test = differences.subgroup_difference(differences.subgroup_rows(here, metric, k))
         assert cells["p"].value == test.p
     assert "4 models cannot give a p below 0.125" in parsed.text
 
@@ -241,10 +240,10 @@ def test_what_is_missing_is_said(parsed):
 
 
 def test_a_tag_can_be_chosen(sources):
-    scores = Sources(sources.results, sources.data, exp="other").table()
+    scores = Study(sources.results, sources.data, exp="other").scores
     assert report.means(scores)["mean"].tolist() == [0.5]
     accuracies = pd.DataFrame({"exp": ["10", "", "other"]})
-    chosen = report._of_tag(accuracies, Sources(sources.results, exp="10.0"))
+    chosen = Study(sources.results, exp="10.0").of_tag(accuracies)
     assert chosen["exp"].tolist() == ["10", ""]  # an evaluation of the test part has no tag
 
 
@@ -256,7 +255,7 @@ def test_the_readme_s_differences_are_repeated(parsed, sources):
 def test_a_measure_the_figures_do_not_know_is_shown_as_it_is(tmp_path):
     file = ResultFile("mine", "digits", "digits", "eps1")
     results.write(tmp_path, file, matrix([[7, 3], [3, 7]], "ab"), {})
-    shown = parse(report.build(Sources(tmp_path))).tables["means-standard"]
+    shown = parse(report.build(Study(tmp_path))).tables["means-standard"]
     assert shown["digits", "mine (raw score)"]["eps 1"].value == 3
 
 
@@ -282,9 +281,10 @@ def test_accuracies_are_found_where_the_readme_puts_them(tmp_path):
     write_published(tmp_path)
     write_accuracies(tmp_path, "accuracy.csv")
     write_accuracies(tmp_path)
-    found = figure_data.all_accuracies(tmp_path, [tmp_path / "accuracy.csv"])  # named too: read once
+    named = (tmp_path / "accuracy.csv",)  # which is found too: read once
+    found = Study(tmp_path, evaluated=named).evaluations
     assert found[["model", "accuracy", "eps"]].values.tolist() == [["resnet18", 0.815, 3.0]]
-    parsed = parse(report.build(Sources(tmp_path, tmp_path / "data")))
+    parsed = parse(report.build(Study(tmp_path, tmp_path / "data")))
     assert parsed.tables["accuracy-table"]["CIFAR-10: test part, clean", "resnet18"]["eps 3"].value == 81.5
 
 
@@ -293,13 +293,13 @@ def test_accuracies_are_found_where_the_readme_puts_them(tmp_path):
 )
 def test_incomplete_results_give_a_page(tmp_path, write):
     write(tmp_path)
-    page = report.build(Sources(tmp_path, tmp_path / "data"))
+    page = report.build(Study(tmp_path, tmp_path / "data"))
     parsed = parse(page)
     assert_sound(parsed)
     assert "What is missing" in parsed.text
     if write is write_one:
         assert parsed.tables["means-standard"]["CIFAR-10", "CKA"]["eps 3"].value == 0.25
-        assert page == report.build(Sources(tmp_path, tmp_path / "data"))  # no date, no random names
+        assert page == report.build(Study(tmp_path, tmp_path / "data"))  # no date, no random names
     if write is write_published:
         assert "1 result of which it is not known how they were made" in parsed.text
     if write is write_accuracies:
@@ -308,13 +308,13 @@ def test_incomplete_results_give_a_page(tmp_path, write):
 
 def test_no_results(tmp_path):
     with pytest.raises(InputError, match=r"there is no results folder .*nowhere: name one with --results"):
-        report.build(Sources(tmp_path / "nowhere"))
+        report.build(Study(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="no results in"):
-        report.build(Sources(tmp_path))
+        report.build(Study(tmp_path))
     (tmp_path / "accuracy").mkdir()
     (tmp_path / "accuracy/other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"other\.csv lacks the columns model, dataset, acc, trained_eps, attack_eps"):
-        report.build(Sources(tmp_path))
+        report.build(Study(tmp_path))
 
 
 def test_the_script_writes_the_page_or_says_in_a_line_why_not(tmp_path, monkeypatch):

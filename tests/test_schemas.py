@@ -19,7 +19,7 @@ from univ.reps import probes
 from univ.reps.cache import Identity, Inputs, RepCache, read_cache, write_tensors
 from univ.results import made
 from univ.show import plots, report, summary
-from univ.show.plots import Sources
+from univ.show.study import Study
 from univ.training import loop as training
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def test_a_result_whose_json_is_damaged_is_not_done_and_readers_go_on(study):
     file = results.ResultFile("dis", "digits", "digits", "eps1", exp="10")
     status = results.check(study, file, {})
     assert not status and "dis_eps1_10.json" in status.reason
-    page = report.build(Sources(study))
+    page = report.build(Study(study))
     assert page.count("its JSON,") >= len(paths)
     summary.summarize(study, "digits", study / "accuracy")
 
@@ -102,7 +102,7 @@ def test_names_are_shown_as_text(tmp_path):
     write_scores(root, "plainly", models, eps=["eps0", "eps1"], inputs=["standard"], ks=[10])
     for folder in list(root.rglob("plainly")):  # our own programs refuse to write such a name
         folder.rename(folder.with_name(dataset))
-    page = report.build(Sources(root))
+    page = report.build(Study(root))
     page.encode()
     assert "\x1b" not in page and "<b>x" not in page and "$x_1$&lt;i&gt;\\udc80" in page
     figure = plots.heat_maps(results.load_long_table(root), "cka", dataset, "standard")

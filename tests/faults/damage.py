@@ -39,8 +39,8 @@ from univ.reps import files as repfiles
 from univ.reps.cache import Identity, Inputs, RepCache, read_cache
 from univ.reps.extract import Extraction
 from univ.results import made
-from univ.show import provenance, report
-from univ.show import quantities as figure_data
+from univ.show import provenance, quantities
+from univ.show.study import Study
 from univ.training import loop
 from univ.utils import folder2lmdb
 
@@ -104,7 +104,7 @@ def _(folder: Path) -> Path:
 
 
 def _accuracies(root: Path) -> Any:
-    return results.load_accuracies(root), figure_data.mean_bounds(figure_data.all_accuracies(root))
+    return results.load_accuracies(root), Study(root).bounds
 
 
 @kind("JSON beside disagreement", lambda path: _accuracies(path.parents[3]), checked=False)
@@ -146,7 +146,7 @@ def _(folder: Path) -> Path:
 EVALUATION = "model,dataset,acc,trained_eps,attack_eps\nvgg11,digits,91.5,eps1,0.0\nresnet10,digits,77.25,0.0,1.0\n"
 
 
-@kind("accuracies", lambda path: (results.load_evaluations([path]), report.read_evaluations([path])), checked=False)
+@kind("accuracies", lambda path: results.load_evaluations([path]), checked=False)
 def _(folder: Path) -> Path:
     path = folder / "accuracy.csv"
     path.write_text(EVALUATION)
@@ -180,7 +180,7 @@ def _(folder: Path) -> Path:
 
 
 def _inversions(path: Path) -> Any:
-    found = figure_data.load_inversions("digits", folder=path.parent, rows=3)
+    found = quantities.load_inversions("digits", folder=path.parent, rows=3)
     for line in found.missing:
         logger.warning(line)
     return found

@@ -12,8 +12,7 @@ import argparse
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -30,8 +29,9 @@ from univ import cli, files, results, runs
 from univ.data import DATASETS
 from univ.errors import plain
 from univ.measures.cards import SHOWN
-from univ.show import quantities as figure_data
+from univ.show import differences, quantities
 from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, Inversions, dataset_label
+from univ.show.study import Study
 
 INPUT_COLORS = {"standard": ("#e0f9fa", "darkturquoise", "#00393d"), "inverted": ("#faf0fa", "plum", "#4b1d52")}
 INPUT_LABELS = {"standard": "regular images", "inverted": "inverted images"}
@@ -108,7 +108,7 @@ def _points(axes: Axes, position: float, scores: np.ndarray, width: float) -> No
 
 def _eps_boxes(axes: Axes, data: pd.DataFrame, kind: str, bounds: pd.DataFrame | None = None) -> None:
     """Boxes of `data.similarity` by data set and, within it, by radius; marks at the mean bounds of each box."""
-    datasets = figure_data.order_datasets(data["dataset"])
+    datasets = quantities.order_datasets(data["dataset"])
     few = data.groupby(["dataset", "eps"]).size().max() <= FEW
     left, ticks = 0.0, []
     for dataset in datasets:
@@ -154,6 +154,46 @@ def _jaccard_label(data: pd.DataFrame) -> str:
     return f"Jaccard (k = {int(known[0])})" if len(known) == 1 else "Jaccard"
 
 
+def _by_eps(
+    panels: Mapping[str, pd.DataFrame],
+    kind: str,
+    what: str,
+    size: tuple[float, float],
+    columns: int,
+    *,
+    shared: bool = True,
+    bounds: pd.DataFrame | None = None,
+) -> Figure | None:
+    """Panels of `_eps_boxes`, by title, with one legend.
+
+    Args:
+        what: is shown.
+        size: width and height of a row, inches.
+        shared: whether the panels have one scale, or each its own.
+    """
+    if not panels:
+        return None
+    label = f"{what} on {INPUT_LABELS[kind]}"
+    if bounds is not None and not (bounds["input"] == kind).any():
+        bounds = None
+    with matplotlib.rc_context(STYLE):
+        rows = math.ceil(len(panels) / columns)
+        figure, axes = _figure(rows, columns, size[0], size[1], sharey=shared)
+        for panel in axes.flat[len(panels) :]:
+            panel.set_axis_off()
+        for panel, (title, data) in zip(axes.flat, panels.items()):
+            _eps_boxes(panel, data, kind, bounds)
+            panel.set_title(title)
+        axes[0, 0].set_ylabel(label) if shared else figure.supylabel(label, fontsize=9)
+        _eps_legend(figure, pd.concat(panels.values()), kind, bounds=bounds is not None)
+    return figure
+
+
+def _one_panel(table: pd.DataFrame, kind: str, measure: str, what: str, bounds: pd.DataFrame | None = None):
+    data = quantities.with_similarity(table[(table["input"] == kind) & (table["measure"] == measure)])
+    return _by_eps({"": data} if len(data) else {}, kind, what, (WIDTH * 0.75, 3), 1, bounds=bounds)
+
+
 def similarity_by_eps(
     table: pd.DataFrame, kind: str, measures: Sequence[str] = REPRESENTATIONAL, *, knn: int | None = None
 ) -> Figure | None:
@@ -166,23 +206,14 @@ def similarity_by_eps(
         knn: which k of the neighbour-based measures; the smallest there is by default.
     """
     data = table[(table["input"] == kind) & table["measure"].isin(list(measures))]
-    data = figure_data.with_similarity(figure_data.one_k(data, knn) if "knn" in data else data)
-    shown = [measure for measure in measures if (data["measure"] == measure).any()]
-    if not shown:
-        return None
-    with matplotlib.rc_context(STYLE):
-        columns = min(2, len(shown))
-        rows = math.ceil(len(shown) / columns)
-        figure, axes = _figure(rows, columns, WIDTH, 2.4 * rows + 0.4)
-        for panel, measure in zip(axes.flat, shown):
-            of_measure = data[data["measure"] == measure]
-            _eps_boxes(panel, of_measure, kind)
-            panel.set_title(_jaccard_label(of_measure) if measure == "jacc" else SHOWN[measure].label)
-        for panel in list(axes.flat)[len(shown) :]:
-            panel.set_axis_off()
-        figure.supylabel(f"similarity on {INPUT_LABELS[kind]}", fontsize=9)
-        _eps_legend(figure, data, kind)
-    return figure
+    data = quantities.with_similarity(quantities.one_k(data, knn) if "knn" in data else data)
+    panels = {}
+    for measure in measures:
+        if len(of_measure := data[data["measure"] == measure]):
+            panels[_jaccard_label(of_measure) if measure == "jacc" else SHOWN[measure].label] = of_measure
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / max(columns, 1))
+    return _by_eps(panels, kind, "similarity", (WIDTH, 2.4 * rows + 0.4), columns, shared=False)
 
 
 def agreement_by_eps(table: pd.DataFrame, kind: str, bounds: pd.DataFrame | None = None) -> Figure | None:
@@ -191,31 +222,14 @@ def agreement_by_eps(table: pd.DataFrame, kind: str, bounds: pd.DataFrame | None
     Args:
         table: long table.
         kind: standard or inverted.
-        bounds: as `figure_data.mean_bounds` gives them; no lines where a setting has none.
+        bounds: as `quantities.mean_bounds` gives them; no lines where a setting has none.
     """
-    data = figure_data.with_similarity(table[(table["input"] == kind) & (table["measure"] == "dis")])
-    if data.empty:
-        return None
-    has_bounds = bounds is not None and (bounds["input"] == kind).any()
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(1, 1, WIDTH * 0.75, 3)
-        _eps_boxes(axes[0, 0], data, kind, bounds if has_bounds else None)
-        axes[0, 0].set_ylabel(f"agreement on {INPUT_LABELS[kind]}")
-        _eps_legend(figure, data, kind, bounds=has_bounds)
-    return figure
+    return _one_panel(table, kind, "dis", "agreement", bounds)
 
 
 def jsd_by_eps(table: pd.DataFrame, kind: str) -> Figure | None:
     """JSDSim = 1 - JSD / ln 2 of predicted probabilities by data set and radius."""
-    data = figure_data.with_similarity(table[(table["input"] == kind) & (table["measure"] == "jsd")])
-    if data.empty:
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(1, 1, WIDTH * 0.75, 3)
-        _eps_boxes(axes[0, 0], data, kind)
-        axes[0, 0].set_ylabel(f"JSDSim on {INPUT_LABELS[kind]}")
-        _eps_legend(figure, data, kind)
-    return figure
+    return _one_panel(table, kind, "jsd", "JSDSim")
 
 
 def jaccard_by_k(table: pd.DataFrame, kind: str, ks: Sequence[int] = (10, 100, 500)) -> Figure | None:
@@ -226,18 +240,11 @@ def jaccard_by_k(table: pd.DataFrame, kind: str, ks: Sequence[int] = (10, 100, 5
         ks: numbers of neighbours; those without results are left out.
     """
     data = table[(table["input"] == kind) & (table["measure"] == "jacc")]
-    data = figure_data.with_similarity(data[data["knn"].isin(ks)])
-    shown = [k for k in ks if (data["knn"] == k).any()]
-    if not shown:
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(1, len(shown), WIDTH, 2.9, sharey=True)
-        for panel, k in zip(axes.flat, shown):
-            _eps_boxes(panel, data[data["knn"] == k], kind)
-            panel.set_title(f"k = {k}")
-            panel.tick_params(axis="x", rotation=30 if data["dataset"].nunique() > 1 else 0)
-        axes[0, 0].set_ylabel(f"Jaccard on {INPUT_LABELS[kind]}")
-        _eps_legend(figure, data, kind)
+    data = quantities.with_similarity(data[data["knn"].isin(ks)])
+    panels = {f"k = {k}": data[data["knn"] == k] for k in ks if (data["knn"] == k).any()}
+    figure = _by_eps(panels, kind, "Jaccard", (WIDTH, 2.9), len(panels))
+    for panel in figure.axes if figure else ():
+        panel.tick_params(axis="x", rotation=30 if data["dataset"].nunique() > 1 else 0)
     return figure
 
 
@@ -247,7 +254,7 @@ def similarity_by_prediction(
     """The study's Figure 5: similarity on the images where predictions agree and where they differ, at eps 0 and 3.
 
     One panel per measure; above each pair of boxes the p-value of the difference of means, permuted at the level of
-    models (`figure_data.model_level_test`).
+    models (`differences.model_level_test`).
 
     Args:
         subgroups: as `results.load_subgroups` gives them.
@@ -255,7 +262,7 @@ def similarity_by_prediction(
         k: number of neighbours of the Jaccard panel.
     """
     rows = subgroups[(subgroups["dataset"] == dataset) & (subgroups["input"] == kind)]
-    panels = {measure: figure_data.subgroup_rows(rows, measure, k) for measure in REPRESENTATIONAL}
+    panels = {measure: differences.subgroup_rows(rows, measure, k) for measure in REPRESENTATIONAL}
     panels = {measure: data for measure, data in panels.items() if len(data)}
     if not panels:
         return None
@@ -274,7 +281,7 @@ def similarity_by_prediction(
             low, high = panel.get_ylim()
             panel.set_ylim(low, high + 0.18 * (high - low))
             for position, eps in enumerate(radii):
-                test = figure_data.subgroup_difference(data[data["eps"] == eps])
+                test = differences.subgroup_difference(data[data["eps"] == eps])
                 smallest.append((test.smallest_p, test.models))
                 text = "" if math.isnan(test.p) else f"p = {test.p:.3f}" if test.p >= 0.001 else "p < 0.001"
                 panel.text(position, high + 0.06 * (high - low), text, ha="center", va="bottom", fontsize=7.5)
@@ -300,9 +307,9 @@ def probe_agreement(table: pd.DataFrame, probes: pd.DataFrame) -> Figure | None:
         table: long table (`dis` on regular images).
         probes: as `results.load_probe_agreement` gives them.
     """
-    named = [name for name in figure_data.order_datasets(probes["dataset"]) if name]
-    datasets = named or figure_data.order_datasets(table["dataset"]) if len(probes) else []
-    panels = {name: figure_data.classifier_and_probe_agreement(table, probes, name) for name in datasets}
+    named = [name for name in quantities.order_datasets(probes["dataset"]) if name]
+    datasets = named or quantities.order_datasets(table["dataset"]) if len(probes) else []
+    panels = {name: quantities.classifier_and_probe_agreement(table, probes, name) for name in datasets}
     panels = {name: data for name, data in panels.items() if len(data)}
     if not panels:
         return None
@@ -329,7 +336,7 @@ def heat_maps(table: pd.DataFrame, measure: str, dataset: str, kind: str) -> Fig
     On inverted images the row is the model whose images were used; on regular images the map is symmetric.
     """
     rows = (table["measure"] == measure) & (table["dataset"] == dataset) & (table["input"] == kind)
-    data = figure_data.with_similarity(table[rows])
+    data = quantities.with_similarity(table[rows])
     if data.empty:
         return None
     models = list(dict.fromkeys([*data["model1"], *data["model2"]]))
@@ -362,7 +369,7 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
     """Seed, target and what each model at each radius made of the seed, one row per target.
 
     Args:
-        inversions: as `figure_data.load_inversions` gives them.
+        inversions: as `quantities.load_inversions` gives them.
     """
     if not inversions.inverted:
         return None
@@ -397,86 +404,58 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
 # ---------------------------------------------------------------------------------------------------- all of them
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where the figures' numbers and pictures come from.
-
-    Attributes:
-        results, data: the folders of the results and of the data.
-        exp: tag of the results to draw; None pools all.
-        knn: number of neighbours where a figure shows one.
-        evaluations: CSVs of the training scripts' --results-file, for settings whose results record no accuracy.
-    """
-
-    results: Path = Path("results")
-    data: Path = Path("data")
-    exp: str | None = None
-    knn: int = 10
-    evaluations: tuple[Path, ...] = ()
-
-    def table(self) -> pd.DataFrame:
-        """The long table, with the number of neighbours."""
-        table = results.load_long_table(self.results, settings=["knn"])
-        return table if self.exp is None else table[table["exp"] == results.canonical_exp(self.exp)]
-
-
 Drawn = Iterator[tuple[str, Figure | None]]
 
 
-def data_effect(sources: Sources) -> Drawn:
+def data_effect(study: Study) -> Drawn:
     """Similarity, agreement and JSDSim by data set and radius."""
-    table = sources.table()
-    lines = figure_data.missing(table, [*REPRESENTATIONAL, *FUNCTIONAL])
-    for line in lines + figure_data.pooled(figure_data.one_k(table, sources.knn)):
+    lines = quantities.missing(study.scores, [*REPRESENTATIONAL, *FUNCTIONAL])
+    for line in lines + quantities.pooled(quantities.one_k(study.scores, study.knn)):
         logger.info("data_effect: {}", line)
-    bounds = figure_data.mean_bounds(figure_data.all_accuracies(sources.results, sources.evaluations))
     for kind in INPUT_COLORS:
-        yield f"similarity_{kind}", similarity_by_eps(table, kind, knn=sources.knn)
-        yield f"agreement_{kind}", agreement_by_eps(table, kind, bounds)
-        yield f"jsd_{kind}", jsd_by_eps(table, kind)
+        yield f"similarity_{kind}", similarity_by_eps(study.scores, kind, knn=study.knn)
+        yield f"agreement_{kind}", agreement_by_eps(study.scores, kind, study.bounds)
+        yield f"jsd_{kind}", jsd_by_eps(study.scores, kind)
 
 
-def rep_vs_pred_sim(sources: Sources) -> Drawn:
+def rep_vs_pred_sim(study: Study) -> Drawn:
     """Figure 5 for every data set and input that has subgroups."""
-    subgroups = results.load_subgroups(sources.results)
-    if subgroups.empty:
-        logger.info("rep_vs_pred_sim: no {} below {}", results.SUBGROUPS_NAME, sources.results)
-    for dataset, kind in sorted(set(zip(subgroups["dataset"], subgroups["input"]))):
+    if study.subgroups.empty:
+        logger.info("rep_vs_pred_sim: no {} below {}", results.SUBGROUPS_NAME, study.results)
+    for dataset, kind in sorted(set(zip(study.subgroups["dataset"], study.subgroups["input"]))):
         name = "_".join(["rep_vs_pred", *([dataset.replace("/", "-")] if dataset else []), kind])
-        yield name, similarity_by_prediction(subgroups, dataset, kind, k=sources.knn)
+        yield name, similarity_by_prediction(study.subgroups, dataset, kind, k=study.knn)
 
 
-def probes(sources: Sources) -> Drawn:
+def probes(study: Study) -> Drawn:
     """Agreement of classifiers and of probes."""
-    table, agreement = sources.table(), results.load_probe_agreement(sources.results)
-    if agreement.empty:
-        logger.info("probe_agreement: no {} below {}", results.PROBES_NAME, sources.results)
-    yield "probe_agreement", probe_agreement(table, agreement)
+    if study.probes.empty:
+        logger.info("probe_agreement: no {} below {}", results.PROBES_NAME, study.results)
+    yield "probe_agreement", probe_agreement(study.scores, study.probes)
 
 
-def jaccard_apx(sources: Sources) -> Drawn:
+def jaccard_apx(study: Study) -> Drawn:
     """Jaccard for several numbers of neighbours."""
-    table = sources.table()
-    for line in figure_data.missing(table, ["jacc"]):
+    for line in quantities.missing(study.scores, ["jacc"]):
         logger.info("jaccard_apx: {}", line)
     for kind in INPUT_COLORS:
-        yield f"jaccard_by_k_{kind}", jaccard_by_k(table, kind)
+        yield f"jaccard_by_k_{kind}", jaccard_by_k(study.scores, kind)
 
 
-def inv_img_example(sources: Sources) -> Drawn:
+def inv_img_example(study: Study) -> Drawn:
     """Seed, target and inverted images per model, for every data set that has inverted images."""
     for dataset in DATASETS:
-        folder = sources.data / dataset / "inverted"
+        folder = study.data / dataset / "inverted"
         if not folder.is_dir():
             logger.info("inv_img_example: no {}", folder)
             continue
-        inversions = figure_data.load_inversions(dataset, sources.data)
+        inversions = quantities.load_inversions(dataset, study.data)
         for line in inversions.missing:
             logger.info("inv_img_example: {}: {}", dataset, line)
         yield f"inverted_{dataset}", inversion_grid(inversions)
 
 
-FIGURES: dict[str, Callable[[Sources], Drawn]] = {
+FIGURES: dict[str, Callable[[Study], Drawn]] = {
     "data_effect": data_effect,
     "rep_vs_pred_sim": rep_vs_pred_sim,
     "probe_agreement": probes,
@@ -530,10 +509,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    sources = Sources(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
+    study = Study(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
     count = 0
     for name in args.only:
-        for stem, figure in FIGURES[name](sources):
+        for stem, figure in FIGURES[name](study):
             count += bool(save(figure, args.figs / files.file_name(stem, "figure")))
     logger.info("{} figures in {}", count, args.figs)
 

@@ -14,15 +14,10 @@ from univ import results
 from univ.results import ResultFile, made
 
 
-def score_csvs(root: Path) -> list[Path]:
-    """Every CSV of scores or beside them (companions, single baseline scores) below a results folder."""
-    return sorted({*root.glob("*/standard/**/*.csv"), *root.glob("*/inverted/**/*.csv")})
-
-
 def result_csvs(root: Path) -> list[Path]:
-    """`score_csvs`, subgroups and agreement of probes."""
+    """Every CSV of scores or beside them (companions, single baseline scores), subgroups and agreement of probes."""
     others = itertools.chain(root.rglob(results.SUBGROUPS_NAME), root.rglob(results.PROBES_NAME))
-    return sorted({*score_csvs(root), *others})
+    return sorted({*results.score_csvs(root), *others})
 
 
 @dataclass(frozen=True)

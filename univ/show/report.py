@@ -19,10 +19,8 @@ from matplotlib.figure import Figure
 
 from univ import results, runs
 from univ.errors import InputError
-from univ.files import schemas
 from univ.measures.cards import SHOWN, find_card
-from univ.show import plots
-from univ.show import quantities as figure_data
+from univ.show import differences, plots, quantities
 from univ.show.markup import (
     NOTHING,
     Row,
@@ -39,9 +37,10 @@ from univ.show.markup import (
     table,
     text,
 )
-from univ.show.plots import INPUT_LABELS, Sources
-from univ.show.provenance import Made, Run, result_csvs, runs_of, score_csvs
+from univ.show.plots import INPUT_LABELS
+from univ.show.provenance import Made, Run, result_csvs, runs_of
 from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, dataset_label
+from univ.show.study import Study
 
 TITLE = "How alike are the models?"
 DIFFERENCES = "Differences from the original"
@@ -52,7 +51,7 @@ NBSP = "\N{NO-BREAK SPACE}"
 KINDS = {"adv": "adversarial images", "sample": "inverted images pooled over models", "base": "permuted images"}
 
 
-def build(sources: Sources, readme: Path | None = None) -> str:
+def build(sources: Study, readme: Path | None = None) -> str:
     """The page.
 
     Args:
@@ -66,20 +65,18 @@ def build(sources: Sources, readme: Path | None = None) -> str:
     if not root.is_dir():
         raise InputError(f"there is no results folder {root}: name one with --results")
     made = [Made.read(path, root) for path in result_csvs(root)]
-    evaluations = read_evaluations(results.find_evaluations(sources.results, sources.evaluations))
+    evaluations = sources.evaluations
     if not made and evaluations.empty:
         scripts = "rep.py, func.py, subgroup_sim.py or compare_probes.py"
         raise InputError(f"no results in {root}: it holds no CSV of {scripts}")
-    scores = sources.table()
-    accuracies = _of_tag(results.load_accuracies(root), sources)
-    subgroups = results.load_subgroups(root)
-    probes = results.load_probe_agreement(root)
+    scores, subgroups, probes = sources.scores, sources.subgroups, sources.probes
+    accuracies = sources.accuracies
     figures = _draw(sources)
     missing = _missing(sources, scores, accuracies, subgroups, probes)
     parts = [
         Section("accuracy", "Accuracy", _accuracy(accuracies, evaluations)),
         Section("similarity", "Similarity of representations and predictions", _similarity(sources, scores, figures)),
-        Section("agreement", "Agreement and its bounds", _agreement(sources, scores, accuracies, figures)),
+        Section("agreement", "Agreement and its bounds", _agreement(sources, scores, figures)),
         Section("subgroups", "Where predictions agree and where they differ", _subgroups(subgroups, figures)),
         Section("probes", "Linear probes", _probes(root, scores, probes, figures)),
         Section("singles", "Single models and sets of models", _singles(sources)),
@@ -140,7 +137,7 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["input", "dataset", "measure", "knn", "eps"]
     known = scores["measure"].isin(list(SHOWN))
-    similar = figure_data.with_similarity(scores)
+    similar = quantities.with_similarity(scores)
     others = scores[~known].assign(similarity=scores.loc[~known, "score"])
     both = pd.concat([part for part in (similar, others) if len(part)] or [similar])
     both["knn"] = both["knn"].astype(float)
@@ -156,13 +153,13 @@ def _lead(scores: pd.DataFrame, made: Sequence[Made]) -> str:
     """What the folder holds, and the similarity at the smallest and the largest radius."""
     models = sorted({*scores["model1"], *scores["model2"]})
     items = {
-        "Data": text(", ".join(map(_dataset, figure_data.order_datasets(scores["dataset"])))),
+        "Data": text(", ".join(map(_dataset, quantities.order_datasets(scores["dataset"])))),
         "Models": text(", ".join(models)),
         "Radii of training (eps)": text(", ".join(f"{eps:g}" for eps in sorted(set(scores["eps"])))),
         "Holds": f"{_count(len(made), 'result file')}, {_count(len(scores), 'comparison')} of two models",
     }
     found = means(scores)
-    for dataset, kind in itertools.product(figure_data.order_datasets(scores["dataset"]), INPUT_LABELS):
+    for dataset, kind in itertools.product(quantities.order_datasets(scores["dataset"]), INPUT_LABELS):
         rows = found[(found["dataset"] == dataset) & (found["input"] == kind)]
         changes = []
         for measure in ("cka", "dis"):
@@ -177,30 +174,6 @@ def _lead(scores: pd.DataFrame, made: Sequence[Made]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- accuracy
-
-
-def read_evaluations(paths: Iterable[Path]) -> pd.DataFrame:
-    """Accuracies as the training scripts append them (--results-file), clean and attacked; the last of each counts.
-
-    Returns:
-        Columns model, dataset, eps (trained with), attack_eps (0: clean), accuracy (share).
-
-    Raises:
-        InputError: a file that is no such CSV.
-    """
-    columns = ["model", "dataset", "eps", "attack_eps", "accuracy"]
-    parts = []
-    for path in paths:
-        rows = schemas.read_table(path, schemas.EvaluationRow)
-        parts.append(rows.assign(eps=rows["trained_eps"], accuracy=rows["acc"] / 100)[columns])
-    if not parts:
-        return pd.DataFrame(columns=columns)
-    return pd.concat(parts, ignore_index=True).drop_duplicates(columns[:-1], keep="last")
-
-
-def _of_tag(rows: pd.DataFrame, sources: Sources) -> pd.DataFrame:
-    """The rows of the tag asked for, and those that have no tag."""
-    return rows if sources.exp is None else rows[rows["exp"].isin(["", results.canonical_exp(sources.exp)])]
 
 
 def _percent(share: float) -> str:
@@ -222,7 +195,7 @@ def _accuracy(accuracies: pd.DataFrame, evaluations: pd.DataFrame) -> str:
     models = list(dict.fromkeys([*regular["model"], *evaluations["model"]]))
     radii = sorted({*regular["eps"], *evaluations["eps"]})
     groups: dict[str, list[Row]] = {}
-    for dataset in figure_data.order_datasets([*regular["dataset"], *evaluations["dataset"]]):
+    for dataset in quantities.order_datasets([*regular["dataset"], *evaluations["dataset"]]):
         rows = regular[regular["dataset"] == dataset]
         if len(rows):
             groups[f"{_dataset(dataset)}: compared images"] = _by_eps(rows, "model", models, radii)
@@ -242,7 +215,7 @@ def _accuracy(accuracies: pd.DataFrame, evaluations: pd.DataFrame) -> str:
         inverted = inverted.assign(who=own.map({True: who[0], False: who[1]}))
         groups = {
             _dataset(dataset): _by_eps(inverted[inverted["dataset"] == dataset], "who", who, radii)
-            for dataset in figure_data.order_datasets(inverted["dataset"])
+            for dataset in quantities.order_datasets(inverted["dataset"])
         }
         title = "Inverted images classified as their target's class, in percent."
         note = "Where other models see the target too, they respond to what the image was made to show one model."
@@ -257,7 +230,7 @@ def _table_of_means(name: str, title: str, found: pd.DataFrame) -> str:
     """Means by data set and measure (rows) and radius (columns)."""
     radii = sorted(set(found["eps"]))
     groups: dict[str, list[Row]] = {}
-    for dataset in figure_data.order_datasets(found["dataset"]):
+    for dataset in quantities.order_datasets(found["dataset"]):
         rows = groups.setdefault(_dataset(dataset), [])
         of_dataset = found[found["dataset"] == dataset]
         for (measure, knn), of_measure in of_dataset.groupby(["measure", "knn"], dropna=False, sort=False):
@@ -271,7 +244,7 @@ def _table_of_means(name: str, title: str, found: pd.DataFrame) -> str:
     return table(name, title, ["measure", *_eps(radii), "pairs"], groups, note=note)
 
 
-def _similarity(sources: Sources, scores: pd.DataFrame, figures: "Figures") -> str:
+def _similarity(sources: Study, scores: pd.DataFrame, figures: "Figures") -> str:
     """Means of all measures: the study's kind of comparison first, then adversarial, pooled and permuted images."""
     body = ""
     drawn = figures.get("data_effect", {})
@@ -289,7 +262,7 @@ def _similarity(sources: Sources, scores: pd.DataFrame, figures: "Figures") -> s
         body += _pairs(scores[scores["input"] == kind], kind)
     for kind in other_kinds(sources.results):
         table_of_kind = results.load_long_table(sources.results, settings=["knn"], kind=kind)
-        for inputs, rows in means(_of_tag(table_of_kind, sources)).groupby("input"):
+        for inputs, rows in means(sources.of_tag(table_of_kind)).groupby("input"):
             what = " and ".join(KINDS[word] for word in kind.split("+"))
             name = f"means-{inputs}-{kind.replace('+', '-')}"
             body += f"<h3>{text(INPUT_LABELS[inputs].capitalize())}: {text(what)}</h3>\n"
@@ -299,14 +272,14 @@ def _similarity(sources: Sources, scores: pd.DataFrame, figures: "Figures") -> s
 
 def other_kinds(root: Path) -> list[str]:
     """Kinds of results in the folder besides the plain ones: adversarial, pooled, baselines."""
-    parsed = (results.parse_path(path, root) for path in score_csvs(root))
+    parsed = (results.parse_path(path, root) for path in results.score_csvs(root))
     return sorted({file.kind for file in parsed if file is not None} - {"plain"})
 
 
 def _pairs(scores: pd.DataFrame, kind: str) -> str:
     """Heat maps of every pair of models, for one representational and one functional measure."""
     drawn = ""
-    for dataset, measure in itertools.product(figure_data.order_datasets(scores["dataset"]), ("cka", "dis")):
+    for dataset, measure in itertools.product(quantities.order_datasets(scores["dataset"]), ("cka", "dis")):
         figure = plots.heat_maps(scores, measure, dataset, kind)
         if figure is not None:
             caption = f"{SHOWN[measure].label} of every pair of models on {INPUT_LABELS[kind]}, {_dataset(dataset)}."
@@ -317,17 +290,16 @@ def _pairs(scores: pd.DataFrame, kind: str) -> str:
 # ---------------------------------------------------------------------------------------------------- agreement
 
 
-def _agreement(sources: Sources, scores: pd.DataFrame, accuracies: pd.DataFrame, figures: "Figures") -> str:
+def _agreement(sources: Study, scores: pd.DataFrame, figures: "Figures") -> str:
     """Agreement of predictions beside what the accuracies alone would give."""
     rows = scores[scores["measure"] == "dis"]
     drawn = "".join(figures.pop("data_effect", {}).values())
     if rows.empty:
         return drawn
     found = means(rows).set_index(["dataset", "input", "eps"])
-    everything = _of_tag(figure_data.all_accuracies(sources.results, sources.evaluations), sources)
-    bounds = figure_data.mean_bounds(everything).set_index(["dataset", "input", "eps"])
+    bounds = sources.bounds.set_index(["dataset", "input", "eps"])
     groups: dict[str, list[Row]] = {}
-    for dataset, kind in itertools.product(figure_data.order_datasets(rows["dataset"]), INPUT_LABELS):
+    for dataset, kind in itertools.product(quantities.order_datasets(rows["dataset"]), INPUT_LABELS):
         here = rows[(rows["dataset"] == dataset) & (rows["input"] == kind)]
         for eps in sorted(set(here["eps"])):
             key = (dataset, kind, eps)
@@ -369,7 +341,7 @@ class Subgroup:
     agree: float
     disagree: float
     pairs: int
-    test: figure_data.Difference
+    test: differences.Difference
 
     @property
     def place(self) -> str:
@@ -384,7 +356,7 @@ def subgroup_tests(subgroups: pd.DataFrame) -> list[Subgroup]:
         subgroups: as `results.load_subgroups` gives them; scores that could not be computed count as absent.
     """
     order = {key: place for place, key in enumerate(SHOWN)}
-    places = {dataset: place for place, dataset in enumerate(figure_data.order_datasets(subgroups["dataset"]))}
+    places = {dataset: place for place, dataset in enumerate(quantities.order_datasets(subgroups["dataset"]))}
     known = subgroups[subgroups["metric"].isin(list(order))]
     known = known.assign(
         first=[(places[dataset], kind == "inverted") for dataset, kind in zip(known["dataset"], known["input"])],
@@ -396,19 +368,17 @@ def subgroup_tests(subgroups: pd.DataFrame) -> list[Subgroup]:
     keys = ["first", "dataset", "input", "eps", "place", "metric", "knn", "percent"]
     for (_, dataset, kind, eps, _, metric, knn, percent), rows in known.groupby(keys, dropna=False):
         rows = rows.assign(similarity=SHOWN[metric].similarity(rows["score"].astype(float)))
-        pair = [" ".join(sorted(models)) for models in zip(rows["model1"], rows["model2"])]
-        both = rows.assign(pair=pair).pivot_table(index="pair", columns="pred_type", values="similarity")
-        both = both.reindex(columns=["agree", "disagree"]).dropna()
+        both = differences.by_pair(rows).dropna()
         label = _measure(metric, knn)
         if not math.isnan(percent):
             label = f"{SHOWN[metric].label} (k{NBSP}={NBSP}{percent:g}{NBSP}% of the images)"
         agree, disagree = both["agree"].mean(), both["disagree"].mean()
-        test = figure_data.subgroup_difference(rows.dropna(subset="similarity"))
+        test = differences.subgroup_difference(rows.dropna(subset="similarity"))
         found.append(Subgroup(dataset, kind, label, eps, agree, disagree, len(both), test))
     return found
 
 
-def _p_value(test: figure_data.Difference) -> str:
+def _p_value(test: differences.Difference) -> str:
     if math.isnan(test.p):
         return NOTHING
     return f'<data value="{test.p!r}">{"&lt; 0.001" if test.p < 0.001 else f"{test.p:.3f}"}</data>'
@@ -445,10 +415,10 @@ def _probes(root: Path, scores: pd.DataFrame, probes: pd.DataFrame, figures: "Fi
     drawn = "".join(figures.pop("probe_agreement", {}).values())
     if probes.empty:
         return drawn
-    named = [name for name in figure_data.order_datasets(probes["dataset"]) if name]
+    named = [name for name in quantities.order_datasets(probes["dataset"]) if name]
     groups: dict[str, list[Row]] = {}
-    for dataset in named or figure_data.order_datasets(scores["dataset"]):
-        compared = figure_data.classifier_and_probe_agreement(scores, probes, dataset)
+    for dataset in named or quantities.order_datasets(scores["dataset"]):
+        compared = quantities.classifier_and_probe_agreement(scores, probes, dataset)
         for group, rows in compared.groupby("group", sort=False):
             values = rows["agreement"].astype(float)
             cells = [number(values.mean()), number(values.min()), number(values.max()), f"{len(values):,}"]
@@ -475,9 +445,9 @@ def _probes(root: Path, scores: pd.DataFrame, probes: pd.DataFrame, figures: "Fi
 SINGLES = {"mag": "magnitude", "con": "concentricity", "amb": "ambiguity", "disc": "discrepancy"}
 
 
-def _singles(sources: Sources) -> str:
+def _singles(sources: Study) -> str:
     """Scores of one model's representation, and of the whole set of models."""
-    rows = _of_tag(results.load_model_table(sources.results), sources)
+    rows = sources.of_tag(results.load_model_table(sources.results))
     if rows.empty:
         return ""
     # on inverted images: a model on the images made through itself; mag and con through others stay in the CSVs
@@ -525,7 +495,7 @@ def _matching(name: str, texts: Mapping[str, str], default: str) -> str:
     return next((found for start, found in texts.items() if name.startswith(start)), default)
 
 
-def _draw(sources: Sources) -> Figures:
+def _draw(sources: Study) -> Figures:
     """Every figure that the results allow."""
     drawn: Figures = {}
     for notebook, figures in plots.FIGURES.items():
@@ -615,7 +585,7 @@ def _argument(value: Any) -> str:
 
 
 def _missing(
-    sources: Sources, scores: pd.DataFrame, accuracies: pd.DataFrame, subgroups: pd.DataFrame, probes: pd.DataFrame
+    sources: Study, scores: pd.DataFrame, accuracies: pd.DataFrame, subgroups: pd.DataFrame, probes: pd.DataFrame
 ) -> str:
     """What the study has and this folder has not, then what is in the folder but not in the tables."""
     lines = _lacking_settings(scores) + _lacking_models(scores) + _lacking_scores(scores)
@@ -631,7 +601,7 @@ def _missing(
     if probes.empty:
         lines.append("no agreement of probes: compare_probes.py writes it")
     body = bullets([text(line) for line in lines]) or _paragraphs("Nothing that the study's figures need.")
-    pooled = figure_data.pooled(figure_data.one_k(scores, sources.knn))
+    pooled = quantities.pooled(quantities.one_k(scores, sources.knn))
     if pooled:
         body += "<h3>Pooled</h3>\n" + bullets([text(line) for line in pooled])
         body += _paragraphs("Choose one tag with --exp to keep them apart.")
@@ -644,9 +614,9 @@ def _missing(
 
 def _lacking_settings(scores: pd.DataFrame) -> list[str]:
     """Measures and radii that the study's figures of a data set need; data sets without any result in one line."""
-    absent = [name for name in figure_data.studied() if name not in set(scores["dataset"])]
+    absent = [name for name in quantities.studied() if name not in set(scores["dataset"])]
     said = {f"{name}: no results" for name in absent}
-    lines = [line for line in figure_data.missing(scores, [*REPRESENTATIONAL, *FUNCTIONAL]) if line not in said]
+    lines = [line for line in quantities.missing(scores, [*REPRESENTATIONAL, *FUNCTIONAL]) if line not in said]
     return [*lines, f"no comparisons of {', '.join(map(_dataset, absent))}"] if absent else lines
 
 
@@ -687,7 +657,7 @@ def _lacking_models(scores: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _left_out(sources: Sources) -> list[Path]:
+def _left_out(sources: Study) -> list[Path]:
     """CSVs of scores that no table shows: another tag or preprocessing (uncentred, Euclidean neighbours, ...)."""
     root = sources.results
     shown = set()
@@ -695,7 +665,11 @@ def _left_out(sources: Sources) -> list[Path]:
         for found in results.find_results(root, kind=kind):
             if sources.exp is None or found.file.exp == results.canonical_exp(sources.exp):
                 shown.add(found.path)
-    return [path.relative_to(root) for path in score_csvs(root) if results.parse_path(path, root) and path not in shown]
+    return [
+        path.relative_to(root)
+        for path in results.score_csvs(root)
+        if results.parse_path(path, root) and path not in shown
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------- differences

@@ -9,9 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from univ.errors import plain
-from univ.files.schemas import EvaluationRow, read_table
 from univ.measures.cards import SHOWN
-from univ.results import load_accuracies, load_long_table, load_probe_agreement
+from univ.results import load_accuracies, load_evaluations, load_long_table, load_probe_agreement
 
 INPUTS = {"standard": "regular", "inverted": "inverted"}
 SHARE = "{:.3f}".format
@@ -29,7 +28,7 @@ def summarize(results_dir: Path, dataset: str, accuracy_dir: Path, *, scale: str
     scores = load_long_table(results_dir)
     scores = scores[scores["dataset"] == dataset]
     parts = [f"# {plain(dataset)}: are robust models more alike?", scale, _conclusion(scores)]
-    parts += _section("Accuracy", _accuracies(accuracy_dir))
+    parts += _section("Accuracy", _accuracies(accuracy_dir, dataset))
     parts += _section("Similarity, mean over pairs of models", _similarities(scores))
     parts += _section("Inverted images as other models see them", _transfer(results_dir, dataset))
     parts += _section("Agreement of linear probes", _probes(results_dir, dataset))
@@ -50,27 +49,16 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def read_accuracies(folder: Path) -> pd.DataFrame:
-    """Every evaluation row below a folder: columns model, eps, attack_eps, acc (percent); the last one counts."""
-    files = sorted(folder.glob("*.csv"))
-    if not files:
-        return pd.DataFrame(columns=["model", "eps", "attack_eps", "acc"])
-    rows = pd.concat([read_table(file, EvaluationRow) for file in files], ignore_index=True)
-    rows["eps"] = rows["trained_eps"]
-    return rows.drop_duplicates(["model", "eps", "attack_eps"], keep="last")[["model", "eps", "attack_eps", "acc"]]
-
-
-def _accuracies(folder: Path) -> str:
-    rows = read_accuracies(folder)
+def _accuracies(folder: Path, dataset: str) -> str:
+    rows = load_evaluations(sorted(folder.glob("*.csv")))
+    rows = rows[rows["dataset"] == dataset]
     if rows.empty:
         return ""
-    attacks = sorted(set(rows["attack_eps"]))
     table = pd.DataFrame(index=pd.Index(dict.fromkeys(rows["model"]), name="percent correct"))
-    for eps in sorted(set(rows["eps"])):
-        for attack in attacks:
-            column = rows[(rows["eps"] == eps) & (rows["attack_eps"] == attack)].set_index("model")["acc"]
-            name = "clean" if attack == 0 else f"attacked at {attack:g}"
-            table[f"eps {eps:g}, {name}"] = [f"{column[m]:.1f}" if m in column else "" for m in table.index]
+    for (eps, attack), group in rows.groupby(["eps", "attack_eps"]):
+        shares = group.set_index("model")["accuracy"]
+        name = "clean" if attack == 0 else f"attacked at {attack:g}"
+        table[f"eps {eps:g}, {name}"] = [f"{100 * shares[m]:.1f}" if m in shares else "" for m in table.index]
     return markdown(table)
 
 

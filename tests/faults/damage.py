@@ -89,8 +89,8 @@ MATRIX = pd.DataFrame(np.arange(9.0).reshape(3, 3), index=MODELS, columns=MODELS
 def _read_result(path: Path) -> Any:
     root = path.parents[4]
     done = bool(results.check(root, CKA, {"knn": 3}))
-    result = provenance.Made.read(CKA.path(root), root)
-    return done, results.load_long_table(root, settings=["knn"]), result, result.images, provenance.runs_of([result])
+    runs = provenance.runs_of(pd.DataFrame([provenance.describe(CKA.path(root), root)]))
+    return done, results.load_long_table(root, settings=["knn"]), runs
 
 
 @kind("scores", _read_result, checked=True)

@@ -16,9 +16,9 @@ from univ import cli
 from univ.data import DATASETS, open_images
 from univ.data.loaders import stream
 from univ.inversion import MOMENTUM, Inversion, Inverter
-from univ.models import DIGITS_ARCHS, Classifier, build_model
+from univ.models import DIGITS_ARCHS, HEAD_INPUT, Classifier, build_model
 from univ.models.precision import PRECISIONS, arithmetic
-from univ.reps.extract import head_input
+from univ.reps.extract import Tap
 
 from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table
 
@@ -40,7 +40,7 @@ class _WithLatent(nn.Module):
     def forward(
         self, x: Tensor, with_latent: bool = False, fake_relu: bool = False, no_relu: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        with head_input(self._model[0]) as tap:
+        with Tap(self._model[0], node=HEAD_INPUT) as tap:
             logits = self.network(x)
             return (logits, tap.rep) if with_latent else logits
 

@@ -253,14 +253,6 @@ class EvaluationRow(Schema):
     attack_eps: float
 
 
-class ReportRow(Schema):
-    """What is read back of the CSV that inversion.py writes beside the images."""
-
-    target_index: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    seed_index: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    target_label: Annotated[int, Field(ge=-1, lt=1 << 63)] = -1
-
-
 # --- inversion and representations ----------------------------------------------------------------------------------
 
 

@@ -16,7 +16,8 @@ from univ.files import schemas
 from univ.inversion import Parts
 from univ.models import build_model, checkpoints
 from univ.reps import probes
-from univ.reps.cache import Identity, Inputs, RepCache, read_cache, write_tensors
+from univ.reps.cache import RepCache, read_cache, write_tensors
+from univ.reps.identity import Identity, Inputs
 from univ.results import made
 from univ.show import plots, report, summary
 from univ.show.study import Study

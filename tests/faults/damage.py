@@ -35,8 +35,9 @@ from univ.inversion.record import read_column
 from univ.models import build_model, checkpoints
 from univ.reps import cache, probes
 from univ.reps import files as repfiles
-from univ.reps.cache import Identity, Inputs, RepCache, read_cache
+from univ.reps.cache import RepCache, read_cache
 from univ.reps.extract import Extraction
+from univ.reps.identity import Identity, Inputs
 from univ.results import made
 from univ.show import provenance, quantities
 from univ.show.study import Study

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from univ import cli, files, runs
 from univ.data import DATASETS, REFUSED, Images, find_dataset, indices, open_images, trainable
-from univ.data.loaders import batches
 from univ.eps import EPS
 from univ.errors import InputError
 from univ.inversion import images as inverted
 from univ.inversion.record import read_column, read_origin
 from univ.models import Classifier, default_models, file_stem, find_arch, find_checkpoint, load_model
-from univ.models.precision import arithmetic
-from univ.reps.cache import Identity, Inputs, RepCache, hash_indices
+from univ.reps.cache import RepCache
 from univ.reps.extract import Extraction, extract
+from univ.reps.identity import Identity, Inputs, hash_indices
 from univ.results import exp_spellings
 
 CI_HELP = (
@@ -235,9 +234,9 @@ class Models:
         if name not in self._loaded:
             self._loaded[name] = load_model(name, self.train_set, self.checkpoints[name], device=self.device)
         what = f"{name} on images of {images.source}" if images.source else name
-        with arithmetic(self.precision, self.device):
-            loader = batches(images.images, self.batch, device=self.device, workers=self.workers, indices=images.chosen)
-            return extract(self._loaded[name], loader, len(images), flatten=flatten, name=what, quiet=self.quiet)
+        how = {"device": self.device, "workers": self.workers, "precision": self.precision, "quiet": self.quiet}
+        network, chosen = self._loaded[name], images.chosen
+        return extract(network, images.images, chosen, batch_size=self.batch, flatten=flatten, name=what, **how)
 
 
 def open_image_sets(args: argparse.Namespace, models: Models) -> list[ImageSet]:

@@ -275,28 +275,6 @@ class InvertedPart(Schema):
     best_iteration: Annotated[Tensor, _tensor(torch.int64, dims=1)]
 
 
-class CacheInputs(Schema):
-    """Which images a cached tensor was made from, see `cache.Inputs`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    dataset: str
-    fingerprint: str
-    transform: str
-    indices: str
-    n: Annotated[int, Field(ge=0)]
-
-
-class CacheIdentity(Schema):
-    """Where a cached tensor comes from, see `cache.Identity`."""
-
-    inputs: CacheInputs
-    arch: str
-    node: str
-    checkpoint: str
-    precision: str = "fp32"
-
-
 class RepsIdentity(Schema):
     """reps.json: where a file of representations comes from; files from elsewhere may say less."""
 

@@ -85,15 +85,14 @@ def published_inversion(model: Classifier, start: Tensor, targets: Tensor, inver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--models", nargs="+", help="<data set>:<arch> (default: those of the digits and two more; on CUDA larger ones)"
     )
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="ours (default: fp32; all on CUDA)")
-    parser.add_argument("--images", type=cli.positive_int, help="per batch (default: 64; on the CPU 8, of ImageNet 4)")
-    parser.add_argument("--iterations", type=cli.positive_int, help="per run (default: CPU 20, CUDA 100)")
-    parser.add_argument(
-        "--repeats", type=cli.positive_int, default=3, help="runs of each, in turn, of which the median"
-    )
+    add("--precisions", nargs="+", choices=PRECISIONS, help="ours (default: fp32; all on CUDA)")
+    add("--images", type=cli.positive_int, help="per batch (default: 64; on the CPU 8, of ImageNet 4)")
+    add("--iterations", type=cli.positive_int, help="per run (default: CPU 20, CUDA 100)")
+    add("--repeats", type=cli.positive_int, default=3, help="runs of each, in turn, of which the median")
 
 
 def trained_statistics(dataset: str, arch: str, device: torch.device) -> Classifier:

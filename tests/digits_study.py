@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from univ import files
 from univ.data import open_images
-from univ.inversion.images import save_inverted
 from univ.models import build_model, checkpoints
 
 ARCHS = ["vgg11", "resnet10", "resnext14_4x32d"]
@@ -24,7 +24,7 @@ def write_study(root: Path) -> Path:
         targets = torch.randperm(len(images), generator=generator)[:N_INVERTED]
         pixels = torch.stack([images[int(target)][0] for target in targets])
         noise = torch.rand(pixels.shape, generator=generator)
-        save_inverted(folder / f"{arch}_eps1.pt", pixels / 2 + noise / 2)
+        files.save_torch(folder / f"{arch}_eps1.pt", pixels / 2 + noise / 2)
         report = pd.DataFrame({"target_index": targets, "target_label": images.labels[targets]})
         report.to_csv(folder / f"{arch}_eps1.csv", index=False)
     return root

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from univ import results
+from univ import files, results
 from univ.data import open_images
 from univ.eps import eps_value
-from univ.inversion.images import save_inverted
 from univ.results import ResultFile, made
 from univ.show.study import Study
 
@@ -103,7 +102,7 @@ def write_inversions(
     for model, name in itertools.product(models, eps):
         share = 0.2 + 0.35 * eps_value(name)
         mixed = [share * images[int(t)][0] + (1 - share) * images[int(s)][0] for t, s in zip(targets, seeds)]
-        save_inverted(folder / f"{model}_{name}.pt", torch.stack(mixed).clamp(0, 1))
+        files.save_torch(folder / f"{model}_{name}.pt", torch.stack(mixed).clamp(0, 1))
         table = pd.DataFrame({"target_index": targets, "seed_index": seeds})
         table.to_csv(folder / f"{model}_{name}.csv", index=False)
 

@@ -13,10 +13,11 @@ from synthetic_results import write_probe_agreement, write_scores, write_subgrou
 from univ import results
 from univ.errors import InputError, plain
 from univ.files import schemas
-from univ.inversion import optimise as inversion
+from univ.inversion import Parts
 from univ.models import build_model, checkpoints
 from univ.reps import probes
-from univ.reps.cache import Identity, Inputs, RepCache, read_cache, write_tensors
+from univ.reps.cache import RepCache, read_cache, write_tensors
+from univ.reps.identity import Identity, Inputs
 from univ.results import made
 from univ.show import plots, report, summary
 from univ.show.study import Study
@@ -209,7 +210,7 @@ def test_a_cache_without_logits_or_without_its_origin_is_named(tmp_path):
 
 @pytest.mark.parametrize("content", [b"[]", b"\xff", b'{"iterations": '])
 def test_damaged_settings_of_parts_are_named_and_overwritten_when_asked(tmp_path, content):
-    parts = inversion.Parts(tmp_path / "net_eps0.pt", {"iterations": 3}, count=1)
+    parts = Parts(tmp_path / "net_eps0.pt", {"iterations": 3}, count=1)
     parts.folder.mkdir()
     (parts.folder / "settings.json").write_bytes(content)
     with pytest.raises(InputError, match=r"settings\.json is .*--overwrite"):

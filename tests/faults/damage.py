@@ -25,19 +25,19 @@ from image_files import KINDS, encoded_image, write_legacy_lmdb
 from loguru import logger
 from synthetic_results import write_inversions, write_probe_agreement, write_scores, write_subgroups
 
-from univ import results
-from univ.compare.inputs import read_report
+from univ import files, inversion, results
 from univ.data import cifar, indices
 from univ.data.lmdb import ImageFolderLMDB
 from univ.errors import InputError
 from univ.files import safeload, schemas
-from univ.inversion import optimise as inversion
-from univ.inversion.images import load_inverted, save_inverted
+from univ.inversion.images import open_inverted
+from univ.inversion.record import read_column
 from univ.models import build_model, checkpoints
 from univ.reps import cache, probes
 from univ.reps import files as repfiles
-from univ.reps.cache import Identity, Inputs, RepCache, read_cache
+from univ.reps.cache import RepCache, read_cache
 from univ.reps.extract import Extraction
+from univ.reps.identity import Identity, Inputs
 from univ.results import made
 from univ.show import provenance, quantities
 from univ.show.study import Study
@@ -156,20 +156,24 @@ def _(folder: Path) -> Path:
 # --- images, indices ------------------------------------------------------------------------------------------------
 
 
-@kind("inverted images", load_inverted, checked=True)
+def _inverted(path: Path) -> Any:
+    return open_inverted(path).floats(slice(None)).clone()
+
+
+@kind("inverted images", _inverted, checked=True)
 def _(folder: Path) -> Path:
-    save_inverted(folder / "vgg11_eps1.pt", torch.rand(3, 3, 4, 4))
+    files.save_torch(folder / "vgg11_eps1.pt", torch.rand(3, 3, 4, 4))
     return folder / "vgg11_eps1.pt"
 
 
-@kind("inverted images, NumPy", load_inverted, checked=False)
+@kind("inverted images, NumPy", _inverted, checked=False)
 def _(folder: Path) -> Path:
     np.save(folder / "vgg11_eps1.npy", np.random.default_rng(0).random((3, 3, 4, 4), np.float32))
     return folder / "vgg11_eps1.npy"
 
 
 def _report(path: Path) -> Any:
-    return read_report(path, "target_index"), read_report(path, "target_label")
+    return read_column(path, "target_index"), read_column(path, "target_label")
 
 
 @kind("report beside inverted images", _report, checked=False)

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from univ import cli, files, runs
 from univ.data import DATASETS, REFUSED, Images, find_dataset, indices, open_images, trainable
-from univ.data.loaders import batches
 from univ.eps import EPS
 from univ.errors import InputError
-from univ.files import schemas
 from univ.inversion import images as inverted
+from univ.inversion.record import read_column, read_origin
 from univ.models import Classifier, default_models, file_stem, find_arch, find_checkpoint, load_model
-from univ.models.precision import arithmetic
-from univ.reps.cache import Identity, Inputs, RepCache, hash_indices
+from univ.reps.cache import RepCache
 from univ.reps.extract import Extraction, extract
+from univ.reps.identity import Identity, Inputs, hash_indices
 from univ.results import exp_spellings
 
 CI_HELP = (
@@ -235,9 +234,9 @@ class Models:
         if name not in self._loaded:
             self._loaded[name] = load_model(name, self.train_set, self.checkpoints[name], device=self.device)
         what = f"{name} on images of {images.source}" if images.source else name
-        with arithmetic(self.precision, self.device):
-            loader = batches(images.images, self.batch, device=self.device, workers=self.workers, indices=images.chosen)
-            return extract(self._loaded[name], loader, len(images), flatten=flatten, name=what, quiet=self.quiet)
+        how = {"device": self.device, "workers": self.workers, "precision": self.precision, "quiet": self.quiet}
+        network, chosen = self._loaded[name], images.chosen
+        return extract(network, images.images, chosen, batch_size=self.batch, flatten=flatten, name=what, **how)
 
 
 def open_image_sets(args: argparse.Namespace, models: Models) -> list[ImageSet]:
@@ -263,7 +262,7 @@ def open_targets(args: argparse.Namespace, models: Models) -> ImageSet:
         InputError: a report is missing, or the models were inverted towards different images.
     """
     reports = [path.with_suffix(".csv") for path in _inverted_files(args, models).values()]
-    first, *others = (read_report(report, "target_index") for report in reports)
+    first, *others = (read_column(report, "target_index") for report in reports)
     if not all(first.equal(other) for other in others):
         raise InputError("the models were inverted towards different images: invert them with the same index files")
     return ImageSet(args.dataset, _open_own(args, models), first[: args.num_inputs])
@@ -305,7 +304,7 @@ def _inverted_files(args: argparse.Namespace, models: Models) -> dict[str, Path]
 
 def _require_made_through(models: Models, name: str, path: Path) -> None:
     """Refuse images made through another checkpoint of a model, or others than their JSON describes."""
-    record, mine = inverted.read_origin(path), models.hashes[name]
+    record, mine = read_origin(path), models.hashes[name]
     if not record:
         logger.info("{} has no JSON: nobody knows whether it was made through {}", path, models.checkpoints[name])
     checkpoint = record.get("settings", {}).get("checkpoint", mine)
@@ -320,21 +319,8 @@ def _target_labels(args: argparse.Namespace, path: Path) -> Tensor | None:
     """Labels of the targets: from the report beside the images, else --labels-path, else unknown."""
     report = path.with_suffix(".csv")
     if report.exists():
-        return read_report(report, "target_label")
+        return read_column(report, "target_label")
     return indices.read_labels(args.labels_path) if args.labels_path is not None else None
-
-
-def read_report(report: Path, column: str) -> Tensor:
-    """(n,) int64 column of the report that inversion.py writes beside the images, such as target_label.
-
-    Raises:
-        InputError: there is no such file, or it is no such report.
-    """
-    try:
-        table = schemas.read_table(report, schemas.ReportRow, [column])
-    except FileNotFoundError as error:
-        raise InputError(f"there is no report {report} beside the images: inversion.py writes it") from error
-    return torch.tensor(table[column].to_list(), dtype=torch.int64)
 
 
 def start(args: argparse.Namespace) -> tuple[Models, list[ImageSet]]:

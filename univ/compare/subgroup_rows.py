@@ -18,7 +18,8 @@ from univ import results
 from univ.compare.subgroup_scores import subgroups
 from univ.errors import InputError
 from univ.files import schemas
-from univ.reps.cache import Cached, Identity, read_cache, require_same
+from univ.reps.cache import Cached, read_cache
+from univ.reps.identity import Identity, require_same
 from univ.results import made
 
 KEY = ["metric", "model1", "model2"]

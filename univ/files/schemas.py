@@ -253,14 +253,6 @@ class EvaluationRow(Schema):
     attack_eps: float
 
 
-class ReportRow(Schema):
-    """What is read back of the CSV that inversion.py writes beside the images."""
-
-    target_index: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    seed_index: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    target_label: Annotated[int, Field(ge=-1, lt=1 << 63)] = -1
-
-
 # --- inversion and representations ----------------------------------------------------------------------------------
 
 
@@ -281,28 +273,6 @@ class InvertedPart(Schema):
     start_distance: Annotated[Tensor, _tensor(torch.float32, dims=1)]
     final_distance: Annotated[Tensor, _tensor(torch.float32, dims=1)]
     best_iteration: Annotated[Tensor, _tensor(torch.int64, dims=1)]
-
-
-class CacheInputs(Schema):
-    """Which images a cached tensor was made from, see `cache.Inputs`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    dataset: str
-    fingerprint: str
-    transform: str
-    indices: str
-    n: Annotated[int, Field(ge=0)]
-
-
-class CacheIdentity(Schema):
-    """Where a cached tensor comes from, see `cache.Identity`."""
-
-    inputs: CacheInputs
-    arch: str
-    node: str
-    checkpoint: str
-    precision: str = "fp32"
 
 
 class RepsIdentity(Schema):

@@ -20,8 +20,8 @@ from univ.data.images import TensorImages
 from univ.data.indices import read_indices
 from univ.eps import eps_value
 from univ.errors import InputError
-from univ.files import schemas
 from univ.inversion.images import SUFFIXES, open_inverted
+from univ.inversion.record import read_column
 from univ.measures.cards import CARDS, SHOWN
 
 REPRESENTATIONAL = ("cka", "proc", "rtd", "jacc")
@@ -278,8 +278,7 @@ def _open(path: Path, target_indices: Path, seed_indices: Path) -> tuple[Tensor,
     """Target and seed indices (n,) of inverted images, by the CSV beside them, else the index files; the images."""
     beside = path.with_suffix(".csv")
     if beside.is_file():
-        table = schemas.read_table(beside, schemas.ReportRow, ("target_index", "seed_index"))
-        targets, seeds = (torch.tensor(table[name].to_list()) for name in ("target_index", "seed_index"))
+        targets, seeds = (read_column(beside, name) for name in ("target_index", "seed_index"))
     elif target_indices.is_file() and seed_indices.is_file():
         targets, seeds = read_indices(target_indices), read_indices(seed_indices)
     else:

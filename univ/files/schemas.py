@@ -460,6 +460,20 @@ class HubFile(Schema):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class HubSibling(Schema):
+    """A file of a repository on Hugging Face, with `lfs` if it is a large one."""
+
+    rfilename: str
+    lfs: HubFile | None = None
+
+
+class HubRepository(Schema):
+    """A repository on Hugging Face at a commit."""
+
+    sha: str
+    siblings: list[HubSibling]
+
+
 class ArchiveContents(Schema):
     """What a downloaded archive held: place (what, data set, radius, model) and suffix of each member."""
 

@@ -20,7 +20,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
@@ -33,129 +33,22 @@ from requests.adapters import HTTPAdapter, Retry
 from tqdm import tqdm
 
 from univ import cli, files, runs
-from univ.data import DATASETS
 from univ.data.datasets import STUDY_RADII
 from univ.eps import eps_name, eps_value
 from univ.errors import InputError, plain
 from univ.files import schemas
 from univ.models import archs_of, read_hugging_face_name
+from univ.models.published import TRAIN_SETS, Place, recognise
 
 ZENODO_RECORDS = ("13936007", "14802537", "13936033", "14802491")
 HUGGING_FACE_REPO = "madrylab/robust-imagenet-models"
 KINDS = ("models", "inverted")
 SOURCES = ("huggingface", "zenodo")
-TRAIN_SETS = tuple(name for name, dataset in DATASETS.items() if dataset.radii)  # those of the study
+_DATA_SUFFIXES = (".ckpt", ".pt", ".pth", ".npy")
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 ATTEMPTS = 10  # per file, each continuing where the one before was cut
 TIMEOUT = 30  # seconds without an answer
 T = TypeVar("T")
-
-
-# --- what a file is, and where it belongs ---------------------------------------------------------------------------
-
-_DATASET_WORDS = {  # tried in this order, the most specific first
-    "imagenet100": r"imagenet[-_ ]?100(?!\d)|\bin100\b",
-    "imagenet50": r"imagenet[-_ ]?50(?!\d)|\bin50\b",
-    "cifar10": r"cifar[-_ ]?10(?!\d)",
-    "imagenet": r"imagenet|\bin1k\b|ilsvrc",
-}
-_KIND_WORDS = {"inverted": r"invert", "models": r"\bcnns?\b|checkpoint|weights|\bmodels?\b|\bnetworks?\b"}
-_ARCH_NAMES = {arch: arch for dataset in TRAIN_SETS for arch in archs_of(dataset)} | {
-    "densenet": "densenet161",
-    "tiny_vit": "tiny_vit_5m",
-    "tinyvit": "tiny_vit_5m",
-}
-_OTHER_NAME = {("cifar10", "vgg16_bn"): "vgg16"} | {
-    (dataset, "vgg16"): "vgg16_bn" for dataset in ("imagenet", "imagenet100", "imagenet50")
-}
-_DATA_SUFFIXES = (".ckpt", ".pt", ".pth", ".npy")
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-
-
-@dataclass(frozen=True)
-class Place:
-    """What the name of a file says it is; None where the name does not say."""
-
-    what: str | None = None  # models or inverted
-    dataset: str | None = None
-    eps: str | None = None
-    model: str | None = None
-
-    def is_complete(self) -> bool:
-        return None not in (self.what, self.dataset, self.eps, self.model)
-
-    def path(self, root: Path, suffix: str) -> Path:
-        """Where it belongs below the data folder."""
-        if self.what == "inverted":
-            name = f"{self.model}_{self.eps}{'.npy' if suffix == '.npy' else '.pt'}"
-            return root / DATASETS[self.dataset].inverted_path.relative_to("data") / name
-        name = self.model + DATASETS[self.dataset].suffix
-        return root / "cnns" / self.dataset / self.eps / name
-
-
-def recognise(path: str, context: str = "") -> Place:
-    """Read the place of a file off its path, innermost part first, then off its context (the record's title).
-
-    >>> recognise("imagenet_eps3/wide_resnet50_2.ckpt")
-    Place(what='models', dataset='imagenet', eps='eps3', model='wide_resnet50_2')
-    """
-    parts = [part.lower() for part in reversed(PurePosixPath(path).parts)]
-    stem, suffix = PurePosixPath(parts[0]).stem, PurePosixPath(parts[0]).suffix
-    around = [*parts, context.lower()]
-    dataset = _first(_word(_DATASET_WORDS, text) for text in around)
-    eps = _first(map(_eps, around))
-    names = [name for name in _ARCH_NAMES if re.search(rf"(?<![a-z0-9]){name}(?![a-z0-9])", stem)]
-    model = _ARCH_NAMES[max(names, key=len)] if names else None  # wide_resnet50_2 is no resnet50
-    model = _OTHER_NAME.get((dataset, model), model)
-    what = _first(
-        (
-            *(_word(_KIND_WORDS, part) for part in parts),
-            "models" if suffix in (".ckpt", ".pth") or "_l2" in stem else None,
-            "inverted" if suffix == ".npy" else None,
-            _word(_KIND_WORDS, context.lower()),
-            # our own names: <model>_<eps>.pt are inverted images, <model>.pt is a checkpoint
-            ("inverted" if _eps(stem) else "models") if suffix == ".pt" else None,
-        )
-    )
-    return Place(what, dataset, eps, model if dataset is None or model in archs_of(dataset) else None)
-
-
-def _first(values: Iterable[str | None]) -> str | None:
-    return next((value for value in values if value is not None), None)
-
-
-def _word(words: dict[str, str], text: str) -> str | None:
-    text = text.replace("_", " ").replace("-", " ")  # so that \b sees the ends of words
-    found = [name for name, pattern in words.items() if re.search(pattern, text)]
-    if found == ["inverted", "models"]:  # "models and inverted images" tells nothing
-        return None
-    return found[0] if found else None
-
-
-def _eps(text: str) -> str | None:
-    match = re.search(r"eps[-_ ]?(\d+(?:\.\d+)?)", text)
-    if match is None:
-        return None
-    try:
-        return eps_name(float(match[1]) if "." in match[1] else eps_value(f"eps{match[1]}"))
-    except InputError:  # a radius such as 1.5, for which there is no folder name
-        return None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the user asked for."""
-
-    what: tuple[str, ...]
-    datasets: tuple[str, ...]
-    eps: tuple[str, ...]
-    models: tuple[str, ...] | None
-
-    def admits(self, place: Place) -> bool:
-        """Whether nothing that is known about a file contradicts the choice."""
-        wanted = ((place.what, self.what), (place.dataset, self.datasets), (place.eps, self.eps))
-        if any(value is not None and value not in values for value, values in wanted):
-            return False
-        return self.models is None or place.model is None or place.model in self.models
 
 
 # --- the two services -----------------------------------------------------------------------------------------------
@@ -310,6 +203,23 @@ def _digest(path: Path, checksum: str) -> str:
 
 
 # --- planning and fetching ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user asked for."""
+
+    what: Sequence[str]
+    datasets: Sequence[str]
+    eps: Sequence[str]
+    models: Sequence[str] | None
+
+    def admits(self, place: Place) -> bool:
+        """Whether nothing that is known about a file contradicts the choice."""
+        wanted = ((place.what, self.what), (place.dataset, self.datasets), (place.eps, self.eps))
+        if any(value is not None and value not in values for value, values in wanted):
+            return False
+        return self.models is None or place.model is None or place.model in self.models
 
 
 def choose(remotes: Sequence[Remote], choice: Choice) -> tuple[list[Remote], list[Remote]]:
@@ -495,8 +405,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start()
-    choice = Choice(tuple(args.what), tuple(args.dataset), tuple(args.eps), tuple(args.model_names or ()) or None)
-
+    choice = Choice(args.what, args.dataset, args.eps, args.model_names)
     remotes: list[Remote] = []
     if "huggingface" in args.source and "models" in args.what and "imagenet" in args.dataset:
         remotes += list_hugging_face()

@@ -18,11 +18,11 @@ from disks import small_disk
 from published import serve, zip_of
 
 from univ.errors import InputError
+from univ.models.published import Place, recognise
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 download_data = importlib.import_module("download_data")
-Place, recognise = download_data.Place, download_data.recognise
 
 
 def content(name: str, size: int) -> bytes:

@@ -114,16 +114,15 @@ def list_zenodo(record: str) -> list[Remote]:
     """The files of a record."""
     endpoint = os.environ.get("ZENODO_ENDPOINT", "https://zenodo.org").rstrip("/")
     listed = _ask(f"{endpoint}/api/records/{record}", schemas.ZenodoRecord, f"the Zenodo record {record}")
-    title = listed.metadata.title
     return [
         Remote(
             source=f"zenodo {record}",
             name=entry.name,
-            url=entry.links.content or f"{endpoint}/records/{record}/files/{entry.name}",
+            url=entry.url or f"{endpoint}/records/{record}/files/{entry.name}",
             size=entry.size,
             checksum=entry.checksum if ":" in entry.checksum else f"md5:{entry.checksum}",
-            place=recognise(entry.name, title),
-            context=title,
+            place=recognise(entry.name, listed.title),
+            context=listed.title,
         )
         for entry in listed.files
     ]

@@ -396,19 +396,17 @@ def _(folder: Path) -> Path:
 # --- the net --------------------------------------------------------------------------------------------------------
 
 
-def _zenodo(path: Path) -> Any:
-    service = download_data.Zenodo.__new__(download_data.Zenodo)
-    service._endpoint = "https://zenodo.org"
-    answer = SimpleNamespace(content=path.read_bytes())
-    answer.raise_for_status = lambda: answer
-    service._client = SimpleNamespace(get=lambda url, timeout: answer)
+def _listed(path: Path, read: Callable[[], list]) -> Any:
+    """What is made of a service's answer."""
+    answer = SimpleNamespace(content=path.read_bytes(), raise_for_status=lambda: None)
+    download_data._session = lambda: SimpleNamespace(get=lambda url, timeout: answer)
     try:
-        return [vars(remote) | {"fetch": None} for remote in service.list("17")]
+        return list(map(vars, read()))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error  # named after its address
 
 
-@kind("record of Zenodo", _zenodo, checked=False)
+@kind("record of Zenodo", lambda path: _listed(path, lambda: download_data.list_zenodo("17")), checked=False)
 def _(folder: Path) -> Path:
     entry = {"key": "cifar10_eps1.zip", "size": 10, "checksum": "md5:" + "0" * 32, "links": {"self": "https://x/y"}}
     old = {"filename": "a.pt", "filesize": 10, "checksum": "0" * 32}
@@ -416,21 +414,7 @@ def _(folder: Path) -> Path:
     return folder / "17.json"
 
 
-def _hub(path: Path) -> Any:
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import ModelInfo
-
-    before = HfApi.model_info
-    HfApi.model_info = lambda self, *_, **__: ModelInfo(**json.loads(path.read_bytes()))
-    try:
-        return [vars(remote) | {"fetch": None} for remote in download_data.HuggingFace(None).list()]
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    finally:
-        HfApi.model_info = before
-
-
-@kind("list of the hub", _hub, checked=False)
+@kind("list of the hub", lambda path: _listed(path, download_data.list_hugging_face), checked=False)
 def _(folder: Path) -> Path:
     lfs = {"sha256": "0" * 64, "size": 12, "pointerSize": 1}
     siblings = [{"rfilename": "resnet18_l2_eps3.ckpt", "size": 12, "blobId": "x", "lfs": lfs}, {"rfilename": "README"}]

@@ -18,7 +18,7 @@ from univ.compare import AnyMeasure, Comparison
 from univ.compare.inputs import ImageSet, Models, open_targets
 from univ.measures import CARDS, Measure
 from univ.reps.extract import Extraction
-from univ.results import ResultFile, made
+from univ.results import ResultFile
 
 PERMUTATIONS = 199  # p-values down to 0.005; a calibrated score's threshold is then the 190th of 200
 Facts = Mapping[str, Any]
@@ -41,10 +41,7 @@ class Task:
 
     def done(self, root: Path, overwrite: bool) -> bool:
         """Whether all files are there, made with these settings; says why they are kept or made anew."""
-        plain = [name for name in self.companions if name != "ci"]
-        status = results.check(root, self.file, self.settings, companions=plain)
-        if status and "ci" in self.companions:
-            status = made.check(self.file.companion_path(root, "ci"), self.companions["ci"])
+        status = results.check(root, self.file, self.settings, companions=self.companions)
         if status and not overwrite:
             logger.info(status.reason)
             return True

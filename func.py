@@ -16,20 +16,17 @@ from torch import Tensor
 
 from univ import cli
 from univ.compare import inputs, run
-from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, MORE_FUNC_MEASURES, Outputs
+from univ.measures import CARDS, Outputs
 from univ.models.precision import PRECISIONS
 from univ.reps.extract import Extraction
-
-REGISTRY = {**FUNC_MEASURES, **FUNC_STATISTICS, **MORE_FUNC_MEASURES}
-ALL = ("dis", "norm", "kappa", "jsd", "churn", "amb", "disc")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("measures")
     add = group.add_argument
-    names = [*REGISTRY, "all", "more"]
-    text = f"{', '.join(names)}. all: the original's list; more: {' '.join(MORE_FUNC_MEASURES)}"
+    names = [key for key, card in CARDS.items() if card.of == "outputs"] + ["all", "more"]
+    text = f"{', '.join(names)}. all: the original's list; more: {' '.join(run.select(['more'], 'outputs'))}"
     add("-f", "--func", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=text)
     add("-a", "--alpha", type=cli.positive_number, default=1.0, help="exponent of the surrogate churn")
     run.add_permutations(group)
@@ -37,9 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
     inputs.check_arguments(parser, args)
-    groups = {"all": ALL, "more": tuple(MORE_FUNC_MEASURES)}
-    wanted = {key for name in args.func for key in groups.get(name, (name,))}
-    args.measures = [key for key in REGISTRY if key in wanted]
+    args.measures = run.select(args.func, "outputs")
     return args
 
 
@@ -62,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     models, image_sets = inputs.start(args)
     if args.no_comparisons:
         run.fill_cache(models, image_sets)
-    elif run.run_measures(args, models, image_sets, REGISTRY, {"alpha": args.alpha}, as_outputs, facts_on=accuracies):
+    elif run.run_measures(args, models, image_sets, {"alpha": args.alpha}, as_outputs, facts_on=accuracies):
         raise SystemExit(1)
 
 

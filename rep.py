@@ -17,26 +17,24 @@ from torch import Tensor
 from univ import cli
 from univ.compare import inputs, run
 from univ.errors import InputError
-from univ.measures import MORE_REP_MEASURES, REP_MEASURES, REP_STATISTICS
+from univ.measures import CARDS
 from univ.models.precision import PRECISIONS
 from univ.reps.extract import Extraction
-
-REGISTRY = {**REP_STATISTICS, **REP_MEASURES, **MORE_REP_MEASURES}
-PAPER = ("jacc", "proc", "cka", "rtd")
-ALL = ("mag", "con", "cos", "jacc", "rank", "rank_jacc", "proc", "cka", "gulp", "rtd")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("measures")
     add = group.add_argument
-    names = [*REGISTRY, "stir", "all", "paper", "more"]
+    names = [key for key, card in CARDS.items() if card.of == "reps"] + ["stir", "all", "paper", "more"]
+    paper, more = (" ".join(run.select([name], "reps")) for name in ("paper", "more"))
     text = (
-        f"{', '.join(names)}. paper: {' '.join(PAPER)}; all: the original's list, without shape, which reads "
-        f"(N, C, H, W) activations; more: {' '.join(MORE_REP_MEASURES)}; stir: with -i 1, needs inversion.py's reports"
+        f"{', '.join(names)}. paper: {paper}; all: the original's list, without shape, which reads "
+        f"(N, C, H, W) activations; more: {more}; stir: with -i 1, needs inversion.py's reports"
     )
     add("-r", "--rep", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=text)
-    add("-k", "--knn", type=cli.positive_int, default=500, help="neighbours per image of jacc, rank, rank_jacc")
+    text = f"neighbours per image of {', '.join(key for key, card in CARDS.items() if card.neighbors)}"
+    add("-k", "--knn", type=cli.positive_int, default=500, help=text)
     add("-f", "--function", choices=("euc", "cos_sim"), default="cos_sim", help="Euclidean or cosine neighbours")
     add("-c", "--center", type=int, choices=(0, 1), default=1, help="1: centre the representations (cka always does)")
     add("-n", "--norm", type=int, choices=(0, 1), default=1, help="1: scale to Frobenius norm 1 for proc")
@@ -50,23 +48,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
     inputs.check_arguments(parser, args)
-    args.measures = select(args.rep)
+    args.measures = run.select(args.rep, "reps")
     if "stir" in args.rep and (len(args.rep) > 1 or not args.inv or args.sample):
         parser.error("-r stir compares inverted images with their targets: run it by itself, with -i 1")
-    if "shape" in args.measures and len(args.measures) > 1:
-        parser.error("-r shape reads (N, C, H, W) activations: run it by itself")
+    if len(args.measures) > 1 and (maps := [key for key in args.measures if CARDS[key].maps]):
+        parser.error(f"-r {maps[0]} reads (N, C, H, W) activations: run it by itself")
     return args
 
 
-def select(names: Sequence[str]) -> list[str]:
-    """The measures a list of names stands for, each once, in the registry's order."""
-    groups = {"all": ALL, "paper": PAPER, "more": tuple(MORE_REP_MEASURES)}
-    wanted = {key for name in names for key in groups.get(name, (name,))}
-    return [key for key in REGISTRY if key in wanted]
-
-
 def as_reps(extraction: Extraction, labels: Tensor) -> Tensor:
-    """Representations, (N, D) or not flattened."""
+    """Representations, row i from image i."""
     return extraction.reps
 
 
@@ -77,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.fill_cache(models, image_sets)
         return
     n = min(map(len, image_sets))
-    if args.knn >= n and {"jacc", "rank", "rank_jacc"} & set(args.measures):
+    if args.knn >= n and any(CARDS[key].neighbors for key in args.measures):
         raise InputError(f"--knn {args.knn} neighbours need more than {args.knn} images, there are {n}: lower --knn")
     options = {
-        "k": args.knn,
+        "knn": args.knn,
         "center": bool(args.center),
         "normalize": bool(args.norm),
         "alpha": args.alpha,
@@ -95,10 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.rep == ["stir"]:
         failed = run.run_stir(args, models, image_sets)
     else:
-        flatten = args.measures != ["shape"]
-        failed = run.run_measures(
-            args, models, image_sets, REGISTRY, options, lambda found, _: found.reps, flatten=flatten
-        )
+        failed = run.run_measures(args, models, image_sets, options, as_reps)
     if failed:
         raise SystemExit(1)
 

@@ -244,10 +244,10 @@ def test_a_baseline_and_its_companions_are_done_together(tmp_path):
     assert not results.check(tmp_path, file, {"p": 2})
     results.write(tmp_path, file, square(), {"p": 2}, singles=square().map(lambda score: [score, score]))
     assert results.check(tmp_path, file, {"p": 2})
-    assert not results.check(tmp_path, file, {"p": 2}, companions=["ci"])
+    assert not results.check(tmp_path, file, {"p": 2}, companions={"ci": {"p": 2}})
     intervals = pd.DataFrame({"model1": ["a"], "model2": ["b"], "low": [0.0], "high": [1.0]})
     results.write_companion(tmp_path, file, "ci", intervals, {"p": 2})
-    assert results.check(tmp_path, file, {"p": 2}, companions=["ci"])
+    assert results.check(tmp_path, file, {"p": 2}, companions={"ci": {"p": 2}})
 
 
 # ------------------------------------------------------------------------------------------------- long tables

@@ -25,10 +25,6 @@ from univ.reps.extract import Extraction, extract
 from univ.reps.identity import Identity, Inputs, hash_indices
 from univ.results import exp_spellings
 
-CI_HELP = (
-    "write confidence intervals over images at this level (0.95 when none is given) to ..._ci.csv beside the matrix: "
-    "func.py by a bootstrap, rep.py by a jackknife, which takes 20 times as long (rtd: over its trials)"
-)
 INDEX_DIR = Path("results/indices")
 
 
@@ -43,71 +39,44 @@ def tag(text: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags rep.py and func.py share, except those whose letters differ between the two."""
-    add = parser.add_argument
     group = parser.add_argument_group("models and images")
     add = group.add_argument
     add("-d", "--dataset", choices=[*DATASETS, *REFUSED], default="imagenet", help="images to compare on")
     add("-m", "--models", choices=trainable(), default="imagenet", help="what the models were trained on")
-    add(
-        "-o", "--eps", choices=EPS, default="eps3", help="L2 radius the models were trained with, pixel units of [0, 1]"
-    )
+    text = "L2 radius the models were trained with, pixel units of [0, 1]"
+    add("-o", "--eps", choices=EPS, default="eps3", help=text)
     add("-e", "--exp", type=tag, default="0", help="tag of the index file and of the results' names, a number")
-    add(
-        "--model-dir",
-        type=cli.existing_dir,
-        help="folder of the checkpoints, or one that holds <eps>/ or <models>/<eps>/; default: data/cnns",
-    )
-    add(
-        "--model-names",
-        nargs="+",
-        metavar="MODEL",
-        help="these models only; default: those the study compares in this setting",
-    )
+    text = "folder of the checkpoints, or one that holds <eps>/ or <models>/<eps>/; default: data/cnns"
+    add("--model-dir", type=cli.existing_dir, help=text)
+    text = "these models only; default: those the study compares in this setting"
+    add("--model-names", nargs="+", metavar="MODEL", help=text)
     add("--data-path", type=cli.existing_path, help="where the images are, when not at the data set's usual place")
     add("--labels-path", type=cli.existing_file, help="CSV of labels, where the images do not bring theirs")
-    add(
-        "--num-inputs",
-        type=cli.positive_int,
-        help="images drawn when there is no index file; default: 10000 or all if fewer; CIFAR-10, digits: all",
-    )
-    add(
-        "--index-file-dir",
-        type=cli.output_dir,
-        default=INDEX_DIR,
-        help="holds <dataset>/indices_<exp>.csv; drawn (--seed) and saved if missing",
-    )
+    text = "images drawn when there is no index file; default: 10000 or all if fewer; CIFAR-10, digits: all"
+    add("--num-inputs", type=cli.positive_int, help=text)
+    text = "holds <dataset>/indices_<exp>.csv; drawn (--seed) and saved if missing"
+    add("--index-file-dir", type=cli.output_dir, default=INDEX_DIR, help=text)
     add("-b", "--batch", type=cli.positive_int, default=64, help="images per forward pass")
     cli.add_fast_images(group)
-    group = parser.add_argument_group("inverted and adversarial images")
-    add = group.add_argument
-    add("-i", "--inv", type=int, choices=(0, 1), default=0, help="1: compare on images inverted through each model")
-    add(
-        "-s",
-        "--sample",
-        type=int,
-        choices=(0, 1),
-        nargs="?",
-        const=1,
-        default=0,
-        help="1: with -i 1, one pool of inverted images, an equal share from each model",
-    )
-    add(
-        "-v",
-        "--adv",
-        type=int,
-        choices=(0, 1),
-        default=0,
-        help="1: the files in --inverted-imgs-dir are adversarial images made for each model",
-    )
+    add = parser.add_argument_group("inverted and adversarial images").add_argument
+    flag = {"type": int, "choices": (0, 1), "default": 0}
+    add("-i", "--inv", **flag, help="1: compare on images inverted through each model")
+    text = "1: with -i 1, one pool of inverted images, an equal share from each model"
+    add("-s", "--sample", **flag, nargs="?", const=1, help=text)
+    text = "1: the files in --inverted-imgs-dir are adversarial images made for each model"
+    add("-v", "--adv", **flag, help=text)
     add("--inverted-imgs-dir", type=cli.existing_dir, help="holds <model>_<eps>.pt; default: data/<dataset>/inverted")
-    group = parser.add_argument_group("output")
-    add = group.add_argument
+    add = parser.add_argument_group("output").add_argument
     add("--results", type=cli.output_dir, default=Path("results"), help="folder of the result CSVs")
     add("--cache-dir", type=cli.output_dir, help="keep representations and outputs here, and use what is there")
     add("--no-comparisons", action="store_true", help="only fill the cache")
     add("--config-file-path", type=cli.output_file, help="write the arguments as JSON here, once")
     add("--overwrite", action="store_true", help="compute results anew that are there already")
-    add("--ci", type=cli.share, nargs="?", const=0.95, help=CI_HELP)
+    text = (
+        "write confidence intervals over images at this level (0.95 when none is given) to ..._ci.csv beside the "
+        "matrix: func.py by a bootstrap, rep.py by a jackknife, which takes 20 times as long (rtd: over its trials)"
+    )
+    add("--ci", type=cli.share, nargs="?", const=0.95, help=text)
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -1,10 +1,9 @@
-"""The flags and a registry of measures -> result CSVs: what is there is skipped, each measure saved as it is done.
+"""The flags and the measures' cards -> result CSVs: what is there is skipped, each measure saved as it is done.
 
 The part that rep.py and func.py share after they have parsed their flags.
 """
 
 import argparse
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +16,9 @@ from torch import Tensor
 from univ import cli, compare, results, runs
 from univ.compare import AnyMeasure, Comparison
 from univ.compare.inputs import ImageSet, Models, open_targets
-from univ.measures import Measure
+from univ.measures import CARDS, Measure
 from univ.reps.extract import Extraction
-from univ.results import ResultFile, made
+from univ.results import ResultFile
 
 PERMUTATIONS = 199  # p-values down to 0.005; a calibrated score's threshold is then the 190th of 200
 Facts = Mapping[str, Any]
@@ -42,10 +41,7 @@ class Task:
 
     def done(self, root: Path, overwrite: bool) -> bool:
         """Whether all files are there, made with these settings; says why they are kept or made anew."""
-        plain = [name for name in self.companions if name != "ci"]
-        status = results.check(root, self.file, self.settings, companions=plain)
-        if status and "ci" in self.companions:
-            status = made.check(self.file.companion_path(root, "ci"), self.companions["ci"])
+        status = results.check(root, self.file, self.settings, companions=self.companions)
         if status and not overwrite:
             logger.info(status.reason)
             return True
@@ -65,6 +61,11 @@ def add_permutations(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def select(names: Sequence[str], of: str) -> list[str]:
+    """Measures `of` representations or outputs that are named, or that are on a list such as `paper` that is."""
+    return [key for key, card in CARDS.items() if card.of == of and {key, *card.lists} & set(names)]
+
+
 def fill_cache(models: Models, image_sets: Sequence[ImageSet]) -> None:
     """Extract what the cache lacks."""
     for images in image_sets:
@@ -76,29 +77,25 @@ def run_measures(
     args: argparse.Namespace,
     models: Models,
     image_sets: Sequence[ImageSet],
-    registry: Mapping[str, Callable[..., AnyMeasure]],
     options: Mapping[str, Any],
     as_input: Callable[[Extraction, Tensor], Any],
-    *,
     facts_on: Callable[[Mapping[str, Extraction], Tensor], Facts] | None = None,
-    flatten: bool = True,
 ) -> int:
     """Compute and save what is not there yet; return how many measures could not be computed.
 
     Args:
-        args: the command line; `args.measures` are keys of the registry.
+        args: the command line; `args.measures` are keys of cards.
         models, image_sets: what `inputs.start` returned.
-        registry: key -> factory of a measure.
-        options: settings of the factories (`k`, `center`, `normalize`, ...); each gets those it knows.
+        options: settings of measures (`knn`, `center`, `normalize`, ...); each gets those it knows.
         as_input: (extraction, labels) -> what the measures want.
         facts_on: (extractions by model, labels) -> facts on the models for the record of every result.
-        flatten: False for measures that read activations (N, C, H, W).
     """
-    tasks = _plan(args, registry, options, _describe(models, image_sets))
+    tasks = _plan(args, options, _describe(models, image_sets))
     todo = {task.measure.name: task for task in tasks if not task.done(args.results, args.overwrite)}
     if not todo:
         return 0
     facts: dict[str, Facts] = {}
+    flatten = not any(CARDS[key].maps for key in args.measures)
 
     def inputs_of(images: ImageSet) -> dict[str, Any]:
         extractions, labels = models.extractions(images, flatten=flatten), images.labels
@@ -164,25 +161,17 @@ def _file(args: argparse.Namespace, key: str, **options: Any) -> ResultFile:
     )  # fmt: skip
 
 
-def _plan(
-    args: argparse.Namespace,
-    registry: Mapping[str, Callable[..., AnyMeasure]],
-    options: Mapping[str, Any],
-    described: Mapping[str, Any],
-) -> list[Task]:
+def _plan(args: argparse.Namespace, options: Mapping[str, Any], described: Mapping[str, Any]) -> list[Task]:
     """The measures asked for, each with the options it knows; statistics have no baseline and are left out with -p."""
     named = {name: options[name] for name in ("center", "normalize", "function") if name in options}
     tasks = []
     for key in args.measures:
-        known = inspect.signature(registry[key]).parameters
-        mine = {name: value for name, value in options.items() if name in known}
-        measure = registry[key](**mine)
+        measure = CARDS[key].build(options)
         if args.perturbs and not isinstance(measure, Measure):
             logger.info("{} has no permutation baseline: skipped with -p", key)
             continue
+        mine = CARDS[key].settings(options)
         mine.pop("workers", None)  # how a score is computed, not which score it is
-        if "k" in mine:
-            mine["knn"] = mine.pop("k")  # the flag's name, which the figures look for
         if args.perturbs:
             mine |= {"permutations": args.perturbs, "permutation_seed": args.seed, "calibration": "with score"}
         settings, companions = {"measure": key, **mine, **described}, {}

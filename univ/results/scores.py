@@ -68,25 +68,30 @@ def _list_text(values: Iterable[float]) -> str:
 
 
 def check(
-    root: Path | str, file: ResultFile, settings: Mapping[str, Any], *, companions: Collection[str] = ()
+    root: Path | str,
+    file: ResultFile,
+    settings: Mapping[str, Any],
+    *,
+    companions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> made.Status:
     """Whether the result exists and was made with these settings.
 
     A CSV without JSON, as published ones are, counts as done: `reason` then says that its settings are unknown. With a
-    baseline the single scores must be there too, and so must the `companions` (such as `ci`) asked for.
+    baseline the single scores must be there too, and so must the `companions` (such as `ci`) asked for, each made with
+    settings of its own.
     """
     there = file.on_disk(root)
     if there is None:
         return made.Status(False, f"{file.path(root)} does not exist", file.path(root))
     path = there.path(root)
     status = made.check(path, settings)
-    others = [there.companion_path(root, companion) for companion in companions]
+    others = {there.companion_path(root, name): own for name, own in (companions or {}).items()}
     if file.baseline:
-        others.append(there.singles_path(root))
-    for other in others if status else ():
+        others[there.singles_path(root)] = settings
+    for other, own in others.items() if status else ():
         if not other.is_file():
             return made.Status(False, f"{path} is there but {other.name} is not", path)
-        if not (second := made.check(other, settings)):
+        if not (second := made.check(other, own)):
             return replace(second, path=path)
     return status
 

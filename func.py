@@ -15,41 +15,35 @@ from typing import Any
 from torch import Tensor
 
 from univ import cli
-from univ.compare import inputs as setting
-from univ.compare import run as scoring
-from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, MORE_FUNC_MEASURES, Outputs
+from univ.compare import inputs, run
+from univ.measures import CARDS, Outputs
 from univ.models.precision import PRECISIONS
 from univ.reps.extract import Extraction
-
-REGISTRY = {**FUNC_MEASURES, **FUNC_STATISTICS, **MORE_FUNC_MEASURES}
-ALL = ("dis", "norm", "kappa", "jsd", "churn", "amb", "disc")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("measures")
     add = group.add_argument
-    names = [*REGISTRY, "all", "more"]
-    text = f"{', '.join(names)}. all: the original's list; more: {' '.join(MORE_FUNC_MEASURES)}"
+    names = [key for key, card in CARDS.items() if card.of == "outputs"] + ["all", "more"]
+    text = f"{', '.join(names)}. all: the original's list; more: {' '.join(run.select(['more'], 'outputs'))}"
     add("-f", "--func", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=text)
     add("-a", "--alpha", type=cli.positive_number, default=1.0, help="exponent of the surrogate churn")
-    scoring.add_permutations(group)
-    setting.add_arguments(parser)
+    run.add_permutations(group)
+    inputs.add_arguments(parser)
     cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
-    setting.check_arguments(parser, args)
-    groups = {"all": ALL, "more": tuple(MORE_FUNC_MEASURES)}
-    wanted = {key for name in args.func for key in groups.get(name, (name,))}
-    args.measures = [key for key in REGISTRY if key in wanted]
+    inputs.check_arguments(parser, args)
+    args.measures = run.select(args.func, "outputs")
     return args
 
 
-def accuracies(source: str | None, found: Mapping[str, Extraction], labels: Tensor) -> dict[str, Any]:
+def accuracies(extractions: Mapping[str, Extraction], labels: Tensor) -> dict[str, Any]:
     """Number of classes, and each model's accuracy where the labels are known: figures draw the bounds from these."""
-    classes = next(iter(found.values())).logits.shape[1]
+    classes = next(iter(extractions.values())).logits.shape[1]
     if (labels < 0).any():
         return {"num_classes": classes}
-    shares = {name: (extraction.preds == labels).double().mean().item() for name, extraction in found.items()}
+    shares = {name: (found.preds == labels).double().mean().item() for name, found in extractions.items()}
     return {"num_classes": classes, "accuracy": shares}
 
 
@@ -60,23 +54,10 @@ def as_outputs(extraction: Extraction, labels: Tensor) -> Outputs:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    here = setting.start(args)
+    models, image_sets = inputs.start(args)
     if args.no_comparisons:
-        here.fill_cache()
-        return
-    tasks = scoring.plan(here, REGISTRY, args.measures, permutations=args.perturbs, alpha=args.alpha)
-    failed = scoring.run(
-        here,
-        tasks,
-        as_outputs,
-        root=args.results,
-        arguments=vars(args),
-        permutations=args.perturbs,
-        ci=args.ci,
-        overwrite=args.overwrite,
-        describe=accuracies,
-    )
-    if failed:
+        run.fill_cache(models, image_sets)
+    elif run.run_measures(args, models, image_sets, {"alpha": args.alpha}, as_outputs, facts_on=accuracies):
         raise SystemExit(1)
 
 

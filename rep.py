@@ -10,32 +10,31 @@ same settings is kept. On inverted images the column names the model whose image
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+from torch import Tensor
 
 from univ import cli
-from univ.compare import inputs as setting
-from univ.compare import run as scoring
+from univ.compare import inputs, run
 from univ.errors import InputError
-from univ.measures import MORE_REP_MEASURES, REP_MEASURES, REP_STATISTICS
+from univ.measures import CARDS
 from univ.models.precision import PRECISIONS
 from univ.reps.extract import Extraction
-
-REGISTRY = {**REP_STATISTICS, **REP_MEASURES, **MORE_REP_MEASURES}
-PAPER = ("jacc", "proc", "cka", "rtd")
-ALL = ("mag", "con", "cos", "jacc", "rank", "rank_jacc", "proc", "cka", "gulp", "rtd")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("measures")
     add = group.add_argument
-    names = [*REGISTRY, "stir", "all", "paper", "more"]
+    names = [key for key, card in CARDS.items() if card.of == "reps"] + ["stir", "all", "paper", "more"]
+    paper, more = (" ".join(run.select([name], "reps")) for name in ("paper", "more"))
     text = (
-        f"{', '.join(names)}. paper: {' '.join(PAPER)}; all: the original's list, without shape, which reads "
-        f"(N, C, H, W) activations; more: {' '.join(MORE_REP_MEASURES)}; stir: with -i 1, needs inversion.py's reports"
+        f"{', '.join(names)}. paper: {paper}; all: the original's list, without shape, which reads "
+        f"(N, C, H, W) activations; more: {more}; stir: with -i 1, needs inversion.py's reports"
     )
     add("-r", "--rep", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=text)
-    add("-k", "--knn", type=cli.positive_int, default=500, help="neighbours per image of jacc, rank, rank_jacc")
+    text = f"neighbours per image of {', '.join(key for key, card in CARDS.items() if card.neighbors)}"
+    add("-k", "--knn", type=cli.positive_int, default=500, help=text)
     add("-f", "--function", choices=("euc", "cos_sim"), default="cos_sim", help="Euclidean or cosine neighbours")
     add("-c", "--center", type=int, choices=(0, 1), default=1, help="1: centre the representations (cka always does)")
     add("-n", "--norm", type=int, choices=(0, 1), default=1, help="1: scale to Frobenius norm 1 for proc")
@@ -43,73 +42,51 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--gulp-lambda", type=cli.non_negative_number, default=0.0, help="ridge of gulp")
     add("--rtd-trials", type=cli.positive_int, default=10, help="subsamples rtd is averaged over")
     add("--rtd-batch", type=cli.positive_int, default=500, help="images per subsample of rtd")
-    scoring.add_permutations(group)
+    run.add_permutations(group)
     add("--published", action="store_true", help="the original's neighbours: own similarity 0, or the point itself")
-    setting.add_arguments(parser)
+    inputs.add_arguments(parser)
     cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
-    setting.check_arguments(parser, args)
-    args.measures = select(args.rep)
+    inputs.check_arguments(parser, args)
+    args.measures = run.select(args.rep, "reps")
     if "stir" in args.rep and (len(args.rep) > 1 or not args.inv or args.sample):
         parser.error("-r stir compares inverted images with their targets: run it by itself, with -i 1")
-    if "shape" in args.measures and len(args.measures) > 1:
-        parser.error("-r shape reads (N, C, H, W) activations: run it by itself")
+    if len(args.measures) > 1 and (maps := [key for key in args.measures if CARDS[key].maps]):
+        parser.error(f"-r {maps[0]} reads (N, C, H, W) activations: run it by itself")
     return args
 
 
-def select(names: Sequence[str]) -> list[str]:
-    """The measures a list of names stands for, each once, in the registry's order."""
-    groups = {"all": ALL, "paper": PAPER, "more": tuple(MORE_REP_MEASURES)}
-    wanted = {key for name in names for key in groups.get(name, (name,))}
-    return [key for key in REGISTRY if key in wanted]
+def as_reps(extraction: Extraction, labels: Tensor) -> Tensor:
+    """Representations, row i from image i."""
+    return extraction.reps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    here = setting.start(args)
+    models, image_sets = inputs.start(args)
     if args.no_comparisons:
-        here.fill_cache()
+        run.fill_cache(models, image_sets)
         return
-    if args.rep == ["stir"]:
-        if scoring.run_stir(here, root=args.results, arguments=vars(args), overwrite=args.overwrite):
-            raise SystemExit(1)
-        return
-
-    n = min(here.inputs(source).n for source in here.sources)
-    if args.knn >= n and {"jacc", "rank", "rank_jacc"} & set(args.measures):
+    n = min(map(len, image_sets))
+    if args.knn >= n and any(CARDS[key].neighbors for key in args.measures):
         raise InputError(f"--knn {args.knn} neighbours need more than {args.knn} images, there are {n}: lower --knn")
-
-    def activations(source: str | None) -> Mapping[str, Extraction]:
-        return {name: here.extract(name, source, flatten=False) for name in here.models}
-
-    tasks = scoring.plan(
-        here,
-        REGISTRY,
-        args.measures,
-        permutations=args.perturbs,
-        k=args.knn,
-        function=args.function,
-        center=bool(args.center),
-        normalize=bool(args.norm),
-        alpha=args.alpha,
-        gulp_lambda=args.gulp_lambda,
-        trials=args.rtd_trials,
-        batch=args.rtd_batch,
-        published=args.published,
-        seed=args.seed,
-        workers=args.workers or None,
-    )
-    failed = scoring.run(
-        here,
-        tasks,
-        lambda extraction, labels: extraction.reps,
-        root=args.results,
-        arguments=vars(args),
-        permutations=args.perturbs,
-        ci=args.ci,
-        overwrite=args.overwrite,
-        extract=activations if args.measures == ["shape"] else None,
-    )
+    options = {
+        "knn": args.knn,
+        "center": bool(args.center),
+        "normalize": bool(args.norm),
+        "alpha": args.alpha,
+        "gulp_lambda": args.gulp_lambda,
+        "trials": args.rtd_trials,
+        "batch": args.rtd_batch,
+        "published": args.published,
+        "seed": args.seed,
+        "workers": args.workers or None,
+        "function": args.function,
+    }
+    if args.rep == ["stir"]:
+        failed = run.run_stir(args, models, image_sets)
+    else:
+        failed = run.run_measures(args, models, image_sets, options, as_reps)
     if failed:
         raise SystemExit(1)
 

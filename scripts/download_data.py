@@ -11,150 +11,44 @@ unpacked the same way. What is there already is not fetched again.
 """
 
 import argparse
-import contextlib
-import errno
+import functools
 import hashlib
 import os
 import re
 import shutil
-import signal
 import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # univ, when it is not installed
 
+import requests
 from loguru import logger
+from requests.adapters import HTTPAdapter, Retry
 from tqdm import tqdm
 
 from univ import cli, files, runs
-from univ.data import DATASETS
 from univ.data.datasets import STUDY_RADII
 from univ.eps import eps_name, eps_value
 from univ.errors import InputError, plain
 from univ.files import schemas
 from univ.models import archs_of, read_hugging_face_name
+from univ.models.published import TRAIN_SETS, Place, recognise
 
 ZENODO_RECORDS = ("13936007", "14802537", "13936033", "14802491")
 HUGGING_FACE_REPO = "madrylab/robust-imagenet-models"
 KINDS = ("models", "inverted")
 SOURCES = ("huggingface", "zenodo")
-TRAIN_SETS = tuple(name for name, dataset in DATASETS.items() if dataset.radii)  # those of the study
-ATTEMPTS = 10  # per file, each continuing where the one before was cut
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # other OSErrors: of the network
-
-
-# --- what a file is, and where it belongs ---------------------------------------------------------------------------
-
-_DATASET_WORDS = {  # tried in this order, the most specific first
-    "imagenet100": r"imagenet[-_ ]?100(?!\d)|\bin100\b",
-    "imagenet50": r"imagenet[-_ ]?50(?!\d)|\bin50\b",
-    "cifar10": r"cifar[-_ ]?10(?!\d)",
-    "imagenet": r"imagenet|\bin1k\b|ilsvrc",
-}
-_KIND_WORDS = {"inverted": r"invert", "models": r"\bcnns?\b|checkpoint|weights|\bmodels?\b|\bnetworks?\b"}
-_ARCH_NAMES = {arch: arch for dataset in TRAIN_SETS for arch in archs_of(dataset)} | {
-    "densenet": "densenet161",
-    "tiny_vit": "tiny_vit_5m",
-    "tinyvit": "tiny_vit_5m",
-}
-_OTHER_NAME = {("cifar10", "vgg16_bn"): "vgg16"} | {
-    (dataset, "vgg16"): "vgg16_bn" for dataset in ("imagenet", "imagenet100", "imagenet50")
-}
 _DATA_SUFFIXES = (".ckpt", ".pt", ".pth", ".npy")
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-
-
-@dataclass(frozen=True)
-class Place:
-    """What the name of a file says it is; None where the name does not say."""
-
-    what: str | None = None  # models or inverted
-    dataset: str | None = None
-    eps: str | None = None
-    model: str | None = None
-
-    def is_complete(self) -> bool:
-        return None not in (self.what, self.dataset, self.eps, self.model)
-
-    def path(self, root: Path, suffix: str) -> Path:
-        """Where it belongs below the data folder."""
-        if self.what == "inverted":
-            name = f"{self.model}_{self.eps}{'.npy' if suffix == '.npy' else '.pt'}"
-            return root / DATASETS[self.dataset].inverted_path.relative_to("data") / name
-        name = self.model + DATASETS[self.dataset].suffix
-        return root / "cnns" / self.dataset / self.eps / name
-
-
-def recognise(path: str, context: str = "") -> Place:
-    """Read the place of a file off its path, innermost part first, then off its context (the record's title).
-
-    >>> recognise("imagenet_eps3/wide_resnet50_2.ckpt")
-    Place(what='models', dataset='imagenet', eps='eps3', model='wide_resnet50_2')
-    """
-    parts = [part.lower() for part in reversed(PurePosixPath(path).parts)]
-    stem, suffix = PurePosixPath(parts[0]).stem, PurePosixPath(parts[0]).suffix
-    around = [*parts, context.lower()]
-    dataset = _first(_word(_DATASET_WORDS, text) for text in around)
-    eps = _first(map(_eps, around))
-    names = [name for name in _ARCH_NAMES if re.search(rf"(?<![a-z0-9]){name}(?![a-z0-9])", stem)]
-    model = _ARCH_NAMES[max(names, key=len)] if names else None  # wide_resnet50_2 is no resnet50
-    model = _OTHER_NAME.get((dataset, model), model)
-    what = _first(
-        (
-            *(_word(_KIND_WORDS, part) for part in parts),
-            "models" if suffix in (".ckpt", ".pth") or "_l2" in stem else None,
-            "inverted" if suffix == ".npy" else None,
-            _word(_KIND_WORDS, context.lower()),
-            # our own names: <model>_<eps>.pt are inverted images, <model>.pt is a checkpoint
-            ("inverted" if _eps(stem) else "models") if suffix == ".pt" else None,
-        )
-    )
-    return Place(what, dataset, eps, model if dataset is None or model in archs_of(dataset) else None)
-
-
-def _first(values: Iterable[str | None]) -> str | None:
-    return next((value for value in values if value is not None), None)
-
-
-def _word(words: dict[str, str], text: str) -> str | None:
-    text = text.replace("_", " ").replace("-", " ")  # so that \b sees the ends of words
-    found = [name for name, pattern in words.items() if re.search(pattern, text)]
-    if found == ["inverted", "models"]:  # "models and inverted images" tells nothing
-        return None
-    return found[0] if found else None
-
-
-def _eps(text: str) -> str | None:
-    match = re.search(r"eps[-_ ]?(\d+(?:\.\d+)?)", text)
-    if match is None:
-        return None
-    try:
-        return eps_name(float(match[1]) if "." in match[1] else eps_value(f"eps{match[1]}"))
-    except InputError:  # a radius such as 1.5, for which there is no folder name
-        return None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the user asked for."""
-
-    what: tuple[str, ...]
-    datasets: tuple[str, ...]
-    eps: tuple[str, ...]
-    models: tuple[str, ...] | None
-
-    def admits(self, place: Place) -> bool:
-        """Whether nothing that is known about a file contradicts the choice."""
-        wanted = ((place.what, self.what), (place.dataset, self.datasets), (place.eps, self.eps))
-        if any(value is not None and value not in values for value, values in wanted):
-            return False
-        return self.models is None or place.model is None or place.model in self.models
+ATTEMPTS = 10  # per file, each continuing where the one before was cut
+TIMEOUT = 30  # seconds without an answer
+T = TypeVar("T")
 
 
 # --- the two services -----------------------------------------------------------------------------------------------
@@ -171,7 +65,6 @@ class Remote:
     checksum: str  # "md5:<hex>" or "sha256:<hex>"
     place: Place
     context: str = ""  # what its record is called
-    fetch: Callable[["Remote", Path], None] = field(compare=False, repr=False, default=None)
 
     @property
     def is_archive(self) -> bool:
@@ -193,203 +86,116 @@ def _part(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
-class Zenodo:
-    """Records of Zenodo, read and fetched with the parts of zenodo_get.
+@functools.cache
+def _session() -> requests.Session:
+    """Connections on which a busy service is asked again."""
+    session = requests.Session()
+    patient = HTTPAdapter(max_retries=Retry(3, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504)))
+    session.mount("https://", patient)
+    session.mount("http://", patient)
+    return session
 
-    zenodo_get itself starts a cut file from its first byte, so it is given a transfer that continues.
+
+def _ask(url: str, model: Callable[..., T], what: str) -> T:
+    """A service's answer in JSON.
+
+    Raises:
+        InputError: it cannot be had, or is of another kind.
     """
+    try:
+        answer = _session().get(url, timeout=TIMEOUT)
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        raise InputError(f"cannot read {what} ({url}): {error}") from error
+    return schemas.parse_json(answer.content, model, f"{what} ({url})")
 
-    def __init__(self, endpoint: str) -> None:
-        before = signal.getsignal(signal.SIGINT)
-        from zenodo_get.downloader import create_configured_client
-        from zenodo_get.file_download import handle_single_file_download
 
-        signal.signal(signal.SIGINT, before)  # importing zenodo_get takes Ctrl-C over
-        self._endpoint = endpoint.rstrip("/")
-        self._client = create_configured_client(retry_total=3, verbosity=0)
-        self._handle = handle_single_file_download
-
-    def close(self) -> None:
-        self._client.close()
-
-    def list(self, record: str) -> list[Remote]:
-        import httpx2
-
-        url = f"{self._endpoint}/api/records/{record}"
-        try:
-            answer = self._client.get(url, timeout=30).raise_for_status().content
-        except httpx2.HTTPError as error:
-            raise InputError(f"cannot read the Zenodo record {record} ({url}): {error}") from error
-        metadata = schemas.parse_json(answer, schemas.ZenodoRecord, f"Zenodo record {record} ({url})")
-        title = metadata.metadata.title
-        remotes = []
-        for entry in metadata.files:
-            remotes.append(
-                Remote(
-                    source=f"zenodo {record}",
-                    name=entry.name,
-                    url=entry.links.content or f"{self._endpoint}/records/{record}/files/{entry.name}",
-                    size=entry.size,
-                    checksum=entry.checksum if ":" in entry.checksum else f"md5:{entry.checksum}",
-                    place=recognise(entry.name, title),
-                    context=title,
-                    fetch=self.fetch,
-                )
-            )
-        return remotes
-
-    def fetch(self, remote: Remote, path: Path) -> None:
-        unwritable: list[InputError] = []
-
-        def transfer(url: str, out: str, timeout: float, **_: Any) -> str:
-            try:
-                return self._transfer(url, out, timeout)
-            except InputError as error:
-                unwritable.append(error)
-                raise
-
-        entry = {"key": str(path), "size": remote.size, "checksum": remote.checksum, "links": {"self": remote.url}}
-        self._handle(
-            entry,
-            record_id="",
-            download_url_base="",
-            access_token=None,
-            cont_download=True,
-            retry_limit=ATTEMPTS,
-            pause_duration=1,
-            timeout_val=30,
-            keep_invalid=False,
-            error_continues=False,
-            verbosity=0,
-            exceptions_on_failure=True,
-            existing_file_mode="overwrite",
-            abort_requested=lambda: bool(unwritable),  # trying again makes no room
-            download_file_func=transfer,
-            check_hash_func=lambda name, _: (remote.checksum, _digest(Path(name), remote.checksum)),
-            sleep_func=time.sleep,
+def list_zenodo(record: str) -> list[Remote]:
+    """The files of a record."""
+    endpoint = os.environ.get("ZENODO_ENDPOINT", "https://zenodo.org").rstrip("/")
+    listed = _ask(f"{endpoint}/api/records/{record}", schemas.ZenodoRecord, f"the Zenodo record {record}")
+    return [
+        Remote(
+            source=f"zenodo {record}",
+            name=entry.name,
+            url=entry.url or f"{endpoint}/records/{record}/files/{entry.name}",
+            size=entry.size,
+            checksum=entry.checksum if ":" in entry.checksum else f"md5:{entry.checksum}",
+            place=recognise(entry.name, listed.title),
+            context=listed.title,
         )
-        if unwritable:
-            raise unwritable[0]
-
-    def _transfer(self, url: str, out: str, timeout: float) -> str:
-        """Append what is missing to `<out>.part` and rename it when it is whole.
-
-        Raises:
-            InputError: the part cannot be written.
-        """
-        part = _part(Path(out))
-        start = part.stat().st_size if part.exists() else 0
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        with self._client.stream("GET", url, headers=headers, timeout=timeout) as response:
-            if response.status_code != 416:  # else all of it is there, or more: the checksum will tell
-                response.raise_for_status()
-                start = start if response.status_code == 206 else 0
-                length = int(response.headers.get("content-length", 0))
-                with files.cannot_write(part):
-                    file = part.open("ab", buffering=0)
-                with file, _bar(Path(out).name, start, length) as bar:
-                    file.truncate(start)
-                    for chunk in response.iter_raw():  # as received: what has come is kept when the line is cut
-                        with files.cannot_write(part):
-                            files.append(file, chunk)
-                        bar.update(len(chunk))
-        part.replace(out)
-        return out
+        for entry in listed.files
+    ]
 
 
-def _bar(name: str, start: int, length: int) -> tqdm:
-    quiet = not sys.stderr.isatty()
-    return tqdm(desc=name, initial=start, total=start + length, unit="B", unit_scale=True, leave=False, disable=quiet)
-
-
-class HuggingFace:
-    """The l2 ImageNet networks on Hugging Face, listed and fetched with huggingface_hub.
-
-    Its hf_hub_download starts anew in every run, so its transfer function is used on a file of ours that stays.
-    """
-
-    def __init__(self, endpoint: str | None) -> None:
-        self._endpoint = endpoint
-
-    def close(self) -> None:
-        from huggingface_hub import close_session
-
-        close_session()
-
-    def list(self) -> list[Remote]:
-        import httpx2
-        from huggingface_hub import HfApi, hf_hub_url
-        from huggingface_hub.errors import HfHubHTTPError
-
-        try:
-            info = HfApi(endpoint=self._endpoint).model_info(HUGGING_FACE_REPO, files_metadata=True)
-        except (HfHubHTTPError, httpx2.HTTPError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"cannot list {HUGGING_FACE_REPO} on Hugging Face: {reason}") from error
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            RecursionError,
-        ) as error:  # its client takes the shape for granted
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"Hugging Face's list of {HUGGING_FACE_REPO} is of another kind: {reason}") from error
-        where = f"Hugging Face's list of {HUGGING_FACE_REPO}"
-        schemas.validate(info.sha, str, f"{where}, sha,")
-        remotes = []
-        for sibling in schemas.validate(info.siblings, list[Any], f"{where}, siblings,"):
-            found = read_hugging_face_name(schemas.validate(sibling.rfilename, str, f"{where}, rfilename,"))
-            if found is None or sibling.lfs is None or found[0] not in archs_of("imagenet"):
-                continue  # networks for linf, and files that are not networks
-            lfs = schemas.validate(dict(sibling.lfs), schemas.HubFile, f"{where}, {sibling.rfilename},")
+def list_hugging_face() -> list[Remote]:
+    """The l2 ImageNet networks on Hugging Face; its networks for linf and files that are no networks are left out."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    url = f"{endpoint}/api/models/{HUGGING_FACE_REPO}?blobs=true"
+    listed = _ask(url, schemas.HubRepository, f"Hugging Face's list of {HUGGING_FACE_REPO}")
+    remotes = []
+    for file in listed.siblings:
+        model, radius = read_hugging_face_name(file.rfilename) or (None, 0)
+        if file.lfs is not None and model in archs_of("imagenet"):
             remotes.append(
                 Remote(
                     source="huggingface",
-                    name=sibling.rfilename,
-                    url=hf_hub_url(HUGGING_FACE_REPO, sibling.rfilename, revision=info.sha, endpoint=self._endpoint),
-                    size=lfs.size,
-                    checksum=f"sha256:{lfs.sha256}",
-                    place=Place("models", "imagenet", eps_name(found[1]), found[0]),
-                    fetch=self.fetch,
+                    name=file.rfilename,
+                    url=f"{endpoint}/{HUGGING_FACE_REPO}/resolve/{listed.sha}/{file.rfilename}",
+                    size=file.lfs.size,
+                    checksum=f"sha256:{file.lfs.sha256}",
+                    place=Place("models", "imagenet", eps_name(radius), model),
                 )
             )
-        return remotes
+    return remotes
 
-    def fetch(self, remote: Remote, path: Path) -> None:
-        import httpx2
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers
 
-        part = _part(path)
-        for attempt in range(ATTEMPTS):
-            try:
-                with part.open("ab") as file:
-                    if file.tell() > remote.size:  # left by something else
-                        file.truncate(0)
-                    http_get(
-                        remote.url,
-                        file,
-                        resume_size=file.tell(),
-                        headers=build_hf_headers(),
-                        expected_size=remote.size,
-                        displayed_filename=remote.name,
-                    )
-                break
-            except (httpx2.HTTPError, OSError) as error:
-                if getattr(error, "errno", None) in _OF_THE_DISK:  # trying again makes no room
-                    raise InputError(f"cannot write {part}: {error.strerror}") from error
-                if attempt == ATTEMPTS - 1:
-                    raise
-                logger.warning("{}: {} (continuing)", remote.name, str(error).partition("\n")[0])
-                time.sleep(1)
-        part.replace(path)
+def transfer(remote: Remote, path: Path) -> None:
+    """Fetch a file to `path`, by way of `<path>.part`, which is continued where a cut or a killed run left it.
+
+    Raises:
+        requests.RequestException: the service refused it, or was cut ATTEMPTS times.
+        InputError: the disk is full, or the file cannot be written.
+    """
+    part = _part(path)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _append_rest(remote, part)
+            break
+        except requests.RequestException as error:
+            if attempt == ATTEMPTS or isinstance(error, requests.HTTPError):  # asked for again by the session
+                raise
+            logger.warning("{}: {} (continuing)", remote.name, str(error).partition("\n")[0])
+            time.sleep(1)
+    part.replace(path)
+
+
+def _append_rest(remote: Remote, part: Path) -> None:
+    """What a part lacks; a server that ignores from where sends all of it again."""
+    with files.cannot_write(part):
+        file = part.open("ab", buffering=0)
+    with file:
+        start = file.tell()
+        if start == remote.size:
+            return
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-"}
+        if not 0 < start < remote.size:  # nothing yet, or left by something else
+            del headers["Range"]
+        with _session().get(remote.url, headers=headers, timeout=TIMEOUT, stream=True) as response:
+            response.raise_for_status()
+            start = start if response.status_code == requests.codes.partial_content else 0
+            file.truncate(start)
+            quiet = not sys.stderr.isatty()
+            sizes = {"initial": start, "total": remote.size, "unit": "B", "unit_scale": True}
+            with tqdm(desc=remote.name, **sizes, leave=False, disable=quiet) as bar:
+                for chunk in response.iter_content(1 << 14):  # of a chunk that is cut nothing is kept
+                    with files.cannot_write(part):
+                        files.append(file, chunk)
+                    bar.update(len(chunk))
 
 
 def _digest(path: Path, checksum: str) -> str:
-    """The checksum of a file by the method of another, in the same form; "invalid" without a file."""
-    if not path.exists():
-        return "invalid"  # what zenodo_get takes for "to be fetched"
+    """The checksum of a file by the method of another, in the same form."""
     method = checksum.partition(":")[0]
     with path.open("rb") as file:
         return f"{method}:{hashlib.file_digest(file, method).hexdigest()}"
@@ -398,7 +204,24 @@ def _digest(path: Path, checksum: str) -> str:
 # --- planning and fetching ------------------------------------------------------------------------------------------
 
 
-def plan(remotes: Sequence[Remote], choice: Choice) -> tuple[list[Remote], list[Remote]]:
+@dataclass(frozen=True)
+class Choice:
+    """What the user asked for."""
+
+    what: Sequence[str]
+    datasets: Sequence[str]
+    eps: Sequence[str]
+    models: Sequence[str] | None
+
+    def admits(self, place: Place) -> bool:
+        """Whether nothing that is known about a file contradicts the choice."""
+        wanted = ((place.what, self.what), (place.dataset, self.datasets), (place.eps, self.eps))
+        if any(value is not None and value not in values for value, values in wanted):
+            return False
+        return self.models is None or place.model is None or place.model in self.models
+
+
+def choose(remotes: Sequence[Remote], choice: Choice) -> tuple[list[Remote], list[Remote]]:
     """Files to fetch, one per place, and files that were not chosen because their names do not tell their place."""
     chosen: dict[Any, Remote] = {}
     unclear = []
@@ -448,14 +271,14 @@ def fetch(remote: Remote, root: Path, choice: Choice, *, overwrite: bool) -> lis
     """Fetch, verify and place one file; the paths that it became.
 
     Raises:
-        RuntimeError, OSError, httpx2.HTTPError: the service gave it up, or its checksum is another one.
+        RuntimeError, requests.RequestException: its checksum is another one, or the service gave it up.
         InputError: a file cannot be written.
     """
     staged = remote.staged(root)
     with files.cannot_write(staged):
         staged.parent.mkdir(parents=True, exist_ok=True)
     if not staged.exists() or staged.stat().st_size != remote.size:
-        remote.fetch(remote, staged)
+        transfer(remote, staged)
     if _digest(staged, remote.checksum) != remote.checksum:
         staged.unlink()
         raise RuntimeError("its checksum is not the published one, it was removed")
@@ -581,23 +404,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start()
-    choice = Choice(tuple(args.what), tuple(args.dataset), tuple(args.eps), tuple(args.model_names or ()) or None)
-
-    with contextlib.ExitStack() as services:
-        remotes: list[Remote] = []
-        if "huggingface" in args.source and "models" in args.what and "imagenet" in args.dataset:
-            hugging_face = HuggingFace(os.environ.get("HF_ENDPOINT"))
-            services.callback(hugging_face.close)
-            remotes += hugging_face.list()
-        if "zenodo" in args.source:
-            zenodo = Zenodo(os.environ.get("ZENODO_ENDPOINT", "https://zenodo.org"))
-            services.callback(zenodo.close)
-            remotes += [remote for record in args.records for remote in zenodo.list(record)]
-        if args.dry_run:
-            list_plan(remotes, choice, args)
-            return
-        services.enter_context(files.locked(args.root / ".downloads", wait=True))  # the next one finds what is there
-        todo = list_plan(remotes, choice, args)
+    choice = Choice(args.what, args.dataset, args.eps, args.model_names)
+    remotes: list[Remote] = []
+    if "huggingface" in args.source and "models" in args.what and "imagenet" in args.dataset:
+        remotes += list_hugging_face()
+    if "zenodo" in args.source:
+        remotes += [remote for record in args.records for remote in list_zenodo(record)]
+    if args.dry_run:
+        list_choice(remotes, choice, args)
+        return
+    with files.locked(args.root / ".downloads", wait=True):  # the next one finds what is there
+        todo = list_choice(remotes, choice, args)
         failed = [remote for remote in todo if not fetch_or_say(remote, choice, args)]
     if failed:
         names = ", ".join(remote.name for remote in failed)
@@ -605,13 +422,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def list_plan(remotes: Sequence[Remote], choice: Choice, args: argparse.Namespace) -> list[Remote]:
+def list_choice(remotes: Sequence[Remote], choice: Choice, args: argparse.Namespace) -> list[Remote]:
     """Print what was chosen; the files still to be fetched, for which there is room.
 
     Raises:
         InputError: nothing fits the choice, or the disk is too small.
     """
-    chosen, unclear = plan(remotes, choice)
+    chosen, unclear = choose(remotes, choice)
     for remote in unclear:
         logger.warning("{}: the name of {} does not tell its place, not fetched", remote.source, remote.name)
     if not chosen:

@@ -18,7 +18,7 @@ from loguru import logger
 
 from univ import cli, files, runs
 from univ.show import report
-from univ.show.plots import Sources
+from univ.show.study import Study
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -39,8 +39,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    sources = Sources(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
-    page = report.build(sources, args.readme)
+    study = Study(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
+    page = report.build(study, args.readme)
     out = args.out or args.results / "report.html"
     files.write_text(out, page)
     logger.info("wrote {} ({:.1f} MB)", out, len(page.encode()) / 1e6)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "cifar10_training", "compare_probes", "download_data", "func", "imagenet_training", "inversion", "pytest", "rep",
     "report", "sklearn.datasets", "subgroup_sim", "torch.utils.tensorboard", "train_probe", "univ.show.plots",
-    "univ.utils.folder2lmdb", "univ.utils.imagenet50", "zenodo_get.downloader",
+    "univ.utils.folder2lmdb", "univ.utils.imagenet50",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Results of made-up scores in the real layout, written through `univ.results`: food for figures and notebooks."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,14 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from univ import results
+from univ import files, results
 from univ.data import open_images
 from univ.eps import eps_value
-from univ.inversion.images import save_inverted
 from univ.results import ResultFile, made
+from univ.show.study import Study
 
 DIGITS_MODELS = ("vgg11", "resnet10", "densenet17", "resnext14_4x32d")
 EPS = ("eps0", "eps1", "eps2")
+CSV_OF_ACCURACIES = "model,dataset,acc,loss,trained_eps,attack_lr,attack_eps,timestamp\n"
 
 
 def write_scores(
@@ -100,6 +102,50 @@ def write_inversions(
     for model, name in itertools.product(models, eps):
         share = 0.2 + 0.35 * eps_value(name)
         mixed = [share * images[int(t)][0] + (1 - share) * images[int(s)][0] for t, s in zip(targets, seeds)]
-        save_inverted(folder / f"{model}_{name}.pt", torch.stack(mixed).clamp(0, 1))
+        files.save_torch(folder / f"{model}_{name}.pt", torch.stack(mixed).clamp(0, 1))
         table = pd.DataFrame({"target_index": targets, "seed_index": seeds})
         table.to_csv(folder / f"{model}_{name}.csv", index=False)
+
+
+def write_study(root: Path, inverted: int = 6) -> Study:
+    """All of these, in results/ and data/ below a folder."""
+    study = Study(root / "results", root / "data")
+    for write in (write_scores, write_subgroups, write_probe_agreement):
+        write(study.results)
+    write_inversions(study.data / "digits" / "inverted", n=inverted)
+    return study
+
+
+def matrix(values: list[list[float]], models: str = "abc") -> pd.DataFrame:
+    """Scores of models called a, b, ..."""
+    return pd.DataFrame(values, index=list(models), columns=list(models))
+
+
+def study_of_everything(root: Path) -> Study:
+    """Everything a folder can hold: two data sets, other kinds and preprocessings, unknown and damaged records."""
+    found = root / "results"
+    write_scores(found)
+    write_scores(found, "sat6", models=("resnet18", "vgg16_bn"), eps=("eps0",), inputs=("standard",), ks=(10,))
+    write_subgroups(found)
+    write_probe_agreement(found)
+    write_inversions(root / "data" / "digits" / "inverted", n=4)
+    about = {"dataset": "digits", "models": "digits", "eps": "eps1", "exp": "10"}
+    rep = about | {"center": True, "normalize": True}
+    scores = matrix([[1, 0.25, math.nan], [0.25, 1, 0.75], [math.nan, 0.75, 1]])
+    results.write(found, ResultFile("cka", **rep, adversarial=True), scores, {})
+    results.write(found, ResultFile("cka", **rep | {"exp": "other"}), matrix([[1, 0.5], [0.5, 1]], "ab"), {})
+    results.write(found, ResultFile("proc", **rep | {"center": False}), matrix([[0, 1], [1, 0]], "ab"), {})
+    results.write(found, ResultFile("mag", **about, inverted=True), matrix([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), {})
+    results.write(found, ResultFile("amb", **about), pd.DataFrame({"amb": [0.375]}), {})
+    settings = {"measure": "norm", "inputs": {"a": {"n": 360}, "b": {"n": 360}}, "precision": "fp32"}
+    record = {"arguments": {"func": ["norm"], "seed": 0, "data_path": None, "model_dir": "<models>"}}
+    record |= {"commit": "0123456789abcdef", "versions": {"torch": "2.11.0"}}
+    results.write(found, ResultFile("norm", **about), matrix([[0, 0.5], [0.5, 0]], "ab"), settings, record)
+    results.write(found, ResultFile("kappa", **about), matrix([[1, 0.5], [0.5, 1]], "ab"), settings, record)
+    damaged = results.write(found, ResultFile("churn", **about), matrix([[0, 0.5], [0.5, 0]], "ab"), {})
+    damaged.write_text(damaged.read_text().replace("0.5", "0.6"))
+    made.record_path(ResultFile("jsd", **about).path(found)).unlink()
+    (found / "digits/accuracy").mkdir(parents=True)
+    rows = "vgg11,digits,97.5,0.1,eps1,0,0,t\nvgg11,digits,91.25,0.3,eps1,0.5,1.0,t\nvgg11,digits,98.5,0.1,eps1,0,0,u\n"
+    (found / "digits/accuracy/vgg11_eps1.csv").write_text(CSV_OF_ACCURACIES + rows)
+    return Study(found, root / "data")

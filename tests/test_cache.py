@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from univ.errors import InputError
 from univ.reps import cache
-from univ.reps.cache import Identity, Inputs, RepCache, hash_indices, read_cache, require_same
+from univ.reps.cache import RepCache, read_cache
 from univ.reps.extract import Extraction
+from univ.reps.identity import Identity, Inputs, hash_indices, require_same
 
 INPUTS = Inputs("digits", "f00d", "as is", "1234", 5)
 IDENTITY = Identity(INPUTS, "vgg11", "head", "abcd")
@@ -58,10 +59,10 @@ def test_finishing_keeps_the_other_models(tmp_path, extraction):
     for key in ("vgg11/vgg11", "vgg11/resnet10"):
         store.put(key, IDENTITY, extraction)
         store.finish()
-    found = read_cache(tmp_path, "output", "digits", "eps1", inverted=True)
-    assert set(found.tensors) == {"vgg11/vgg11", "vgg11/resnet10"}
-    assert all(torch.equal(tensor, extraction.logits) for tensor in found.tensors.values())
-    assert found.identities["vgg11/resnet10"] == IDENTITY
+    cached = read_cache(tmp_path, "output", "digits", "eps1", inverted=True)
+    assert set(cached.tensors) == {"vgg11/vgg11", "vgg11/resnet10"}
+    assert all(torch.equal(tensor, extraction.logits) for tensor in cached.tensors.values())
+    assert cached.identities["vgg11/resnet10"] == IDENTITY
 
 
 def test_different_inputs_are_not_compared():

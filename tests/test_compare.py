@@ -12,8 +12,8 @@ import pytest
 import scipy.stats
 import torch
 
-from univ import measures
-from univ.compare import drivers as compare
+from univ import compare, measures
+from univ.compare import subgroup_scores, uncertainty
 from univ.measures import (
     FUNC_MEASURES,
     FUNC_STATISTICS,
@@ -102,18 +102,14 @@ def test_spread_over_trials_is_reported():
 
 def test_rowwise_columns_are_the_models_whose_images_were_used():
     on_images_of = {source: representations(seed=i) for i, source in enumerate(NAMES)}
-    asked, reached = [], []
+    asked = []
 
     def inputs_of(source):
         asked.append(source)
         return on_images_of[source]
 
-    found = compare.rowwise(
-        NAMES, inputs_of, make("cka", "jacc", "mag"), quiet=True,
-        on_source=lambda source, tables: reached.append(int(tables["cka"].scores.notna().sum().sum())),
-    )  # fmt: skip
+    found = compare.rowwise(NAMES, inputs_of, make("cka", "jacc", "mag"), quiet=True)
     assert asked == NAMES
-    assert reached == [3, 6, 9]
     scores = found["cka"].scores
     for source, other in itertools.permutations(NAMES, 2):
         reps = on_images_of[source]
@@ -190,11 +186,9 @@ def test_unrelated_models_are_calibrated_above_zero_in_at_most_5_percent(k):
     assert above <= 20 + 3 * math.sqrt(400 * 0.05 * 0.95)
 
 
-def test_jackknife_groups_are_even(monkeypatch):
-    left_out = []
-    monkeypatch.setattr(compare, "_Cut", lambda inputs, keep: left_out.append(int((~keep).sum())) or inputs)
-    compare.pairwise({"model": torch.randn(381, 2)}, make("mag"), ci=0.95, quiet=True)
-    assert set(left_out) == {19, 20} and sum(left_out) == 381
+def test_jackknife_groups_are_even_and_hold_each_image_once():
+    left_out = torch.stack([~keep for keep in uncertainty.jackknife_masks(381, seed=0)]).int()
+    assert set(left_out.sum(dim=1).tolist()) == {19, 20} and (left_out.sum(dim=0) == 1).all()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,7 +371,7 @@ def agreeing(n=200, share=0.7, seed=0):
 def test_subgroups_score_each_group_by_itself():
     reps, preds = agreeing()
     table = compare.subgroups(reps, preds, ["cka", "proc", "jacc"], quiet=True)
-    assert list(table.columns) == list(compare.SUBGROUP_COLUMNS)
+    assert list(table.columns) == subgroup_scores.COLUMNS
     assert len(table) == 3 * 2 * (1 + 1 + 6)
     agree = preds["vgg"] == preds["resnet"]
     pair = table[(table.model1 == "vgg") & (table.model2 == "resnet")]
@@ -433,16 +427,12 @@ def test_subgroups_too_small_say_why():
     assert table[table.pred_type == "agree"].score.notna().sum() == 3 * (3 + 6)
 
 
-def test_subgroups_skip_what_is_done_and_report_each_measure():
+def test_subgroups_of_some_pairs_and_errors():
     reps, preds = agreeing()
-    seen = []
-    done = {("cka", "vgg", "resnet"), *(("proc", a, b) for a, b in itertools.combinations(NAMES, 2))}
-    table = compare.subgroups(
-        reps, preds, ["cka", "proc"], done=done, quiet=True, on_result=lambda rows: seen.append(len(rows))
-    )
-    assert seen == [4]
-    assert set(zip(table.model1, table.model2)) == {("vgg", "densenet"), ("resnet", "densenet")}
-    assert isinstance(compare.subgroups(reps, preds, ["proc"], done=done, quiet=True), pd.DataFrame)
+    pairs = [("vgg", "densenet"), ("resnet", "densenet")]
+    table = compare.subgroups(reps, preds, ["cka", "proc"], pairs=pairs, quiet=True)
+    assert len(table) == 2 * 4 and set(zip(table.model1, table.model2)) == set(pairs)
+    assert compare.subgroups(reps, preds, ["proc"], pairs=[], quiet=True).empty
     with pytest.raises(ValueError, match="choose from cka, proc, rtd, jacc"):
         compare.subgroups(reps, preds, ["mag"])
     with pytest.raises(ValueError, match="same images"):

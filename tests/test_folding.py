@@ -5,10 +5,10 @@ import torch
 from test_models import every_model, shake
 from torch import nn
 
-from univ.models import Classifier, build_model
+from univ.models import HEAD_INPUT, Classifier, build_model
 from univ.models.architectures import Arch
 from univ.models.folding import fold_batchnorm
-from univ.reps.extract import Tap, head_input
+from univ.reps.extract import Tap
 
 QUICK = {
     ("digits", "vgg11"),
@@ -32,7 +32,7 @@ def norms(model: nn.Module) -> int:
 
 
 def outputs(model: Classifier, images: torch.Tensor):
-    with Tap(model) as node, head_input(model) as head:
+    with Tap(model) as node, Tap(model, node=HEAD_INPUT) as head:
         logits = model(images)
         return logits, node.rep, head.rep
 

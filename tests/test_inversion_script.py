@@ -23,7 +23,6 @@ from scripts.benchmarks.inversion import trained_statistics
 from univ.data import open_images
 from univ.data.indices import read_indices, write_indices
 from univ.errors import InputError
-from univ.inversion.images import load_inverted
 from univ.models import build_model, checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +71,10 @@ def command(words):
     return [sys.executable, str(ROOT / "inversion.py"), *words]
 
 
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
 def rows_of(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -86,7 +89,7 @@ def test_writes_images_report_sheet_and_settings(words, tmp_path):
     names = {f"{ARCH}_eps0.{suffix}" for suffix in ("pt", "csv", "png", "json")}
     assert {path.name for path in out.iterdir()} == names | {"target_indices.csv", "seed_indices.csv"}
 
-    images, labels = load_inverted(out / f"{ARCH}_eps0.pt"), open_images("digits").labels
+    images, labels = load(out / f"{ARCH}_eps0.pt"), open_images("digits").labels
     assert images.shape == (6, 3, 32, 32)
     targets, seeds = read_indices(out / "target_indices.csv"), read_indices(out / "seed_indices.csv")
     assert (labels[targets] != labels[seeds]).all()
@@ -163,7 +166,7 @@ def test_one_index_file_of_ones_own_is_not_replaced(words, tmp_path):
 def test_eight_bit_images_are_the_rounded_ones(words, tmp_path):
     script.main(words(out=tmp_path / "float"))
     script.main(words("--uint8", out=tmp_path / "uint8"))
-    exact, stored = (torch.load(tmp_path / kind / f"{ARCH}_eps0.pt", weights_only=True) for kind in ("float", "uint8"))
+    exact, stored = (load(tmp_path / form / f"{ARCH}_eps0.pt") for form in ("float", "uint8"))
     assert stored.dtype == torch.uint8
     assert torch.equal(stored, (exact * 255).round().to(torch.uint8))
 
@@ -172,7 +175,7 @@ def test_noise_starts_are_the_same_in_any_batch(words, tmp_path):
     script.main(words("--init", "noise", "-b", 6, out=tmp_path / "a"))
     script.main(words("--init", "noise", "-b", 4, out=tmp_path / "b"))
     script.main(words(out=tmp_path / "seeds"))
-    a, b, seeds = (load_inverted(tmp_path / folder / f"{ARCH}_eps0.pt") for folder in ("a", "b", "seeds"))
+    a, b, seeds = (load(tmp_path / folder / f"{ARCH}_eps0.pt") for folder in ("a", "b", "seeds"))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
     assert (a - seeds).abs().mean() > 0.2
 
@@ -187,7 +190,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(words, tmp_path, capfd):
         script.main(words(iterations=5))
     assert output.read_bytes() == before
     script.main(words("--overwrite", iterations=5))
-    assert len(load_inverted(output)) == 6 and output.read_bytes() != before  # the original appended
+    assert len(load(output)) == 6 and output.read_bytes() != before  # the original appended
 
 
 def test_images_of_another_data_set_are_brought_to_the_models_size(cnns, tmp_path):
@@ -203,11 +206,11 @@ def test_images_of_another_data_set_are_brought_to_the_models_size(cnns, tmp_pat
     common += ["-i", tmp_path, "--workers", 0, "--device", "cpu"]
     on_imagenet = ["-m", "torchvision:shufflenet_v2_x0_5", "--model-dir", tmp_path, *common]
     script.main([str(word) for word in on_imagenet])
-    assert load_inverted(tmp_path / "torchvision_shufflenet_v2_x0_5_eps0.pt").shape == (2, 3, 224, 224)
+    assert load(tmp_path / "torchvision_shufflenet_v2_x0_5_eps0.pt").shape == (2, 3, 224, 224)
     assert {row["target_label"] for row in rows_of(tmp_path / "torchvision_shufflenet_v2_x0_5_eps0.csv")} == {"-1"}
     on_digits = ["-m", ARCH, "-p", "digits", "--model-dir", cnns / "eps0", *common]
     script.main([str(word) for word in on_digits])
-    assert load_inverted(tmp_path / f"{ARCH}_eps0.pt").shape == (2, 3, 32, 32)
+    assert load(tmp_path / f"{ARCH}_eps0.pt").shape == (2, 3, 32, 32)
 
 
 # --- killed, out of space, in several processes ---------------------------------------------------------------------
@@ -215,7 +218,7 @@ def test_images_of_another_data_set_are_brought_to_the_models_size(cnns, tmp_pat
 
 def assert_same_output(folder, other):
     """The same images bit for bit, and the same report."""
-    ours, theirs = (torch.load(place / f"{ARCH}_eps0.pt", weights_only=True) for place in (folder, other))
+    ours, theirs = (load(place / f"{ARCH}_eps0.pt") for place in (folder, other))
     assert torch.equal(ours, theirs)
     assert (folder / f"{ARCH}_eps0.csv").read_bytes() == (other / f"{ARCH}_eps0.csv").read_bytes()
 
@@ -271,7 +274,7 @@ def test_two_processes_make_the_file_of_one(words, tmp_path):
     script.main(words("-b", 2, out=tmp_path / "one", n=10))
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*run, *command(words("-b", 2, out=tmp_path / "two", n=10))[1:]], check=True, timeout=120)
-    one, two = (load_inverted(tmp_path / folder / f"{ARCH}_eps0.pt") for folder in ("one", "two"))
+    one, two = (load(tmp_path / folder / f"{ARCH}_eps0.pt") for folder in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
     assert not list((tmp_path / "two").glob("*.parts"))
 

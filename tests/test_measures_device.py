@@ -8,6 +8,7 @@ import torch
 from pretend_cuda import Pretend, PretendCuda
 
 from univ import compare
+from univ.compare import uncertainty
 from univ.measures import (
     FUNC_MEASURES,
     FUNC_STATISTICS,
@@ -80,7 +81,7 @@ def test_representations_on_a_device(key, far):
 
 @pytest.mark.parametrize("registry", [FUNC, FUNC_STATISTICS, REP_STATISTICS])
 def test_predictions_and_statistics_on_a_device(registry, monkeypatch):
-    monkeypatch.setattr(compare, "BOOTSTRAP_DRAWS", 20)
+    monkeypatch.setattr(uncertainty, "BOOTSTRAP_DRAWS", 20)
     logits, labels = outputs()
     cpu, here = logits, {name: Pretend(values) for name, values in logits.items()}
     if registry is not REP_STATISTICS:

@@ -15,6 +15,7 @@ from univ.errors import InputError
 from univ.models import (
     ARCHS,
     DIGITS_ARCHS,
+    HEAD_INPUT,
     Classifier,
     arch_from_filename,
     build_model,
@@ -26,7 +27,7 @@ from univ.models import (
     load_model,
 )
 from univ.models.precision import arithmetic
-from univ.reps.extract import Tap, head_input
+from univ.reps.extract import Tap
 
 QUICK = {
     *(("digits", arch) for arch in DIGITS_ARCHS),
@@ -178,7 +179,7 @@ def test_representation_and_logits_equal_an_independent_evaluation(train_set, ar
 def test_the_last_linear_layer_makes_the_logits(train_set, arch):
     """Inversion optimises its input, post-ReLU and pooled, in every architecture."""
     model = build_model(arch, train_set, num_classes=7, seed=0).eval()
-    with torch.no_grad(), head_input(model) as tap:
+    with torch.no_grad(), Tap(model, node=HEAD_INPUT) as tap:
         logits = model(torch.rand(2, 3, model.input_size, model.input_size))
         head_rep = tap.rep
     assert model.head.out_features == 7

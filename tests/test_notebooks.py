@@ -7,7 +7,7 @@ import commands
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from synthetic_results import write_inversions, write_probe_agreement, write_scores, write_subgroups
+from synthetic_results import write_scores, write_study
 
 from univ.errors import InputError
 from univ.show import plots
@@ -34,10 +34,7 @@ def studies(tmp_path_factory) -> dict[str, Study]:
         Study(tmp_path_factory.mktemp(name), start, dict.fromkeys(NOTEBOOKS, ""))
         for name, start in (("full", ROOT / "notebooks"), ("incomplete", ROOT), ("empty", ROOT))
     )
-    write_scores(full.root / "results")
-    write_subgroups(full.root / "results")
-    write_probe_agreement(full.root / "results")
-    write_inversions(full.root / "data" / "digits" / "inverted", n=6)
+    write_study(full.root)
     models = ("resnet50", "vgg16_bn")
     write_scores(incomplete.root / "results", "imagenet100", models, inputs=("standard",), ks=(10,))
 
@@ -79,10 +76,10 @@ def test_full_results(studies):
     expected = {"data_effect": 6, "rep_vs_pred_sim": 1, "probe_agreement": 1, "jaccard_apx": 2, "inv_img_example": 1}
     assert figures == expected
     assert "imagenet: no results" in said["data_effect"] and "digits, " not in said["data_effect"]
-    study = studies["full"].root
-    sources = plots.Sources(study / "results", study / "data")
-    stems = {stem for draw in plots.FIGURES.values() for stem, figure in draw(sources) if figure is not None}
-    drawn = {path.name for path in (study / "figs").iterdir()}
+    root = studies["full"].root
+    study = plots.Study(root / "results", root / "data")
+    stems = {stem for draw in plots.FIGURES.values() for stem, figure in draw(study) if figure is not None}
+    drawn = {path.name for path in (root / "figs").iterdir()}
     assert drawn == {stem + suffix for stem in stems for suffix in (".pdf", ".png")}  # as without Jupyter
 
 
@@ -105,19 +102,10 @@ def test_no_results(studies):
     assert not (studies["empty"].root / "figs").exists()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "x",
-        "[]",
-        "3",
-        "{}",
-        '{"nbformat": 99}',
-        '{"cells": 3, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
-        "\xff",
-    ],
-)
+CELLS = '{"cells": 3, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}'
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", "3", "{}", '{"nbformat": 99}', CELLS, "\xff"])
 def test_what_is_no_notebook_is_refused(text, tmp_path):
     path = tmp_path / "no.ipynb"
     path.write_bytes(text.encode("latin-1"))

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from image_files import encoded_image
 
-from univ.inversion.images import load_inverted
+from univ.inversion.images import open_inverted
 from univ.models import build_model, checkpoints
 from univ.reps.files import open_reps
 from univ.utils import folder2lmdb
@@ -337,7 +337,7 @@ def test_the_imagenet100_pipelines(study):
     check(run("extract_reps_for_probe_training.sh", **one), "represent for probes")
 
     for arch in MODELS:
-        images = load_inverted(study / f"data/imagenet100/inverted/{arch.replace(':', '_')}_eps3.pt")
+        images = open_inverted(study / f"data/imagenet100/inverted/{arch.replace(':', '_')}_eps3.pt").pixels
         assert images.shape == (6, 3, 224, 224)
     for place in (
         "cka/{}/10000/imagenet100/cka_eps3_0.csv",

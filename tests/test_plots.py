@@ -3,48 +3,37 @@
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from synthetic_results import DIGITS_MODELS, write_inversions, write_probe_agreement, write_scores, write_subgroups
+from synthetic_results import DIGITS_MODELS, write_scores, write_study
 
-from univ import results
-from univ.show import plots
-from univ.show import quantities as figure_data
+from univ.show import plots, quantities
+from univ.show.study import Study
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    root = tmp_path_factory.mktemp("study")
-    write_scores(root / "results")
-    write_subgroups(root / "results")
-    write_probe_agreement(root / "results")
-    write_inversions(root / "data" / "digits" / "inverted", n=6)
-    return plots.Sources(root / "results", root / "data")
-
-
-def medians(axes) -> list[float]:
-    """Heights of the median lines of the boxes, left to right; matplotlib draws six lines a box."""
-    flat = [line for line in axes.lines if len(line.get_ydata()) == 2 and line.get_linewidth() == 1.2]
-    return [float(line.get_ydata()[0]) for line in sorted(flat, key=lambda line: line.get_xdata()[0])]
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("study"))
 
 
 @pytest.mark.parametrize("kind", ["standard", "inverted"])
-def test_boxes_show_the_scores(sources, kind):
-    table = sources.table()
+def test_boxes_show_the_scores(study, kind):
+    table = study.scores
     figure = plots.similarity_by_eps(table, kind, knn=100)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["CKA", "ProcrustesSim", "negative RTD", "Jaccard (k = 100)"]
     proc = table[(table["measure"] == "proc") & (table["input"] == kind)]
-    expected = ((2 - proc.groupby("eps")["score"].median()) / 2).tolist()
-    assert medians(figure.axes[1]) == pytest.approx(expected)
+    scores = [np.sort((2 - rows.to_numpy()) / 2) for _, rows in proc.groupby("eps")["score"]]
+    boxes = [patch.get_path().get_extents() for patch in figure.axes[1].patches]  # from quartile to quartile
+    ends = [(box.y0, box.y1) for box in sorted(boxes, key=lambda box: box.x0)]
+    np.testing.assert_allclose(ends, [np.quantile(values, [0.25, 0.75]) for values in scores])
+    points = [line.get_ydata() for line in figure.axes[1].lines if line.get_marker() == "."]
+    np.testing.assert_allclose(points, scores)
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["digits"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["eps 0", "eps 1", "eps 2"]
 
 
-def test_legends_lie_outside_the_data(sources, tmp_path):
-    bounds = figure_data.mean_bounds(figure_data.all_accuracies(sources.results))
-    for figure in (
-        plots.similarity_by_eps(sources.table(), "standard"),
-        plots.agreement_by_eps(sources.table(), "standard", bounds),
-    ):
+def test_legends_lie_outside_the_data(study, tmp_path):
+    agreement = plots.agreement_by_eps(study.scores, "standard", study.bounds)
+    for figure in (plots.similarity_by_eps(study.scores, "standard"), agreement):
         plots.save(figure, tmp_path / "figure")
         legend = figure.legends[0].get_window_extent()
         assert all(not legend.overlaps(axes.get_window_extent()) for axes in figure.axes)
@@ -59,31 +48,30 @@ def test_shades_darken_with_eps():
         assert nearest < 0.05  # the colour itself is among them
 
 
-def test_agreement_has_a_bound_mark_at_every_box(sources):
-    bounds = figure_data.mean_bounds(figure_data.all_accuracies(sources.results))
-    figure = plots.agreement_by_eps(sources.table(), "standard", bounds)
-    upper = bounds[bounds["input"] == "standard"]["upper"].tolist()
+def test_agreement_has_a_bound_mark_at_every_box(study):
+    figure = plots.agreement_by_eps(study.scores, "standard", study.bounds)
+    upper = study.bounds[study.bounds["input"] == "standard"]["upper"].tolist()
     lines = [line for line in figure.axes[0].lines if line.get_marker() == "_" and line.get_linestyle() == "-"]
     assert [list(line.get_ydata()) for line in lines] == [pytest.approx(upper)]
-    without = plots.agreement_by_eps(sources.table(), "standard")
+    without = plots.agreement_by_eps(study.scores, "standard")
     assert "mean upper bound" not in [text.get_text() for text in without.legends[0].get_texts()]
 
 
-def test_figure_five(sources):
-    figure = plots.similarity_by_prediction(results.load_subgroups(sources.results), "digits")
+def test_figure_five(study):
+    figure = plots.similarity_by_prediction(study.subgroups, "digits")
     assert [axes.get_title() for axes in figure.axes] == ["CKA", "ProcrustesSim", "negative RTD", "Jaccard (k = 10)"]
     assert [text.get_text() for text in figure.axes[3].texts] == ["p = 0.125", "p = 0.125"]
     assert "4 models cannot give a p-value below 0.125" in figure.legends[0].get_title().get_text()
-    assert plots.similarity_by_prediction(results.load_subgroups(sources.results), "imagenet") is None
+    assert plots.similarity_by_prediction(study.subgroups, "imagenet") is None
 
 
-def test_jaccard_by_k_leaves_out_what_is_missing(sources):
-    figure = plots.jaccard_by_k(sources.table(), "inverted", ks=(10, 77, 500))
+def test_jaccard_by_k_leaves_out_what_is_missing(study):
+    figure = plots.jaccard_by_k(study.scores, "inverted", ks=(10, 77, 500))
     assert [axes.get_title() for axes in figure.axes] == ["k = 10", "k = 500"]
 
 
-def test_heat_map_rows_are_the_sources(sources):
-    table = sources.table()
+def test_heat_map_rows_are_the_sources(study):
+    table = study.scores
     figure = plots.heat_maps(table, "cka", "digits", "inverted")
     shown = figure.axes[0].images[0].get_array()
     cell = table[(table["measure"] == "cka") & (table["input"] == "inverted") & (table["eps"] == 0)]
@@ -94,8 +82,8 @@ def test_heat_map_rows_are_the_sources(sources):
     assert plots.heat_maps(table, "cka", "imagenet", "standard") is None
 
 
-def test_inversion_grid(sources):
-    inversions = figure_data.load_inversions("digits", sources.data, rows=3)
+def test_inversion_grid(study):
+    inversions = quantities.load_inversions("digits", study.data, rows=3)
     panel = plots.inversion_grid(inversions).axes[0]
     titles = [text.get_text() for text in panel.get_xticklabels()]
     assert titles[:4] == ["seed", "target", "densenet17\neps 0", "densenet17\neps 2"]
@@ -106,27 +94,23 @@ def test_inversion_grid(sources):
     assert np.array_equal(cell, inversions.inverted["densenet17", 2.0][1].permute(1, 2, 0).numpy())
 
 
-def test_every_figure_has_its_name(sources):
-    drawn = {stem for draw in plots.FIGURES.values() for stem, figure in draw(sources) if figure is not None}
+def test_every_figure_has_its_name(study):
+    drawn = {stem for draw in plots.FIGURES.values() for stem, figure in draw(study) if figure is not None}
     names = ("similarity", "agreement", "jsd", "jaccard_by_k")
     stems = {f"{name}_{kind}" for name in names for kind in ("standard", "inverted")}
     assert drawn == stems | {"rep_vs_pred_digits_standard", "probe_agreement", "inverted_digits"}
 
 
-def test_figures_without_jupyter(sources, tmp_path):
-    words = ["--results", str(sources.results), "--data", str(sources.data), "--figs", str(tmp_path)]
-    plots.main([*words, "--only", "probe_agreement", "inv_img_example", "--quiet"])
-    drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == ["inverted_digits.pdf", "inverted_digits.png", "probe_agreement.pdf", "probe_agreement.png"]
-    assert (tmp_path / "probe_agreement.pdf").read_bytes().startswith(b"%PDF")
-
-
-def test_the_same_results_give_the_same_files(sources, tmp_path):
+def test_figures_without_jupyter_are_the_same_each_time(study, tmp_path):
+    words = ["--results", str(study.results), "--data", str(study.data), "--quiet"]
     for folder in ("a", "b"):
-        arguments = ["--results", str(sources.results), "--figs", str(tmp_path / folder), "--only", "probe_agreement"]
-        plots.main([*arguments, "--quiet"])
-    for path in (tmp_path / "a").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+        plots.main([*words, "--figs", str(tmp_path / folder), "--only", "probe_agreement", "inv_img_example"])
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert set(drawn) == {
+        f"{stem}.{suffix}" for stem in ("inverted_digits", "probe_agreement") for suffix in ("pdf", "png")
+    }
+    assert drawn["probe_agreement.pdf"].startswith(b"%PDF")
+    assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
 
 
 def test_an_empty_folder_gives_no_figures_and_no_error(tmp_path):
@@ -137,7 +121,7 @@ def test_an_empty_folder_gives_no_figures_and_no_error(tmp_path):
 
 def test_results_of_one_setting_only(tmp_path):
     write_scores(tmp_path, models=("a", "b"), eps=("eps1",), inputs=("standard",), ks=(5,))
-    table = plots.Sources(tmp_path).table()
+    table = Study(tmp_path).scores
     assert plots.similarity_by_eps(table, "standard") is not None
     assert plots.similarity_by_eps(table, "inverted") is None
-    assert plots.probe_agreement(table, results.load_probe_agreement(tmp_path)) is None
+    assert plots.probe_agreement(table, Study(tmp_path).probes) is None

@@ -21,7 +21,8 @@ from univ.errors import InputError
 from univ.files import disk as files
 from univ.models import build_model, checkpoints
 from univ.reps import files as repfiles
-from univ.reps import probes
+from univ.reps import probes, probing
+from univ.reps.extract import extract
 from univ.utils.folder2lmdb import write_lmdb
 
 CPU = torch.device("cpu")
@@ -44,7 +45,9 @@ def run(seeds, train_part, val_part, settings, **words) -> list[probes.Epoch]:
 def test_as_accurate_as_logistic_regression():
     train_part, val_part = pixels("train"), pixels("val")
     settings = probes.Training(epochs=30, batch_size=64, lr=2e-2)
-    best = probes.Best.of(iter(run([0, 1], train_part, val_part, settings)))
+    best = probes.Best()
+    for epoch in run([0, 1], train_part, val_part, settings):
+        best.update(epoch.probes)
     reference = LogisticRegression(max_iter=1000).fit(train_part.reps.numpy(), train_part.labels.numpy())
     expected = reference.score(val_part.reps.numpy(), val_part.labels.numpy())
     for probe in best.by_accuracy:
@@ -123,14 +126,10 @@ def test_float16_and_memory_mapped_representations(tmp_path):
 
 
 def test_best_by_accuracy_and_by_loss():
-    def epoch(number, accuracy, loss):
-        probe = probes.Probe(torch.zeros(2, 1), torch.zeros(2), 0, number, accuracy, loss)
-        return probes.Epoch(number, 0.1, [probe], [0.0])
-
-    best = probes.Best.of(iter([epoch(1, 0.5, 0.9), epoch(2, 0.7, 0.8), epoch(3, 0.7, 0.9), epoch(4, 0.6, 0.7)]))
+    best = probes.Best()
+    for number, (accuracy, loss) in enumerate([(0.5, 0.9), (0.7, 0.8), (0.7, 0.9), (0.6, 0.7)], start=1):
+        best.update([probes.Probe(torch.zeros(2, 1), torch.zeros(2), 0, number, accuracy, loss)])
     assert best.by_accuracy[0].epoch == 2 and best.by_loss[0].epoch == 4
-    with pytest.raises(ValueError, match="no epoch"):
-        probes.Best.of(iter([]))
 
 
 def test_learning_rate_falls_to_its_minimum():
@@ -213,69 +212,62 @@ def model():
     return build_model("vgg11", "digits", seed=0).eval()
 
 
-class Stopped(Exception):
-    """Stands for a kill."""
+class Reader:
+    """Extracts the digits asked for, and notes how many were; the so-many-th time it is killed."""
+
+    def __init__(self, model, killed=0):
+        self.model, self.killed, self.asked, self.images = model, killed, [], open_images("digits", "val")
+
+    def __call__(self, positions, name):
+        self.asked.append(len(positions))
+        if len(self.asked) == self.killed:
+            raise KeyboardInterrupt
+        return extract(self.model, self.images, positions, batch_size=64, device=CPU, quiet=True)
+
+    def extract(self, path, **identity):
+        identity = {"arch": "vgg11", "dtype": "float32", "n": len(self.images), **identity}
+        return repfiles.extract(path, identity, self.images.labels, self, chunk=100)
 
 
-def dies_in_part(number, monkeypatch):
-    """The so-many-th part that is extracted stops; the numbers of images of all that are begun."""
-    seen, extract = [], repfiles.activations.extract
-
-    def counted(model, loader, n, **names):
-        seen.append(n)
-        if len(seen) == number:
-            raise Stopped
-        return extract(model, loader, n, **names)
-
-    monkeypatch.setattr(repfiles.activations, "extract", counted)
-    return seen
-
-
-def test_extraction_continues_where_it_was_killed(tmp_path, model, monkeypatch):
-    images = open_images("digits", "val")
-    words = {"identity": {"node": "x"}, "device": CPU, "batch_size": 64, "chunk": 100, "quiet": True}
-    whole = repfiles.extract(tmp_path / "whole.pt", model, images, **words)
+def test_extraction_continues_where_it_was_killed(tmp_path, model):
+    whole = Reader(model).extract(tmp_path / "whole.pt")
     assert whole.shape == (360, 64) and whole.dtype == torch.float32
-
-    seen = dies_in_part(3, monkeypatch)
-    with pytest.raises(Stopped):
-        repfiles.extract(tmp_path / "reps.pt", model, images, **words)
-    assert not (tmp_path / "reps.pt").exists()
-    reps = repfiles.extract(tmp_path / "reps.pt", model, images, **words)
-    assert seen == [100, 100, 100, 100, 60]  # the third part again and the fourth: the first two are not repeated
+    reader, path = Reader(model, killed=3), tmp_path / "reps.pt"
+    with pytest.raises(KeyboardInterrupt):
+        reader.extract(path)
+    assert not path.exists()
+    reps = reader.extract(path)
+    assert reader.asked == [100, 100, 100, 100, 60]  # the third part again, and the fourth: the first two are kept
     assert torch.equal(reps, whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["reps.json", "reps.pt", "whole.json", "whole.pt"]
-    repfiles.extract(tmp_path / "reps.pt", model, images, **words)
-    assert len(seen) == 5  # it is there
+    reader.extract(path)
+    assert len(reader.asked) == 5  # it is there
 
 
-def test_damaged_blocks_of_an_unfinished_extraction_are_extracted_again(tmp_path, model, monkeypatch):
-    images = open_images("digits", "val")
-    words = {"identity": {"node": "x"}, "device": CPU, "batch_size": 64, "chunk": 100, "quiet": True}
-    whole = repfiles.extract(tmp_path / "whole.pt", model, images, **words)
-    seen = dies_in_part(4, monkeypatch)
-    with pytest.raises(Stopped):
-        repfiles.extract(tmp_path / "reps.pt", model, images, **words)
+def test_damaged_blocks_of_an_unfinished_extraction_are_extracted_again(tmp_path, model):
+    whole = Reader(model).extract(tmp_path / "whole.pt")
+    reader, path = Reader(model, killed=4), tmp_path / "reps.pt"
+    with pytest.raises(KeyboardInterrupt):
+        reader.extract(path)
     with (tmp_path / "reps.pt.partial").open("r+b") as file:
         file.seek(150 * 64 * 4)  # in the second block
         file.write(b"damage")
-    reps = repfiles.extract(tmp_path / "reps.pt", model, images, **words)
-    assert seen[4:] == [100, 60] and torch.equal(reps, whole)
-    with (tmp_path / "reps.pt").open("r+b") as file:
+    reps = reader.extract(path)
+    assert reader.asked[4:] == [100, 60] and torch.equal(reps, whole)
+    with path.open("r+b") as file:
         file.seek(2000)
         file.write(b"damage")
-    assert torch.equal(repfiles.extract(tmp_path / "reps.pt", model, images, **words), whole)  # no longer what was made
+    assert torch.equal(reader.extract(path), whole)  # no longer what was made
 
 
 def test_extraction_of_another_identity_starts_over(tmp_path, model):
-    images = open_images("digits", "val")
-    words = {"device": CPU, "batch_size": 128, "quiet": True}
-    repfiles.extract(tmp_path / "reps.pt", model, images, {"checkpoint": "a"}, **words)
-    other = build_model("vgg11", "digits", seed=1).eval()
-    reps = repfiles.extract(tmp_path / "reps.pt", other, images, {"checkpoint": "b"}, dtype="float16", **words)
-    assert reps.dtype == torch.float16
-    made = repfiles.read_identity(tmp_path / "reps.pt")
-    assert made["checkpoint"] == "b" and made["dtype"] == "float16" and 0 <= made["classifier_accuracy"] <= 1
+    Reader(model).extract(tmp_path / "reps.pt", checkpoint="a")
+    other = Reader(build_model("vgg11", "digits", seed=1).eval())
+    reps = other.extract(tmp_path / "reps.pt", checkpoint="b", dtype="float16")
+    assert reps.dtype == torch.float16 and other.asked == [100, 100, 100, 60]
+    described = repfiles.read_identity(tmp_path / "reps.pt")
+    assert described["checkpoint"] == "b" and described["dtype"] == "float16"
+    assert 0 <= described["classifier_accuracy"] <= 1
 
 
 # ------------------------------------------------------------------------------------------------- scripts
@@ -312,16 +304,8 @@ def test_training_on_files_equals_training_on_the_model(study, tmp_path):
     folder = study / "runs" / "digits" / "vgg11_eps1"
     labels = tmp_path / "labels.csv"
     pd.DataFrame(open_images("digits", "train").labels.numpy()).to_csv(labels)
-    words = [
-        "-a",
-        "vgg11",
-        "-d",
-        "digits",
-        "--reps-file",
-        folder / "reps.pt",
-        "--val-reps-file",
-        folder / "val_reps.pt",
-    ]
+    words = ["-a", "vgg11", "-d", "digits"]
+    words += ["--reps-file", folder / "reps.pt", "--val-reps-file", folder / "val_reps.pt"]
     words += ["--labels-file", labels, "-b", "64", "--epochs", "2", "--num-probes", "1", "--runs", tmp_path / "runs"]
     train_probe.main([*map(str, words), "--device", "cpu", "--quiet"])
     first = json.loads((folder / "finished.json").read_text())
@@ -378,20 +362,9 @@ def test_probes_read_the_representations_of_their_model_only(study, tmp_path):
     assert (tmp_path / "out.csv").stat().st_mtime_ns != before  # not "done already"
     other = tmp_path / "cnns/eps1/vgg11.pt"  # the same architecture, other weights
     checkpoints.save_checkpoint(other, build_model("vgg11", "digits", seed=5), epoch=1)
-    again = [
-        "-m",
-        other,
-        "-d",
-        "digits",
-        "--epochs",
-        "0",
-        "--runs",
-        tmp_path / "runs",
-        "--run-name",
-        "digits/vgg11_eps1",
-    ]
-    train_probe.main([*map(str, again), "--device", "cpu", "--quiet"])
-    with pytest.raises(InputError, match=r"val_reps\.pt is of another model than the probe .* \(checkpoint was "):
+    again = ["-m", other, "-d", "digits", "--epochs", "0", "--runs", tmp_path / "runs"]
+    train_probe.main([*map(str, again), "--run-name", "digits/vgg11_eps1", "--device", "cpu", "--quiet"])
+    with pytest.raises(InputError, match=r"val_reps\.pt is of another model than the probe .* differ in checkpoint"):
         compare_probes.main(words)
 
 
@@ -412,9 +385,7 @@ def test_a_probe_trained_twice_counts_once(tmp_path):
     trained = [probes.Probe(torch.randn(10, 4), torch.zeros(10), seed, 1, 0.1, 2.3) for seed in (0, 1)]
     for start in ("first", "again"):
         for i, probe in enumerate(trained):
-            probes.save(
-                tmp_path / "runs" / "vgg11" / start / str(i) / "best_acc_checkpoint.pt", probe, {"run": "vgg11"}
-            )
+            probes.save(tmp_path / f"runs/vgg11/{start}/{i}/best_acc_checkpoint.pt", probe, {"run": "vgg11"})
     torch.save(torch.randn(20, 4), tmp_path / "runs" / "vgg11" / "val_reps.pt")
     compare_probes.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.csv"), "--quiet"])
     assert len(pd.read_csv(tmp_path / "out.csv")) == 1
@@ -461,7 +432,7 @@ def test_cifar10_is_opened_where_it_is_said_to_be(tmp_path):
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     where = ["--lmdb-file", folder.parent, "--val-lmdb-file", folder]
     args = train_probe.parse_args([*map(str, ("-m", __file__, "-a", "resnet18", "-d", "cifar10", *where))])
-    train_part, val_part = (train_probe.open_part(args, split) for split in ("train", "val"))
+    train_part, val_part = (probing.open_part(args, split) for split in ("train", "val"))
     assert (len(train_part), len(val_part)) == (10, 2)
     assert (val_part.pixels == 5).all()
 
@@ -469,8 +440,8 @@ def test_cifar10_is_opened_where_it_is_said_to_be(tmp_path):
 def test_fast_images_are_other_images(tmp_path):
     write_lmdb(tmp_path / "train.lmdb", [(encoded_image("rgb", seed=0), 0)], ["a class"])
     words = ["-m", __file__, "-a", "resnet18", "-d", "imagenet50", "--lmdb-file", str(tmp_path / "train.lmdb")]
-    exact = train_probe.open_part(train_probe.parse_args(words), "train")
-    fast = train_probe.open_part(train_probe.parse_args([*words, "--fast-images"]), "train")
+    exact = probing.open_part(train_probe.parse_args(words), "train")
+    fast = probing.open_part(train_probe.parse_args([*words, "--fast-images"]), "train")
     assert fast.fast and not exact.fast and fast.fingerprint != exact.fingerprint
 
 

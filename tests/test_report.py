@@ -1,235 +1,161 @@
-"""The page shows the numbers of the results, needs nothing else, and says what a folder lacks."""
+"""The page is sound and needs nothing else, tells how results were made, and says what a folder lacks."""
 
 import html
+import itertools
 import json
-import math
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 from base64 import b64decode
+from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-from html_page import assert_sound, parse
-from synthetic_results import DIGITS_MODELS, write_inversions, write_probe_agreement, write_scores, write_subgroups
+from synthetic_results import (
+    CSV_OF_ACCURACIES,
+    DIGITS_MODELS,
+    matrix,
+    study_of_everything,
+    write_probe_agreement,
+    write_subgroups,
+)
 
 from univ import results
 from univ.errors import InputError
-from univ.measures.cards import SHOWN
-from univ.results import ResultFile, made
-from univ.show import provenance, report
-from univ.show import quantities as figure_data
-from univ.show.plots import Sources
+from univ.results import ResultFile
+from univ.show import prose, provenance, report
+from univ.show.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (
-    "# x\n\n## Differences from the original\n\n| where | original | here |\n|-|-|-|\n| k-NN | old | new |\n\n## y\n"
-)
-CSV_OF_ACCURACIES = "model,dataset,acc,loss,trained_eps,attack_lr,attack_eps,timestamp\n"
+README = """# Name
+
+## Differences from the original
+
+Some `--flags` and **bold** words.
+
+```bash
+# no heading
+```
+
+| where | *original* | here |
+|---|---|---|
+| `a`, k-NN | <b>old</b> | new \\| newer |
+
+### Finer
+
+See [the paper](https://example.org/paper?a=1&b=2), [a file](docs/file.md), ![a picture](https://example.org/x.png).
+
+## Citation
+
+None.
+"""
 
 
-def matrix(values: list[list[float]], models: str = "abc") -> pd.DataFrame:
-    return pd.DataFrame(values, index=list(models), columns=list(models))
+class Page(HTMLParser):
+    """Every start tag with its attributes, the text, and the end tags that do not fit."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.problems: list[str] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        self.problems += self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self.open += [tag] if tag not in ("meta", "link", "img", "br", "hr", "wbr") else []
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(f"</{tag}> at {self.getpos()}")
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, attribute: str, tag: str = "") -> list[str]:
+        return [found[attribute] for name, found in self.tags if attribute in found and tag in ("", name)]
+
+
+def assert_sound(text: str) -> Page:
+    """Well-formed, self-contained, and usable without seeing it."""
+    page = Page(text)
+    assert page.problems == []
+    names = [tag for tag, _ in page.tags]
+    ids, links = page.all("id"), page.all("href", "a")
+    assert len(ids) == len(set(ids)) and "script" not in names
+    inside = {link[1:] for link in links if link.startswith("#")} | set(page.all("aria-labelledby"))
+    assert inside <= set(ids)
+    assert all(link.startswith(("#", "https://")) for link in links)
+    loaded = [*page.all("src"), *page.all("href", "link"), *page.all("srcset"), *page.all("data")]
+    assert all(address.startswith("data:") for address in loaded) and not re.search(r"url\(|@import", text)
+    assert all(page.all("alt", "img")) and len(page.all("alt", "img")) == names.count("img")
+    assert names.count("table") == names.count("caption")
+    headings = [int(name[1]) for name in names if re.fullmatch("h[1-6]", name)]
+    assert headings[0] == 1 and headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(headings))
+    return page
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    """Everything a folder can hold: two data sets, other kinds and preprocessings, unknown and damaged records."""
+def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
-    found = root / "results"
-    write_scores(found)
-    write_scores(found, "sat6", models=("resnet18", "vgg16_bn"), eps=("eps0",), inputs=("standard",), ks=(10,))
-    write_subgroups(found)
-    write_probe_agreement(found)
-    write_inversions(root / "data" / "digits" / "inverted", n=4)
-    about = {"dataset": "digits", "models": "digits", "eps": "eps1", "exp": "10"}
-    rep = about | {"center": True, "normalize": True}
-    scores = matrix([[1, 0.25, math.nan], [0.25, 1, 0.75], [math.nan, 0.75, 1]])
-    results.write(found, ResultFile("cka", **rep, adversarial=True), scores, {})
-    results.write(found, ResultFile("cka", **rep | {"exp": "other"}), matrix([[1, 0.5], [0.5, 1]], "ab"), {})
-    results.write(found, ResultFile("proc", **rep | {"center": False}), matrix([[0, 1], [1, 0]], "ab"), {})
-    results.write(found, ResultFile("mag", **about, inverted=True), matrix([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), {})
-    results.write(found, ResultFile("amb", **about), pd.DataFrame({"amb": [0.375]}), {})
-    settings = {"measure": "norm", "inputs": {"a": {"n": 360}, "b": {"n": 360}}, "precision": "fp32"}
-    record = {"arguments": {"func": ["norm"], "seed": 0, "data_path": None, "model_dir": "<models>"}}
-    record |= {"commit": "0123456789abcdef", "versions": {"torch": "2.11.0"}}
-    results.write(found, ResultFile("norm", **about), matrix([[0, 0.5], [0.5, 0]], "ab"), settings, record)
-    results.write(found, ResultFile("kappa", **about), matrix([[1, 0.5], [0.5, 1]], "ab"), settings, record)
-    damaged = results.write(found, ResultFile("churn", **about), matrix([[0, 0.5], [0.5, 0]], "ab"), {})
-    damaged.write_text(damaged.read_text().replace("0.5", "0.6"))
-    made.record_path(ResultFile("jsd", **about).path(found)).unlink()
-    (found / "digits/accuracy").mkdir(parents=True)
-    rows = "vgg11,digits,97.5,0.1,eps1,0,0,t\nvgg11,digits,91.25,0.3,eps1,0.5,1.0,t\nvgg11,digits,98.5,0.1,eps1,0,0,u\n"
-    (found / "digits/accuracy/vgg11_eps1.csv").write_text(CSV_OF_ACCURACIES + rows)
     (root / "README.md").write_text(README)
-    return Sources(found, root / "data")
+    return study_of_everything(root)
 
 
 @pytest.fixture(scope="module")
-def page(sources):
-    return report.build(sources, sources.results.parent / "README.md")
+def page(study):
+    return report.build(study, study.results.parent / "README.md")
 
 
-@pytest.fixture(scope="module")
-def parsed(page):
-    return parse(page)
-
-
-def test_the_page_is_sound_and_needs_nothing_else(page, parsed):
-    assert_sound(parsed)
-    assert not re.search(r"url\(|@import", page)
-    assert {"accuracy", "similarity", "agreement", "subgroups", "probes", "singles", "inverted"} <= set(parsed.ids)
-    kinds = {picture["src"].split(";")[0] for picture in parsed.pictures}
-    assert kinds == {"data:image/svg+xml", "data:image/png"}
-    heat_map = next(picture for picture in parsed.pictures if picture["alt"].startswith("CKA of every pair"))
-    image = b64decode(heat_map["src"].partition("base64,")[2]).decode()
-    points = float(re.search(r'width="([\d.]+)pt"', image)[1])
+def test_the_page_is_sound_and_needs_nothing_else(page):
+    found = assert_sound(page)
+    sections = {"accuracy", "similarity", "agreement", "subgroups", "probes", "singles", "inverted", "made", "missing"}
+    assert sections <= set(found.all("id"))
+    sources = found.all("src", "img")
+    assert {source.split(";")[0] for source in sources} == {"data:image/svg+xml", "data:image/png"}
+    assert len(set(sources)) == len(sources)
+    heat_map = next(picture for _, picture in found.tags if picture.get("alt", "").startswith("CKA of every pair"))
+    points = float(re.search(r'width="([\d.]+)pt"', b64decode(heat_map["src"].partition("base64,")[2]).decode())[1])
     assert int(heat_map["width"]) == round(points * 96 / 72)
-    assert len({picture["src"] for picture in parsed.pictures}) == len(parsed.pictures)
+    assert "default-src 'none'; img-src data:" in page
     for name in ("viewport", "color-scheme", '<html lang="en">'):
         assert name in page
 
 
-@pytest.mark.parametrize("kind", ["standard", "inverted"])
-def test_means_are_those_of_the_long_table(sources, parsed, kind):
-    """Every cell of the table against the scores themselves, and no setting left out."""
-    scores = results.load_long_table(sources.results, settings=["knn"])
-    scores = scores[scores["input"] == kind]
-    shown = parsed.tables[f"means-{kind}"]
-    names = {"digits": "digits", "sat6": "sat6"}
-    checked = 0
-    for (dataset, measure, knn, eps), rows in scores.groupby(["dataset", "measure", "knn", "eps"], dropna=False):
-        similar = SHOWN[measure].similarity(rows["score"])
-        label = SHOWN[measure].label + ("" if math.isnan(knn) else f" (k = {knn:g})")
-        cell = shown[names[dataset], label][f"eps {eps:g}"]
-        assert cell.value == pytest.approx(similar.mean(), rel=1e-12)
-        assert cell.text.startswith(f"{similar.mean():.3f}")
-        if len(rows) > 1:
-            assert cell.text.endswith(f"± {np.std(similar, ddof=1):.3f}")
-        checked += 1
-    assert checked == sum(cell.value is not None for cells in shown.values() for cell in cells.values())
-    pairs = 6 if kind == "standard" else 12
-    assert shown["digits", "negative RTD"]["pairs"].text == str(pairs)
+def test_cells_show_numbers_rounded_and_hold_them_in_full(page, study):
+    row = re.search(r'<tr><th scope="row">negative RTD</th>.*?</tr>', page, flags=re.DOTALL)[0]
+    scores = study.scores[(study.scores["measure"] == "rtd") & (study.scores["input"] == "standard")]
+    scores = -scores[(scores["eps"] == 0) & (scores["dataset"] == "digits")]["score"]
+    cell = f'<td class="number"><data value="{scores.mean()}">{scores.mean():.3f}</data>'
+    assert cell in row and f"<small>± {scores.std():.3f}</small>" in row
+    assert '<td class="number">6</td>' in row
 
 
-def test_adversarial_images_have_a_table_of_their_own(parsed):
-    cell = parsed.tables["means-standard-adv"]["digits", "CKA"]["eps 1"]
-    assert cell.value == pytest.approx(0.5)  # of 0.25 and 0.75; the third pair has no score
-
-
-def test_agreement_lies_beside_its_bounds(sources, parsed):
-    scores = results.load_long_table(sources.results, ["dis"])
-    bounds = figure_data.mean_bounds(figure_data.all_accuracies(sources.results))
-    shown = parsed.tables["agreement-table"]
-    assert len(shown) == len(scores.groupby(["dataset", "input", "eps"])) == 7
-    for row in bounds.itertuples():
-        rows = scores[(scores["dataset"] == row.dataset) & (scores["input"] == row.input) & (scores["eps"] == row.eps)]
-        images = {"standard": "regular images", "inverted": "inverted images"}[row.input]
-        cells = shown[f"{row.dataset}, {images}", f"eps {row.eps:g}"]
-        assert cells["agreement"].value == pytest.approx(1 - rows["score"].mean(), rel=1e-12)
-        assert cells["lower"].value == pytest.approx(row.lower, rel=1e-12)
-        assert cells["upper"].value == pytest.approx(row.upper, rel=1e-12)
-        assert cells["pairs"].text == str(len(rows))
-
-
-def test_accuracies_on_the_compared_images_and_on_the_test_part(sources, parsed):
-    shown = parsed.tables["accuracy-table"]
-    recorded = results.load_accuracies(sources.results)
-    for row in recorded[recorded["input"] == "standard"].itertuples():
-        cell = shown[f"{row.dataset}: compared images", row.model][f"eps {row.eps:g}"]
-        assert cell.value == pytest.approx(100 * row.accuracy)
-        assert cell.text == f"{100 * row.accuracy:.1f}"
-    assert shown["digits: test part, clean", "vgg11"]["eps 1"].value == 98.5  # the last evaluation
-    assert shown["digits: test part, attacked at eps 1", "vgg11"]["eps 1"].value == 91.25
-    assert shown["digits: test part, clean", "vgg11"]["eps 0"].text == "–"
-    inverted = recorded[(recorded["input"] == "inverted") & (recorded["eps"] == 2)]
-    own = inverted["source"] == inverted["model"]
-    transfer = parsed.tables["transfer-table"]
-    for name, rows in (("the model inverted", inverted[own]), ("the other models", inverted[~own])):
-        assert transfer["digits", name]["eps 2"].value == pytest.approx(100 * rows["accuracy"].mean())
-
-
-def test_subgroups_are_compared_over_the_pairs_that_have_both(sources, parsed):
-    rows = results.load_subgroups(sources.results)
-    shown = parsed.tables["subgroup-table"]
-    assert len(shown) == 2 * 5  # two radii; cka, proc, rtd, jacc at two k
-    for metric, label, k in (("cka", "CKA", None), ("proc", "ProcrustesSim", None), ("jacc", "Jaccard (k = 50)", 50)):
-        here = rows[(rows["metric"] == metric) & (rows["eps"] == 0)]
-        here = here[here["k"] == k] if k else here
-        similar = SHOWN[metric].similarity
-        both = here.pivot_table(index=["model1", "model2"], columns="pred_type", values="score").dropna()
-        cells = shown["digits, regular images, eps 0", label]
-        assert cells["agree"].value == pytest.approx(similar(both["agree"]).mean())
-        assert cells["differ"].value == pytest.approx(similar(both["disagree"]).mean())
-        assert cells["difference"].value == pytest.approx(cells["agree"].value - cells["differ"].value)
-        assert cells["pairs"].text == ("5" if metric == "cka" else "6")  # one score is missing
-        test = figure_data.subgroup_difference(figure_data.subgroup_rows(here, metric, k))
-        assert cells["p"].value == test.p
-    assert "4 models cannot give a p below 0.125" in parsed.text
-
-
-def test_subgroups_without_a_pair_are_named_as_missing(sources):
-    rows = results.load_subgroups(sources.results)
-    rows.loc[(rows["metric"] == "rtd") & (rows["pred_type"] == "disagree"), "score"] = math.nan
-    without = [found for found in report.subgroup_tests(rows) if not found.pairs]
-    assert [(found.label, found.eps) for found in without] == [("negative RTD", 0), ("negative RTD", 2)]
-    assert math.isnan(without[0].test.p)
-    scores = results.load_long_table(sources.results, settings=["knn"])
-    missing = report._missing(sources, scores, results.load_accuracies(sources.results), rows, pd.DataFrame())
-    assert "subgroups, negative RTD: no pair has a score in both groups (digits, regular images, eps 0; " in missing
-    assert "no agreement of probes" in missing
-
-
-def test_probes_and_classifiers(sources, parsed):
-    probes = results.load_probe_agreement(sources.results)
-    shown = parsed.tables["probe-table"]
-    between = probes[probes["arch_1"] != probes["arch_2"]]["agreement"]
-    cells = shown["digits", "probes on eps 2 representations"]
-    assert [cells[name].value for name in ("mean", "least", "most")] == pytest.approx(
-        [between.mean(), between.min(), between.max()]
-    )
-    assert cells["pairs"].text == str(len(between)) == "24"
-    scores = results.load_long_table(sources.results, ["dis"])
-    robust = scores[(scores["dataset"] == "digits") & (scores["input"] == "standard") & (scores["eps"] == 2)]
-    assert shown["digits", "classifiers eps 2"]["mean"].value == pytest.approx(1 - robust["score"].mean())
-
-
-def test_scores_of_single_models_and_of_the_set(parsed):
-    shown = parsed.tables["singles-table"]
-    own = "digits: magnitude, own inverted images"
-    assert [shown[own, model]["eps 1"].value for model in "abc"] == [1, 5, 9]
-    assert shown["digits: ambiguity, regular images", "all models"]["eps 1"].value == 0.375
-
-
-def test_every_run_tells_its_arguments_commit_versions_and_files(page, parsed, sources):
+def test_every_run_tells_its_arguments_commit_versions_and_files(page, study):
     run = re.search(r"<details>\n<summary><code>func.py</code>.*?</details>", page, flags=re.DOTALL)[0]
-    assert "digits, eps1, regular images, 2 results" in run
-    assert "0123456789abcdef" in run and "torch 2.11.0" in run
+    text = Page(run).text
+    assert "digits, eps1, regular images, 2 results" in text
+    assert "0123456789abcdef" in text and "torch 2.11.0" in text
     assert "<dt>model_dir</dt><dd><code>&lt;models&gt;</code></dd>" in run
-    assert "data_path" not in run  # was not given
-    of_run = next(
-        rows for name, rows in parsed.tables.items() if ("", "norm_dis/standard/digits/norm_dis_eps1_10.csv") in rows
-    )
-    cells = of_run["", "norm_dis/standard/digits/norm_dis_eps1_10.csv"]
-    assert cells["images"].text == "360"
-    assert cells["settings"].text == "measure=norm, precision=fp32"
-    assert set(of_run) == {
-        ("", f"{place}_eps1_10.csv") for place in ("norm_dis/standard/digits/norm_dis", "kappa/standard/digits/kappa")
+    assert "data_path" not in text  # was not given
+    assert "measure=norm, precision=fp32" in text and ">360<" in run
+    assert set(re.findall(r"\S+\.csv", text)) == {
+        f"{name}_eps1_10.csv" for name in ("norm_dis/standard/digits/norm_dis", "kappa/standard/digits/kappa")
     }
-    assert "jsd/standard/digits/jsd_eps1_10.csv</code>: no JSON beside it" in page
-    assert "churn/standard/digits/churn_eps1_10.csv</code>: does not fit its JSON" in page
-    named = {key[1] for name, rows in parsed.tables.items() if name.startswith("run-") for key in rows}
-    unknown = {"jsd/standard/digits/jsd_eps1_10.csv", "churn/standard/digits/churn_eps1_10.csv"}
-    assert named | unknown == {
-        str(path.relative_to(sources.results)) for path in provenance.result_csvs(sources.results)
-    }
+    everything = Page(page).text
+    assert "jsd/standard/digits/jsd_eps1_10.csv: no JSON beside it" in everything
+    assert "churn/standard/digits/churn_eps1_10.csv: does not fit its JSON" in everything
+    assert all(path in everything for path in provenance.read(study.results)["path"])
 
 
-def test_what_is_missing_is_said(parsed):
+def test_what_is_missing_is_said(page):
+    text = Page(page).text
     for line in (
         "no comparisons of ImageNet-1k, ImageNet-100, ImageNet-50, CIFAR-10",
         f"digits, standard: no {', '.join(sorted(DIGITS_MODELS))} in churn at eps 1; kappa at eps 1; norm at eps 1",
@@ -237,27 +163,32 @@ def test_what_is_missing_is_said(parsed):
         "1 result in the folder, but not in the tables",
         "procrustes/standard/digits/proc_norm_eps1_10.csv",
     ):
-        assert line in parsed.text
+        assert line in text
 
 
-def test_a_tag_can_be_chosen(sources):
-    scores = Sources(sources.results, sources.data, exp="other").table()
-    assert report.means(scores)["mean"].tolist() == [0.5]
-    accuracies = pd.DataFrame({"exp": ["10", "", "other"]})
-    chosen = report._of_tag(accuracies, Sources(sources.results, exp="10.0"))
-    assert chosen["exp"].tolist() == ["10", ""]  # an evaluation of the test part has no tag
+# --- the section of the README --------------------------------------------------------------------------------------
 
 
-def test_the_readme_s_differences_are_repeated(parsed, sources):
-    assert "k-NN" in parsed.text and "old" in parsed.text
-    assert "listed in the README" in report._differences(sources.results / "README.md")
+def test_the_differences_are_repeated_and_load_nothing(page, tmp_path):
+    section = page[page.index('<h2 id="differences">') : page.index("</main>")]
+    text = Page(section).text
+    assert "Some --flags" in text and "# no heading" in text and "Finer" in text and "Citation" not in text
+    assert "<b>" not in section and "<b>old</b>" in text and "new | newer" in text
+    assert 'href="https://example.org/paper?a=1&amp;b=2"' in section and section.count("href=") == 1
+    assert "a picture" in text and "a file" in text
+    assert 'data-column="original"' in section  # a row is read as a paragraph on a phone
+    assert section.count('role="row"') == 2 and section.count("<thead>") == 1
 
 
-def test_a_measure_the_figures_do_not_know_is_shown_as_it_is(tmp_path):
-    file = ResultFile("mine", "digits", "digits", "eps1")
-    results.write(tmp_path, file, matrix([[7, 3], [3, 7]], "ab"), {})
-    shown = parse(report.build(Sources(tmp_path))).tables["means-standard"]
-    assert shown["digits", "mine (raw score)"]["eps 1"].value == 3
+@pytest.mark.parametrize(
+    ("text", "found"), [("# A\n", ""), ("```\n# a\n```\n", None), ("## a ##\nx\n# b", "<p>x</p>\n"), ("b", None)]
+)
+def test_a_section_is_found_by_its_heading(text, found, tmp_path):
+    (tmp_path / "README.md").write_text(text)
+    assert prose.section(tmp_path / "README.md", "A", "what") == found
+
+
+# --- other folders --------------------------------------------------------------------------------------------------
 
 
 def write_one(folder: Path) -> None:
@@ -272,49 +203,39 @@ def write_published(folder: Path) -> None:
         path.unlink()
 
 
-def write_accuracies(folder: Path, name: str = "cifar10/accuracy/all.csv") -> None:
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    row = "resnet18,cifar10,81.5,0.1,eps3,0,0,t\n"
-    (folder / name).write_text(CSV_OF_ACCURACIES + row)
-
-
-def test_accuracies_are_found_where_the_readme_puts_them(tmp_path):
-    write_published(tmp_path)
-    write_accuracies(tmp_path, "accuracy.csv")
-    write_accuracies(tmp_path)
-    found = figure_data.all_accuracies(tmp_path, [tmp_path / "accuracy.csv"])  # named too: read once
-    assert found[["model", "accuracy", "eps"]].values.tolist() == [["resnet18", 0.815, 3.0]]
-    parsed = parse(report.build(Sources(tmp_path, tmp_path / "data")))
-    assert parsed.tables["accuracy-table"]["CIFAR-10: test part, clean", "resnet18"]["eps 3"].value == 81.5
+def write_accuracies(folder: Path) -> None:
+    (folder / "cifar10/accuracy").mkdir(parents=True)
+    (folder / "cifar10/accuracy/all.csv").write_text(CSV_OF_ACCURACIES + "resnet18,cifar10,81.5,0.1,eps3,0,0,t\n")
 
 
 @pytest.mark.parametrize(
-    "write", [write_one, write_published, write_accuracies, write_subgroups, write_probe_agreement]
+    ("write", "shown"),
+    [
+        (write_one, "0.250"),
+        (write_published, "1 result of which it is not known how they were made"),
+        (write_accuracies, "81.5"),
+        (write_subgroups, "differ"),
+        (write_probe_agreement, "pairs of"),
+    ],
 )
-def test_incomplete_results_give_a_page(tmp_path, write):
+def test_incomplete_results_give_a_page(tmp_path, write, shown):
     write(tmp_path)
-    page = report.build(Sources(tmp_path, tmp_path / "data"))
-    parsed = parse(page)
-    assert_sound(parsed)
-    assert "What is missing" in parsed.text
+    page = report.build(Study(tmp_path, tmp_path / "data"))
+    text = assert_sound(page).text
+    assert "What is missing" in text and shown in text and "listed in the README" in text
     if write is write_one:
-        assert parsed.tables["means-standard"]["CIFAR-10", "CKA"]["eps 3"].value == 0.25
-        assert page == report.build(Sources(tmp_path, tmp_path / "data"))  # no date, no random names
-    if write is write_published:
-        assert "1 result of which it is not known how they were made" in parsed.text
-    if write is write_accuracies:
-        assert parsed.tables["accuracy-table"]["CIFAR-10: test part, clean", "resnet18"]["eps 3"].value == 81.5
+        assert page == report.build(Study(tmp_path, tmp_path / "data"))  # no date, no random names
 
 
 def test_no_results(tmp_path):
     with pytest.raises(InputError, match=r"there is no results folder .*nowhere: name one with --results"):
-        report.build(Sources(tmp_path / "nowhere"))
+        report.build(Study(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="no results in"):
-        report.build(Sources(tmp_path))
+        report.build(Study(tmp_path))
     (tmp_path / "accuracy").mkdir()
     (tmp_path / "accuracy/other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"other\.csv lacks the columns model, dataset, acc, trained_eps, attack_eps"):
-        report.build(Sources(tmp_path))
+        report.build(Study(tmp_path))
 
 
 def test_the_script_writes_the_page_or_says_in_a_line_why_not(tmp_path, monkeypatch):
@@ -326,7 +247,7 @@ def test_the_script_writes_the_page_or_says_in_a_line_why_not(tmp_path, monkeypa
     write_one(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     runpy.run_path(str(script))["main"](["--results", str(tmp_path), "--quiet", "--out", str(tmp_path / "a/b.html")])
-    assert_sound(parse((tmp_path / "a/b.html").read_text()))
+    assert "CKA" in assert_sound((tmp_path / "a/b.html").read_text()).text
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,6 +1,7 @@
-"""Names and layout of result files, writing and reading them, and whether a result may be reused."""
+"""Names and layout of result files, writing and reading them, whether a result may be reused, and the legend."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,29 @@ import pytest
 from univ import results
 from univ.errors import InputError
 from univ.measures.cards import CARDS, find_card
-from univ.results import ResultFile, made
+from univ.results import ResultFile, legend, made
 
 MODELS = ["vgg11", "resnet10", "densenet17"]
 
 
 def setting(measure: str, **changes) -> ResultFile:
-    place = find_card(measure)
+    card = find_card(measure)
     about = {"dataset": "imagenet100", "models": "imagenet100", "eps": "eps3", "exp": "0.1"}
-    return ResultFile(measure, **(about | {"center": place.centered, "normalize": place.normalized} | changes))
+    return ResultFile(measure, **(about | {"center": card.centered, "normalize": card.normalized} | changes))
 
 
 def square(seed: int = 0) -> pd.DataFrame:
     """Not symmetric, distinct cells."""
     values = np.random.default_rng(seed).random((3, 3))
     return pd.DataFrame(values, index=MODELS, columns=MODELS)
+
+
+def published(root: Path, file: ResultFile, text: str) -> Path:
+    """A CSV without JSON."""
+    path = file.path(root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
 
 
 # ------------------------------------------------------------------------------------------------- names
@@ -55,7 +64,7 @@ def test_the_table_covers_every_measure():
     assert sorted(SPEC_TABLE) == sorted(key for key, card in CARDS.items() if card.studied)
 
 
-@pytest.mark.parametrize(("measure", "path"), SPEC_TABLE.items(), ids=list(SPEC_TABLE))
+@pytest.mark.parametrize(("measure", "path"), SPEC_TABLE.items())
 def test_published_path_of_every_measure(measure, path):
     assert setting(measure).path("results") == Path("results") / path
     inverted = setting(measure, inverted=True).path("results")
@@ -74,32 +83,26 @@ def test_published_path_of_every_measure(measure, path):
         ({"measure": "proc", "sample": True, "inverted": True}, "proc_norm_mean_sample_eps3_0.1.csv"),
         ({"measure": "jsd", "baseline": True}, "jsd_base_eps3_0.1.csv"),
         ({"measure": "cka", "eps": "eps025", "exp": "10"}, "cka_eps025_10.csv"),
-        ({"measure": "mutual_knn"}, "mutual_knn_mean_eps3_0.1.csv"),
+        ({"measure": "new_measure"}, "new_measure_mean_eps3_0.1.csv"),
     ],
 )
-def test_prefixes_and_types(changes, name):
+def test_parts_of_a_name(changes, name):
     assert setting(**changes).path("r").name == name
 
 
-def test_euclidean_neighbours_and_sat6_have_a_folder_of_their_own():
+def test_folders_and_files_beside():
     assert setting("jacc", function="euc").folder("r") == Path("r/jaccard/standard/euc/imagenet100")
     assert setting("proc", dataset="sat6", models="cifar10").folder("r") == Path("r/procrustes/standard/sat6/cifar10")
     # models of another data set change nothing elsewhere
     assert setting("proc", models="imagenet").folder("r") == Path("r/procrustes/standard/imagenet100")
-
-
-def test_single_scores_of_a_baseline_lie_beside_its_mean():
     file = setting("proc", baseline=True)
-    assert file.singles_path("r").name == "proc_norm_mean_base_all_eps3_0.1.csv"
-    assert file.singles_path("r").parent == file.path("r").parent
+    assert file.singles_path("r") == file.folder("r") / "proc_norm_mean_base_all_eps3_0.1.csv"
 
 
-@pytest.mark.parametrize("measure", CARDS)
+@pytest.mark.parametrize("measure", SPEC_TABLE)
 @pytest.mark.parametrize("changes", [{}, {"inverted": True}, {"baseline": True, "dataset": "sat6"}, {"sample": True}])
 def test_parse_inverts_path(measure, changes):
     file = setting(measure, **changes)
-    if file.dataset != "sat6":
-        assert file.models == file.dataset  # elsewhere the path does not tell the models
     assert results.parse_path(file.path(Path("r")), Path("r")) == file
 
 
@@ -109,34 +112,25 @@ def test_other_csvs_are_not_scores(name):
 
 
 def test_both_spellings_of_a_tag():
-    assert results.exp_spellings("10") == ["10", "10.0"]
-    assert results.exp_spellings("10.0") == ["10.0", "10"]
-    assert results.exp_spellings("0.1") == ["0.1"]
-    assert results.exp_spellings("pilot") == ["pilot"]
+    spellings = {"10": ["10", "10.0"], "10.0": ["10.0", "10"], "0.1": ["0.1"], "pilot": ["pilot"]}
+    assert {tag: results.exp_spellings(tag) for tag in spellings} == spellings
     assert results.canonical_exp("10.0") == "10"
 
 
 # ------------------------------------------------------------------------------------------------- writing
 
 
-def test_matrix_on_regular_images_is_written_as_it_is(tmp_path):
-    path = results.write(tmp_path, setting("cka"), square(), {"center": True})
+@pytest.mark.parametrize("changes", [{}, {"inverted": True}, {"inverted": True, "sample": True}])
+def test_the_drivers_table_is_written_as_it_is(tmp_path, changes):
+    path = results.write(tmp_path, setting("cka", **changes), square(), {"center": True})
     assert path.read_text().splitlines()[0] == ",vgg11,resnet10,densenet17"
     pd.testing.assert_frame_equal(pd.read_csv(path, index_col=0), square())
 
 
-def test_on_inverted_images_the_drivers_table_is_written_as_it_is(tmp_path):
-    scores = square()  # column: source of the images, as published
-    for sample in (False, True):
-        path = results.write(tmp_path, setting("cka", inverted=True, sample=sample), scores, {})
-        pd.testing.assert_frame_equal(pd.read_csv(path, index_col=0), scores)
-
-
 def test_scores_survive_to_the_last_bit(tmp_path):
     scores = pd.DataFrame([[1.0, 1 / 3], [np.nan, 1.0]], index=MODELS[:2], columns=MODELS[:2])
-    path = results.write(tmp_path, setting("cka"), scores, {})
-    assert results.read_matrix(path).loc["vgg11", "resnet10"] == 1 / 3
-    assert np.isnan(results.read_matrix(path).loc["resnet10", "vgg11"])
+    read = results.read_matrix(results.write(tmp_path, setting("cka"), scores, {}))
+    assert read.loc["vgg11", "resnet10"] == 1 / 3 and np.isnan(read.loc["resnet10", "vgg11"])
 
 
 def test_one_number_per_model_and_one_per_set(tmp_path):
@@ -150,59 +144,86 @@ def test_single_scores_are_lists_in_brackets(tmp_path):
     singles = pd.DataFrame([[[0.0], [1 / 3, 0.5]], [[np.nan, 0.5], [0.0]]], index=MODELS[:2], columns=MODELS[:2])
     file = setting("cka", inverted=True, baseline=True)
     results.write(tmp_path, file, square(), {}, singles=singles)
-    text = file.singles_path(tmp_path).read_text().splitlines()
-    assert text[0] == ",vgg11,resnet10" and text[1] == '0,[0.0],"[0.3333333333333333, 0.5]"'
-    read = results.read_singles(file.singles_path(tmp_path))
-    assert read.loc["vgg11", "resnet10"] == [1 / 3, 0.5]
-
-
-def test_single_scores_without_a_baseline_are_a_bug(tmp_path):
+    text = file.singles_path(tmp_path).read_text()
+    assert text == ',vgg11,resnet10\n0,[0.0],"[0.3333333333333333, 0.5]"\n1,"[nan, 0.5]",[0.0]\n'
     with pytest.raises(ValueError, match="baseline"):
         results.write(tmp_path, setting("cka"), square(), {}, singles=square())
 
 
 def test_the_json_tells_how_the_csv_was_made(tmp_path):
-    path = results.write(
-        tmp_path, setting("cka"), square(), {"models": tuple(MODELS), "data": Path("a/b")}, {"commit": "c0ffee"}
-    )
+    settings = {"models": tuple(MODELS), "data": Path("a/b")}
+    path = results.write(tmp_path, setting("cka"), square(), settings, {"commit": "c0ffee"})
     record = json.loads(path.with_suffix(".json").read_text())
-    assert record["settings"] == {"models": MODELS, "data": "a/b"}
-    assert record["commit"] == "c0ffee"
+    assert record["settings"] == {"models": MODELS, "data": "a/b"} and record["commit"] == "c0ffee"
     assert not list(path.parent.glob("*.tmp"))
+
+
+# ------------------------------------------------------------------------------------------------- the legend
+
+
+def test_the_first_result_brings_the_legend(tmp_path):
+    results.write(tmp_path, setting("cka"), square(), {})
+    path = tmp_path / "README.md"
+    said = path.read_text()
+    for card in CARDS.values():
+        assert f"| {card.key} | {card.folder} | `{card.file}_...csv` |" in said
+    for word in (
+        "norm_",
+        "mean_",
+        "adv_",
+        "sample_",
+        "base_",
+        "all_",
+        "<exp>",
+        "10000",
+        "_ci",
+        "_pvalue",
+        "_calibrated",
+    ):
+        assert word in said
+    assert "{" not in said
+    assert len(results.load_long_table(tmp_path)) == 3  # it is no result
+    path.write_text("mine")
+    results.write(tmp_path, setting("proc"), square(), {})
+    assert path.read_text() == "mine"
+
+
+def test_a_folder_that_may_not_be_written_has_no_legend(tmp_path, monkeypatch):
+    def refuse(path, text):
+        with legend.files.cannot_write(path):
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(legend.files, "write_text", refuse)
+    legend.write(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------- done?
 
 
 def test_done_for_the_same_settings_only(tmp_path):
-    file, settings = setting("jacc"), {"knn": 10, "models": MODELS, "alpha": 1.0, "nothing": float("nan")}
+    file, settings = setting("jacc"), {"knn": 10, "models": MODELS, "alpha": 1.0, "nothing": math.nan}
     assert not results.check(tmp_path, file, settings)
     results.write(tmp_path, file, square(), settings)
     assert results.check(tmp_path, file, settings)
     assert results.check(tmp_path, file, settings | {"alpha": 1, "models": tuple(MODELS)})
     status = results.check(tmp_path, file, settings | {"knn": 500})
     assert not status and "knn was 10, now 500" in status.reason
-    status = results.check(tmp_path, file, settings | {"published": True})
-    assert not status and "published was not recorded, now true" in status.reason
 
 
 def test_a_published_csv_is_done_with_a_notice(tmp_path):
-    file = setting("cka", exp="10")
-    path = setting("cka", exp="10.0").path(tmp_path)  # the published spelling
-    path.parent.mkdir(parents=True)
-    square().to_csv(path)
-    status = results.check(tmp_path, file, {"knn": 3})
+    path = published(tmp_path, setting("cka", exp="10.0"), square().to_csv())  # the published spelling
+    status = results.check(tmp_path, setting("cka", exp="10"), {"knn": 3})
     assert status and "unknown" in status.reason and status.path == path
 
 
-@pytest.mark.parametrize("damage", ["csv", "json"])
-def test_a_csv_that_does_not_fit_its_json_is_not_done(tmp_path, damage):
+@pytest.mark.parametrize(("damage", "reason"), [(".csv", "does not fit"), (".json", "is not JSON")])
+def test_a_csv_that_does_not_fit_its_json_is_not_done(tmp_path, damage, reason):
     path = results.write(tmp_path, setting("cka"), square(), {})
-    damaged = path if damage == "csv" else path.with_suffix(".json")
+    damaged = path.with_suffix(damage)
     damaged.write_text(damaged.read_text()[:-20])
     status = results.check(tmp_path, setting("cka"), {})
-    assert not status and str(path) in status.reason
-    assert ("does not fit" if damage == "csv" else "is not JSON") in status.reason
+    assert not status and str(path) in status.reason and reason in status.reason
 
 
 def test_killed_between_json_and_csv(tmp_path, monkeypatch):
@@ -223,40 +244,28 @@ def test_a_baseline_and_its_companions_are_done_together(tmp_path):
     assert not results.check(tmp_path, file, {"p": 2})
     results.write(tmp_path, file, square(), {"p": 2}, singles=square().map(lambda score: [score, score]))
     assert results.check(tmp_path, file, {"p": 2})
-    assert not results.check(tmp_path, file, {"p": 2}, companions=["ci"])
+    assert not results.check(tmp_path, file, {"p": 2}, companions={"ci": {"p": 2}})
     intervals = pd.DataFrame({"model1": ["a"], "model2": ["b"], "low": [0.0], "high": [1.0]})
     results.write_companion(tmp_path, file, "ci", intervals, {"p": 2})
-    assert results.check(tmp_path, file, {"p": 2}, companions=["ci"])
+    assert results.check(tmp_path, file, {"p": 2}, companions={"ci": {"p": 2}})
 
 
-# ------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------------- long tables
 
 
 def test_long_table_of_regular_images_has_each_pair_once(tmp_path):
     scores = square()
     results.write(tmp_path, setting("cka"), scores, {})
     table = results.load_long_table(tmp_path)
-    assert list(table.columns) == ["model1", "model2", "score", "measure", "eps", "dataset", "input", "exp"]
-    assert list(zip(table.model1, table.model2)) == [
-        ("vgg11", "resnet10"),
-        ("vgg11", "densenet17"),
-        ("resnet10", "densenet17"),
-    ]
-    assert table.score.tolist() == [scores.iloc[0, 1], scores.iloc[0, 2], scores.iloc[1, 2]]
-    assert table.iloc[0][["measure", "eps", "dataset", "input", "exp"]].tolist() == [
-        "cka",
-        3.0,
-        "imagenet100",
-        "standard",
-        "0.1",
-    ]
+    pairs = [("vgg11", "resnet10"), ("vgg11", "densenet17"), ("resnet10", "densenet17")]
+    about = ("cka", 3.0, "imagenet100", "standard", "0.1")
+    expected = [(*pair, scores.loc[pair], *about) for pair in pairs]
+    pd.testing.assert_frame_equal(table, pd.DataFrame(expected, columns=results.LONG_COLUMNS))
 
 
 def test_a_published_lower_triangle_is_read_from_the_other_side(tmp_path):
-    path = setting("cka").path(tmp_path)
-    path.parent.mkdir(parents=True)
     scores = square().where(np.tril(np.ones((3, 3), dtype=bool)))
-    scores.to_csv(path)
+    published(tmp_path, setting("cka"), scores.to_csv())
     table = results.load_long_table(tmp_path)
     assert table.score.tolist() == [scores.iloc[1, 0], scores.iloc[2, 0], scores.iloc[2, 1]]
 
@@ -264,44 +273,37 @@ def test_a_published_lower_triangle_is_read_from_the_other_side(tmp_path):
 def test_long_table_of_inverted_images_has_both_cells_and_names_the_source_first(tmp_path):
     scores = square()  # column: source
     results.write(tmp_path, setting("dis", inverted=True), scores, {})
-    table = results.load_long_table(tmp_path).set_index(["model1", "model2"])
-    assert len(table) == 6
-    for source in MODELS:
-        for model in MODELS:
-            if source != model:
-                assert table.loc[(source, model), "score"] == scores.loc[model, source]
+    table = results.load_long_table(tmp_path)
+    cells = {(row.model1, row.model2): row.score for row in table.itertuples()}
+    assert cells == {(a, b): scores.loc[b, a] for a in MODELS for b in MODELS if a != b}
 
 
 def test_long_table_keeps_to_one_kind_and_preprocessing(tmp_path):
-    results.write(tmp_path, setting("proc"), square(0), {})
-    results.write(tmp_path, setting("proc", normalize=False), square(1), {})
-    results.write(tmp_path, setting("proc", center=False), square(2), {})
-    results.write(tmp_path, setting("proc", baseline=True), square(3), {})
+    kinds = [{}, {"normalize": False}, {"center": False}, {"baseline": True}]
+    for seed, changes in enumerate(kinds):
+        results.write(tmp_path, setting("proc", **changes), square(seed), {})
     results.write(tmp_path, setting("jacc", function="euc"), square(4), {})
-    assert len(results.load_long_table(tmp_path)) == 3
-    assert results.load_long_table(tmp_path, normalize=False).score.iloc[0] == square(1).iloc[0, 1]
-    assert results.load_long_table(tmp_path, kind="base").score.iloc[0] == square(3).iloc[0, 1]
-    assert results.load_long_table(tmp_path, ["jacc"], function="euc").score.iloc[0] == square(4).iloc[0, 1]
+    for seed, which in enumerate([{}, {"normalize": False}, {"center": False}, {"kind": "base"}, {"function": "euc"}]):
+        table = results.load_long_table(tmp_path, ["jacc" if seed == 4 else "proc"], **which)
+        assert len(table) == 3 and table.score.iloc[0] == square(seed).iloc[0, 1]
 
 
 def test_one_result_under_two_spellings_counts_once(tmp_path):
     results.write(tmp_path, setting("cka", exp="10"), square(0), {})
-    square(1).to_csv(setting("cka", exp="10.0").path(tmp_path))  # published: no JSON
+    published(tmp_path, setting("cka", exp="10.0"), square(1).to_csv())
     table = results.load_long_table(tmp_path)
-    assert len(table) == 3 and set(table.exp) == {"10"}
-    assert table.score.iloc[0] == square(0).iloc[0, 1]
+    assert len(table) == 3 and set(table.exp) == {"10"} and table.score.iloc[0] == square(0).iloc[0, 1]
 
 
 def test_settings_become_columns(tmp_path):
-    results.write(tmp_path, setting("jacc", exp="10"), square(), {"knn": 10})
-    results.write(tmp_path, setting("jacc", exp="500"), square(), {"knn": 500})
+    for k in (10, 500):
+        results.write(tmp_path, setting("jacc", exp=str(k)), square(), {"knn": k})
     table = results.load_long_table(tmp_path, ["jacc"], settings=["knn"])
     assert table.groupby("knn").size().to_dict() == {10: 3, 500: 3}
 
 
 def test_a_directional_measure_beyond_the_list_keeps_both_directions(tmp_path):
-    symmetric = (square() + square().T) / 2
-    results.write(tmp_path, setting("mutual_knn"), symmetric, {})
+    results.write(tmp_path, setting("mutual_knn"), (square() + square().T) / 2, {})
     results.write(tmp_path, setting("linear_predictivity"), square(), {})
     table = results.load_long_table(tmp_path)
     assert table.groupby("measure").size().to_dict() == {"mutual_knn": 3, "linear_predictivity": 6}
@@ -312,23 +314,20 @@ def test_sat6_names_the_models_training_data(tmp_path):
     assert set(results.load_long_table(tmp_path).dataset) == {"sat6/cifar10"}
 
 
-def test_an_empty_or_missing_folder_gives_an_empty_table(tmp_path):
-    for folder in (tmp_path, tmp_path / "missing"):
-        table = results.load_long_table(folder, settings=["knn"])
-        assert table.empty and list(table.columns) == [*results.LONG_COLUMNS, "knn"]
-    assert results.load_subgroups(tmp_path).empty
-    assert results.load_probe_agreement(tmp_path).empty
-    assert results.load_accuracies(tmp_path).empty
-    assert results.load_model_table(tmp_path).empty
+@pytest.mark.parametrize("folder", ["", "missing"])
+def test_an_empty_or_missing_folder_gives_empty_tables(tmp_path, folder):
+    root = tmp_path / folder
+    table = results.load_long_table(root, settings=["knn"])
+    assert table.empty and list(table.columns) == [*results.LONG_COLUMNS, "knn"]
+    loaders = results.load_subgroups, results.load_probe_agreement, results.load_accuracies, results.load_model_table
+    assert all(load(root).empty for load in loaders)
 
 
-def test_a_csv_that_is_no_matrix_is_named(tmp_path):
-    path = setting("cka").path(tmp_path)
-    path.parent.mkdir(parents=True)
-    for text in ("", "a,b\n1,2\n", ",a,b\na,1,x\nb,2,1\n"):
-        path.write_text(text)
-        with pytest.raises(InputError, match=r"cka_eps3_0\.1\.csv"):
-            results.load_long_table(tmp_path)
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",a,b\na,1,x\nb,2,1\n"])
+def test_a_csv_that_is_no_matrix_is_named(tmp_path, text):
+    published(tmp_path, setting("cka"), text)
+    with pytest.raises(InputError, match=r"cka_eps3_0\.1\.csv"):
+        results.load_long_table(tmp_path)
 
 
 def test_scores_per_model_and_per_set(tmp_path):
@@ -346,13 +345,29 @@ def test_scores_per_model_and_per_set(tmp_path):
 
 
 def test_accuracies_come_from_the_json_beside_disagreement(tmp_path):
-    record = {"num_classes": 10, "accuracy": dict(zip(MODELS, [0.9, 0.8, 0.7]))}
-    results.write(tmp_path, setting("dis"), square(), {}, record)
-    by_source = {"num_classes": 10, "accuracy": {name: record["accuracy"] for name in MODELS}}
+    accuracy = dict(zip(MODELS, [0.9, 0.8, 0.7]))
+    results.write(tmp_path, setting("dis"), square(), {}, {"num_classes": 10, "accuracy": accuracy})
+    by_source = {"num_classes": 10, "accuracy": dict.fromkeys(MODELS, accuracy)}
     results.write(tmp_path, setting("dis", inverted=True), square(), {}, by_source)
     table = results.load_accuracies(tmp_path)
     assert table.groupby("input").size().to_dict() == {"inverted": 9, "standard": 3}
     assert table[table.input == "standard"].set_index("model").accuracy["resnet10"] == 0.8
+
+
+def test_recorded_accuracies_come_before_evaluations(tmp_path):
+    rows = [("a", "cifar10", 10.0, "0", 0), ("vgg11", "digits", 50.0, "eps1", 0), ("vgg11", "digits", 40.0, "eps1", 1)]
+    rows += [("a", "cifar10", 93.0, "0", 0)]  # later than the first, so this one counts
+    table = pd.DataFrame(rows, columns=["model", "dataset", "acc", "trained_eps", "attack_eps"])
+    (tmp_path / "accuracy").mkdir()
+    table.to_csv(tmp_path / "accuracy/a.csv", index=False)
+    paths = results.find_evaluations(tmp_path, [tmp_path / "accuracy/a.csv"])  # named and found: read once
+    evaluations = results.load_evaluations(paths)
+    assert evaluations["accuracy"].tolist() == [0.5, 0.4, 0.93]
+    file = setting("dis", dataset="digits", models="digits", eps="eps1")
+    results.write(tmp_path, file, square(), {}, {"num_classes": 10, "accuracy": {"vgg11": 0.75}})
+    both = results.complete_accuracies(results.load_accuracies(tmp_path), evaluations)
+    about = [["vgg11", "digits", 0.75, 10, 1.0], ["a", "cifar10", 0.93, 10, 0.0]]
+    assert both[["model", "dataset", "accuracy", "num_classes", "eps"]].values.tolist() == about
 
 
 def test_subgroups(tmp_path):
@@ -368,9 +383,7 @@ def test_subgroups(tmp_path):
 
 def test_probe_agreement_knows_its_probes_from_the_json(tmp_path):
     table = pd.DataFrame({"probe_1": ["r/t/0"], "probe_2": ["v/t/0"], "agreement": [0.75]})
-    probes = {
-        name: {"arch": arch, "eps": "eps3", "dataset": "digits"} for name, arch in (("r/t/0", "r"), ("v/t/0", "v"))
-    }
+    probes = {f"{arch}/t/0": {"arch": arch, "eps": "eps3", "dataset": "digits"} for arch in "rv"}
     path = tmp_path / "probing" / "probe_agreement.csv"
     made.write_csv(path, table.to_csv(index=False), {}, {"probes": probes})
     read = results.load_probe_agreement(tmp_path)

@@ -15,6 +15,7 @@ import torch
 
 from univ.errors import InputError
 from univ.files import safeload
+from univ.files.unpickle import Placeholder, unpickle_allowed
 
 ZIP, LEGACY = True, False
 
@@ -118,7 +119,7 @@ def test_foreign_objects_become_placeholders(tmp_path, zip_format, protocol, pic
     assert found["names"] == {"a", "b"}
     assert found["default"] == {"a": [1]}
     for name in ("settings", "class", "function"):
-        assert isinstance(found[name], safeload.Placeholder), name
+        assert isinstance(found[name], Placeholder), name
     if pickler is pickle:  # dill writes classes of a test module by value
         assert "Settings" in repr(found["settings"])
 
@@ -142,7 +143,7 @@ def test_nothing_in_a_record_runs(tmp_path, attack, protocol):
     proof = tmp_path / "ran"
     data = pickle.dumps(([b"jpeg"], attack(proof)), protocol=protocol)
     with pytest.raises(InputError, match=r"record 3 .*(Path|posix|system|Settings|eval|copyreg|getattr).*not allowed"):
-        safeload.unpickle_allowed(data, what="record 3 of train.lmdb")
+        unpickle_allowed(data, what="record 3 of train.lmdb")
     assert not proof.exists()
 
 
@@ -151,7 +152,7 @@ def test_nothing_in_a_record_runs(tmp_path, attack, protocol):
     "label", [np.array(7), np.array([7]), np.int64(7), np.array([[1, 2], [3, 4]], order="F"), 7, np.uint8(7)]
 )
 def test_records_of_numbers_are_read(protocol, label):
-    image, found = safeload.unpickle_allowed(pickle.dumps(([b"\xff\xd8jpeg"], label), protocol=protocol), what="record")
+    image, found = unpickle_allowed(pickle.dumps(([b"\xff\xd8jpeg"], label), protocol=protocol), what="record")
     assert image == [b"\xff\xd8jpeg"]
     assert type(found) is type(label)
     np.testing.assert_array_equal(found, label)
@@ -162,34 +163,34 @@ def test_records_of_numbers_are_read(protocol, label):
 def test_both_names_of_numpys_core_are_known(core):
     data = pickle.dumps((b"x", np.arange(3)), protocol=2)
     renamed = data.replace(b"numpy._core", b"NUMPY").replace(b"numpy.core", b"NUMPY").replace(b"NUMPY", core.encode())
-    assert safeload.unpickle_allowed(renamed, what="record")[1].tolist() == [0, 1, 2]
+    assert unpickle_allowed(renamed, what="record")[1].tolist() == [0, 1, 2]
 
 
 def test_big_endian_arrays_keep_their_values():
-    found = safeload.unpickle_allowed(pickle.dumps(np.arange(3, dtype=">i4")), what="record")
+    found = unpickle_allowed(pickle.dumps(np.arange(3, dtype=">i4")), what="record")
     assert found.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("value", [np.array([Settings()]), np.array(["text"]), np.zeros(2, [("a", "i4")])])
 def test_arrays_of_anything_but_numbers_are_refused(value):
     with pytest.raises(InputError, match="record 0 is not a readable record"):
-        safeload.unpickle_allowed(pickle.dumps(value), what="record 0")
+        unpickle_allowed(pickle.dumps(value), what="record 0")
 
 
 def test_pickles_cannot_change_what_they_mention():
     """Setting an attribute of a function or class would outlive the loading."""
     set_defaults = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__N\x85s\x86b."
-    with pytest.raises(InputError, match="sets attributes of a Global"):
-        safeload.unpickle_allowed(set_defaults, what="record")
-    with pytest.raises(InputError, match="adds elements to a int"):
-        safeload.unpickle_allowed(b"\x80\x02K\x01K\x02a.", what="record")
+    with pytest.raises(InputError, match=r"sets attributes of _codecs\.encode"):
+        unpickle_allowed(set_defaults, what="record")
+    with pytest.raises(InputError, match="'int' object has no attribute 'append'"):
+        unpickle_allowed(b"\x80\x02K\x01K\x02a.", what="record")
 
 
 def test_a_claimed_length_is_not_allocated():
     huge = (1 << 40).to_bytes(8, "little")
     for instruction in (pickle.BYTEARRAY8, pickle.BINBYTES8, pickle.BINUNICODE8):
         with pytest.raises(InputError, match="not a readable record"):
-            safeload.unpickle_allowed(b"\x80\x05" + instruction + huge + b"x.", what="record")
+            unpickle_allowed(b"\x80\x05" + instruction + huge + b"x.", what="record")
 
 
 def _reads_or_says_so(path: Path, expected: dict, *, checked: bool) -> bool:
@@ -241,7 +242,7 @@ def test_flipped_bytes_of_records_give_an_error_or_a_value():
         damaged = bytearray(data)
         damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         try:
-            safeload.unpickle_allowed(bytes(damaged), what="record 5")
+            unpickle_allowed(bytes(damaged), what="record 5")
         except InputError as error:
             assert str(error).startswith("record 5")
 

@@ -13,13 +13,14 @@ from synthetic_results import write_probe_agreement, write_scores, write_subgrou
 from univ import results
 from univ.errors import InputError, plain
 from univ.files import schemas
-from univ.inversion import optimise as inversion
+from univ.inversion import Parts
 from univ.models import build_model, checkpoints
 from univ.reps import probes
-from univ.reps.cache import Identity, Inputs, RepCache, read_cache, write_tensors
+from univ.reps.cache import RepCache, read_cache, write_tensors
+from univ.reps.identity import Identity, Inputs
 from univ.results import made
 from univ.show import plots, report, summary
-from univ.show.plots import Sources
+from univ.show.study import Study
 from univ.training import loop as training
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,7 @@ def test_a_result_whose_json_is_damaged_is_not_done_and_readers_go_on(study):
     file = results.ResultFile("dis", "digits", "digits", "eps1", exp="10")
     status = results.check(study, file, {})
     assert not status and "dis_eps1_10.json" in status.reason
-    page = report.build(Sources(study))
+    page = report.build(Study(study))
     assert page.count("its JSON,") >= len(paths)
     summary.summarize(study, "digits", study / "accuracy")
 
@@ -102,7 +103,7 @@ def test_names_are_shown_as_text(tmp_path):
     write_scores(root, "plainly", models, eps=["eps0", "eps1"], inputs=["standard"], ks=[10])
     for folder in list(root.rglob("plainly")):  # our own programs refuse to write such a name
         folder.rename(folder.with_name(dataset))
-    page = report.build(Sources(root))
+    page = report.build(Study(root))
     page.encode()
     assert "\x1b" not in page and "<b>x" not in page and "$x_1$&lt;i&gt;\\udc80" in page
     figure = plots.heat_maps(results.load_long_table(root), "cka", dataset, "standard")
@@ -209,7 +210,7 @@ def test_a_cache_without_logits_or_without_its_origin_is_named(tmp_path):
 
 @pytest.mark.parametrize("content", [b"[]", b"\xff", b'{"iterations": '])
 def test_damaged_settings_of_parts_are_named_and_overwritten_when_asked(tmp_path, content):
-    parts = inversion.Parts(tmp_path / "net_eps0.pt", {"iterations": 3}, count=1)
+    parts = Parts(tmp_path / "net_eps0.pt", {"iterations": 3}, count=1)
     parts.folder.mkdir()
     (parts.folder / "settings.json").write_bytes(content)
     with pytest.raises(InputError, match=r"settings\.json is .*--overwrite"):

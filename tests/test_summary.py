@@ -1,48 +1,53 @@
-"""The one-page summary: its numbers are the long table's."""
+"""The one-page summary: the report's tables as Markdown, and a sentence on what they say."""
+
+import re
 
 import pandas as pd
 import pytest
-import synthetic_results
+from synthetic_results import CSV_OF_ACCURACIES, write_scores
 
 from univ import results
-from univ.show import summary
+from univ.show import summary, tables
 
 
 @pytest.fixture
 def page(tmp_path):
-    synthetic_results.write_scores(tmp_path / "results")
+    write_scores(tmp_path / "results")
+    write_scores(tmp_path / "results", "sat6", eps=["eps0"], inputs=["standard"], ks=[10])
     (tmp_path / "accuracy").mkdir()
-    columns = "model,dataset,acc,loss,trained_eps,attack_lr,attack_eps,timestamp\n"
     rows = ["digits,98.25,0.1,eps0,0,0,t", "digits,40.5,1.0,eps0,0.1,1.0,t", "digits,41.5,1.0,eps0,0.1,1.0,t"]
-    (tmp_path / "accuracy/vgg11_eps0.csv").write_text(columns + "".join(f"vgg11,{row}\n" for row in rows))
+    rows = "".join(f"vgg11,{row}\n" for row in rows)
+    (tmp_path / "accuracy/vgg11_eps0.csv").write_text(CSV_OF_ACCURACIES + rows)
     return tmp_path, summary.summarize(tmp_path / "results", "digits", tmp_path / "accuracy", scale="Small.")
 
 
-def cells(page, start):
-    line = next(line for line in page.splitlines() if line.startswith(f"| {start}"))
-    return [cell.strip() for cell in line.strip("| ").split("|")]
-
-
-def test_means_are_those_of_the_long_table(page):
+def test_means_are_those_of_the_long_table_and_of_one_data_set(page):
     root, text = page
-    table = results.load_long_table(root / "results", ["cka", "dis"])
-    for label, measure, sense in (("CKA, inverted images", "cka", 1), ("agreement, inverted images", "dis", -1)):
-        rows = table[(table.measure == measure) & (table.input == "inverted")]
-        expected = rows.groupby("eps").score.mean()
-        expected = expected if sense == 1 else 1 - expected
-        assert cells(text, label)[1:] == [f"{value:.3f}" for value in expected]
+    table = results.load_long_table(root / "results", ["cka"])
+    rows = table[(table["dataset"] == "digits") & (table["input"] == "inverted")].groupby("eps")["score"]
+    expected = [f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(rows.mean(), rows.std())]
+    line = re.findall(r"^\| CKA .*$", text, flags=re.MULTILINE)[1]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == ["CKA", *expected, "12"]
+    assert "sat6" not in text and text.startswith("# digits: are robust models more alike?\n\nSmall.")
 
 
 def test_accuracies_take_the_last_of_repeated_evaluations(page):
-    assert cells(page[1], "vgg11") == ["vgg11", "98.2", "41.5"]
+    for part, share in (("clean", "98.2"), ("attacked at eps 1", "41.5")):
+        assert re.search(rf"^\| digits: test part, {part} +\| vgg11 +\| {share} ", page[1], flags=re.MULTILINE)
 
 
 def test_the_sentence_says_what_was_measured_whatever_it_is():
     rows = [("cka", 0.0, 0.7), ("cka", 2.0, 0.6), ("dis", 0.0, 0.1), ("dis", 2.0, 0.05)]
-    scores = pd.DataFrame(rows, columns=["measure", "eps", "score"]).assign(input="standard")
-    text = summary._conclusion(scores)
+    scores = pd.DataFrame(rows, columns=["measure", "eps", "score"]).assign(input="standard", dataset="d", knn=None)
+    text = summary.conclusion(tables.means(scores), "d")
     assert "at eps 2 are less alike (CKA 0.600 against 0.700)" in text
     assert "more alike (agreement 0.950 against 0.900)" in text
+
+
+def test_names_are_escaped():
+    names = pd.MultiIndex.from_tuples([("", "<b>x|y`$[*\x1b")], names=["group", "model"])
+    text = summary.markdown(tables.Table("", pd.DataFrame({"n": [1.0]}, index=names)))
+    assert text.splitlines()[-1].startswith(r"| \<b>x\|y\`\$\[\*\\x1b | 1.000 |")
 
 
 def test_an_empty_folder_gives_a_page_without_tables(tmp_path):

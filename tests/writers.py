@@ -18,8 +18,8 @@ import inversion
 import rep
 import subgroup_sim
 import train_probe
+from univ import files
 from univ.data import open_images
-from univ.inversion.images import save_inverted
 from univ.models import build_model, checkpoints
 from univ.show import plots
 from univ.utils import folder2lmdb, imagenet50, labels_csv
@@ -55,7 +55,7 @@ def make_inputs(root: Path) -> None:
         model = build_model(arch, "digits", seed=number)
         checkpoints.save_checkpoint(root / f"cnns/digits/eps1/{arch}.pt", model, epoch=1)
         targets = torch.arange(20) + number
-        save_inverted(root / f"inverted/{arch}_eps1.pt", torch.stack([images[int(target)][0] for target in targets]))
+        files.save_torch(root / f"inverted/{arch}_eps1.pt", torch.stack([images[int(target)][0] for target in targets]))
         table = pd.DataFrame({"target_index": targets, "target_label": images.labels[targets]})
         table.to_csv(root / f"inverted/{arch}_eps1.csv", index=False)
         probe = ["-m", root / f"cnns/digits/eps1/{arch}.pt", "-d", "digits", "--epochs", 1, "-w", 0, "--device", "cpu"]

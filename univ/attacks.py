@@ -92,16 +92,21 @@ class L2MomentumStep(L2Step):
     """`L2Step` along a running mean of unit gradients: m <- momentum m + (1 - momentum) g / |g|, from m = 0.
 
     The first steps are short (0.1 of `step_size` at momentum 0.9), as in the inversions of the study.
+
+    Args:
+        mean: m, shaped like the images and changed in place, as a CUDA graph needs it; default: zeros.
     """
 
-    def __init__(self, origin: Tensor, eps: float, step_size: float, momentum: float = 0.9) -> None:
+    def __init__(
+        self, origin: Tensor, eps: float, step_size: float, momentum: float = 0.9, mean: Tensor | None = None
+    ) -> None:
         super().__init__(origin, eps, step_size)
         self.momentum = momentum
-        self._mean = torch.zeros_like(self.origin)
+        self.mean = torch.zeros_like(self.origin) if mean is None else mean
 
     def step(self, x: Tensor, gradient: Tensor) -> Tensor:
-        self._mean = torch.lerp(gradient / (image_norms(gradient) + TINY), self._mean, self.momentum)
-        return x + self.step_size * self._mean
+        torch.lerp(gradient / (image_norms(gradient) + TINY), self.mean, self.momentum, out=self.mean)
+        return x + self.step_size * self.mean
 
 
 class LinfStep(StepRule):

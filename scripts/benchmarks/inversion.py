@@ -16,9 +16,9 @@ from univ import cli
 from univ.data import DATASETS, open_images
 from univ.data.loaders import stream
 from univ.inversion import MOMENTUM, Inversion, Inverter
-from univ.models import DIGITS_ARCHS, Classifier, build_model
+from univ.models import DIGITS_ARCHS, HEAD_INPUT, Classifier, build_model
 from univ.models.precision import PRECISIONS, arithmetic
-from univ.reps.extract import head_input
+from univ.reps.extract import Tap
 
 from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table
 
@@ -40,7 +40,7 @@ class _WithLatent(nn.Module):
     def forward(
         self, x: Tensor, with_latent: bool = False, fake_relu: bool = False, no_relu: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        with head_input(self._model[0]) as tap:
+        with Tap(self._model[0], node=HEAD_INPUT) as tap:
             logits = self.network(x)
             return (logits, tap.rep) if with_latent else logits
 
@@ -85,15 +85,14 @@ def published_inversion(model: Classifier, start: Tensor, targets: Tensor, inver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--models", nargs="+", help="<data set>:<arch> (default: those of the digits and two more; on CUDA larger ones)"
     )
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="ours (default: fp32; all on CUDA)")
-    parser.add_argument("--images", type=cli.positive_int, help="per batch (default: 64; on the CPU 8, of ImageNet 4)")
-    parser.add_argument("--iterations", type=cli.positive_int, help="per run (default: CPU 20, CUDA 100)")
-    parser.add_argument(
-        "--repeats", type=cli.positive_int, default=3, help="runs of each, in turn, of which the median"
-    )
+    add("--precisions", nargs="+", choices=PRECISIONS, help="ours (default: fp32; all on CUDA)")
+    add("--images", type=cli.positive_int, help="per batch (default: 64; on the CPU 8, of ImageNet 4)")
+    add("--iterations", type=cli.positive_int, help="per run (default: CPU 20, CUDA 100)")
+    add("--repeats", type=cli.positive_int, default=3, help="runs of each, in turn, of which the median")
 
 
 def trained_statistics(dataset: str, arch: str, device: torch.device) -> Classifier:

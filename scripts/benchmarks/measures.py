@@ -8,8 +8,8 @@ ours is timed on all pairs, preparation included. Errors are those of that one p
 
 import argparse
 import itertools
+import math
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-classes", type=cli.positive_int, default=1000, help="classes of the functional measures")
     parser.add_argument("--knn", type=cli.positive_int, default=500, help="neighbours of jacc and rank")
     parser.add_argument("--repeats", type=cli.positive_int, default=1, help="timed runs of each, after one to warm up")
-    parser.add_argument(
-        "--measures",
-        nargs="+",
-        default=GROUPS,
-        metavar="KEY",
-        help=f"measures to time; a+b are computed together; also {', '.join(PEERS.keys() - set(GROUPS))}",
-    )
+    text = f"measures to time; a+b are computed together; also {', '.join(PEERS.keys() - set(GROUPS))}"
+    parser.add_argument("--measures", nargs="+", default=GROUPS, metavar="KEY", help=text)
 
 
 def representations(n: int, widths: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
@@ -78,17 +73,9 @@ def plain_hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741 - the symbols of t
     return (kl.trace() + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * kl.sum() / (n - 2)) / (n * (n - 3))
 
 
-def plain_hsic_without_product(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
-    n = len(k)
-    total = (k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * (k.sum(0) @ l.sum(0)) / (n - 2)
-    return total / (n * (n - 3))
-
-
-def plain_cka(x: Tensor, y: Tensor, hsic: Callable[[Tensor, Tensor], Tensor] = plain_hsic) -> float:
-    k, l = (rep @ rep.T for rep in (x, y))  # noqa: E741
-    k.fill_diagonal_(0)
-    l.fill_diagonal_(0)
-    return (hsic(k, l) / (hsic(k, k) * hsic(l, l)).sqrt()).item()
+def plain_cka(x: Tensor, y: Tensor) -> float:
+    k, l = ((rep @ rep.T).fill_diagonal_(0) for rep in (x, y))  # noqa: E741
+    return (plain_hsic(k, l) / (plain_hsic(k, k) * plain_hsic(l, l)).sqrt()).item()
 
 
 def plain_procrustes(x: Tensor, y: Tensor) -> float:
@@ -175,82 +162,48 @@ PEERS: dict[str, Callable[..., float]] = {
     "jsd": plain_jsd,
 }
 SCALE = {"rtd": 10}  # what a peer's time is multiplied by to make a whole pair
+EXACT = ("cka", "proc")  # peers that tell the errors when they work in float64
 
 
-# Float64
-
-
-def exact_cka(x: Tensor, y: Tensor) -> float:
-    x, y = (rep.double() - rep.double().mean(dim=0) for rep in (x, y))
-    n, norms = len(x), {id(rep): rep.square().sum(dim=1) for rep in (x, y)}
-
-    def hsic(a: Tensor, b: Tensor) -> Tensor:
-        p, q = norms[id(a)], norms[id(b)]
-        cross = (a.T @ b).square().sum() - p @ q
-        return cross + p.sum() * q.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (p @ q)
-
-    return (hsic(x, y) / (hsic(x, x) * hsic(y, y)).sqrt()).item()
-
-
-def exact_procrustes(x: Tensor, y: Tensor) -> float:
-    x, y = (rep.double() - rep.double().mean(dim=0) for rep in (x, y))
-    return (2 - 2 * torch.linalg.svdvals(x.T @ y).sum() / (x.norm() * y.norm())).item()
-
-
-EXACT = {"cka": exact_cka, "proc": exact_procrustes}
-
-
-def peak_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What `run` returns, and the most memory (GB) that the process had meanwhile (CUDA: that torch had)."""
+def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
+    """The most memory (GB) that the process had while `run` ran (on CUDA: that torch had)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return run(), torch.cuda.max_memory_allocated(device) / 1e9
-    statm, page, most, done = Path("/proc/self/statm"), 4096, [0], threading.Event()
+        run()
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    statm, read, done = Path("/proc/self/statm"), [], threading.Event()
 
     def watch() -> None:
-        while not done.is_set():
-            most[0] = max(most[0], int(statm.read_text().split()[1]) * page)
-            time.sleep(0.01)
+        while statm.exists() and not done.wait(0.01):
+            read.append(4096 * int(statm.read_text().split()[1]))
 
-    if not statm.exists():
-        return run(), float("nan")
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        return run(), most[0] / 1e9
+        run()
     finally:
         done.set()
         watcher.join()
+    return max(read, default=math.nan) / 1e9
 
 
 def run(args: argparse.Namespace) -> None:
-    unknown = {key for group in args.measures for key in group.split("+")} - PEERS.keys()
-    if unknown:
+    if unknown := {key for group in args.measures for key in group.split("+")} - PEERS.keys():
         raise InputError(f"--measures: unknown {sorted(unknown)}; choose from {', '.join(PEERS)}")
     device = torch.device(args.device)
     reps = representations(args.num_images, tuple(args.widths), device)
     logits = outputs(args.num_images, args.num_classes, list(reps), device)
     names = list(reps)
     pairs = list(itertools.combinations(names, 2))
-    mean_width = sum(args.widths) / len(args.widths)
-    typical = min(
-        pairs, key=lambda pair: sum(abs(reps[name].shape[1] - mean_width) for name in pair)
-    )  # a peer's time goes with the sum or the product of the widths
+    mean = sum(args.widths) / len(args.widths)  # a peer's time goes with the sum or the product of the widths
+    typical = min(pairs, key=lambda pair: sum(abs(reps[name].shape[1] - mean) for name in pair))
     rows = []
     for group in tqdm(args.measures, desc="benchmark", unit="row", disable=args.quiet):
         rows.append(_time_group(group, args, reps, logits, typical, len(pairs), device))
     print(f"{args.num_images} images, {len(names)} models of {' '.join(map(str, args.widths))} columns, k = {args.knn}")
     print(environment_line(device))
     print("peers: one pair of", " and ".join(str(reps[name].shape[1]) for name in typical), "columns x", len(pairs))
-    headers = (
-        "measure",
-        "ours, all pairs",
-        "peak memory",
-        "peer, all pairs",
-        "times as fast",
-        "our error",
-        "peer's error",
-    )
+    headers = ["measure", "ours, all pairs", "peak memory", "peer, all pairs", "times as fast", "our error", "peer's"]
     print(markdown_table(headers, rows))
 
 
@@ -262,7 +215,7 @@ def _time_group(
     typical: tuple[str, str],
     pairs: int,
     device: torch.device,
-) -> tuple[str, ...]:
+) -> list[str]:
     keys = group.split("+")
     functional = keys[0] in FUNC_MEASURES
     inputs: Mapping[str, Any] = logits if functional else reps
@@ -278,20 +231,14 @@ def _time_group(
             settings = {"k": args.knn} if key in ("jacc", "rank") else {}
             last[key] = PEERS[key](*one_pair, **settings)
 
-    _, memory = peak_memory(ours, device)
+    memory = peak_memory(ours, device)
     warm_up = device.type == "cuda"  # on the CPU ours has just had one, and a peer takes up to minutes
     seconds = alternate({"ours": ours, "peer": peer}, repeats=args.repeats, device=device, warm_up=warm_up)
     theirs = seconds["peer"] * pairs * SCALE.get(group, 1)
     errors = ["", ""]
     if group in EXACT:
-        exact = EXACT[group](*one_pair)
+        exact = PEERS[group](*(rep.double() for rep in one_pair))
         scores = (last["ours"][group].scores.at[typical], last[group])
         errors = [f"{abs(score - exact):.0e}" for score in scores]
-    return (
-        " + ".join(keys),
-        f"{seconds['ours']:.3g} s",
-        f"{memory:.2f} GB",
-        f"{theirs:.3g} s",
-        f"{theirs / seconds['ours']:.3g}",
-        *errors,
-    )
+    times = [f"{seconds['ours']:.3g} s", f"{memory:.2f} GB", f"{theirs:.3g} s", f"{theirs / seconds['ours']:.3g}"]
+    return [" + ".join(keys), *times, *errors]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from univ.errors import InputError
 from univ.files import safeload
+from univ.files.unpickle import unpickle_allowed
 
 P = pickle
 PROTO = b"\x80\x04"
@@ -30,11 +31,15 @@ def _global(module: str, name: str) -> bytes:
     return P.GLOBAL + f"{module}\n{name}\n".encode()
 
 
-def _called_over_and_over(function: bytes, argument: bytes, times: int = 200_000) -> bytes:
+def _stored(*parts: bytes) -> bytes:
+    """Parts of a pickle in its memory cells 1, 2 ..."""
+    return b"".join(part + P.LONG_BINPUT + struct.pack("<I", n) + P.POP for n, part in enumerate(parts, 1))
+
+
+def _called_over_and_over(function: bytes, argument: bytes, times: int = 50_000) -> bytes:
     """A list of many results of one function for one large argument."""
-    call = P.LONG_BINGET + struct.pack("<I", 1) + P.LONG_BINGET + struct.pack("<I", 2) + P.TUPLE1 + P.REDUCE
-    stored = [part + P.LONG_BINPUT + struct.pack("<I", n) + P.POP for n, part in ((1, function), (2, argument))]
-    return b"".join(stored) + P.MARK + call * times + P.LIST
+    call = P.BINGET + b"\1" + P.BINGET + b"\2" + P.TUPLE1 + P.REDUCE
+    return _stored(function, argument) + P.MARK + call * times + P.LIST
 
 
 _DOUBLED_LIST = (
@@ -96,12 +101,21 @@ BODIES: dict[str, bytes] = {
     + P.POP
     + P.EMPTY_DICT
     + P.MARK
-    + (P.BINGET + b"\1" + P.NONE) * 200_000
+    + (P.BINGET + b"\1" + P.NONE) * 50_000
     + P.SETITEMS,
     "text encoded over and over": _called_over_and_over(_global("_codecs", "encode"), _text("x" * (1 << 20))),
     "list copied over and over": _called_over_and_over(
         _global("torch", "Size"), P.MARK + (P.BININT1 + b"\1") * (1 << 18) + P.LIST
     ),
+    "name copied over and over": _stored(_text("m"), _text("x" * (1 << 20)))
+    + P.MARK
+    + (P.BINGET + b"\1" + P.BINGET + b"\2" + P.STACK_GLOBAL) * 50_000
+    + P.LIST,
+    "arguments copied over and over": _stored(_global("m", "x"), P.MARK + P.NONE * (1 << 20) + P.TUPLE)
+    + P.MARK
+    + (P.BINGET + b"\1" + P.BINGET + b"\2" + P.REDUCE) * 50_000
+    + P.LIST,
+    "memory cell of a claimed index": P.NONE + P.LONG_BINPUT + struct.pack("<I", (1 << 32) - 1),
     "bytes of a claimed length": P.BINBYTES8 + _HUGE,
     "text of a claimed length": P.BINUNICODE8 + _HUGE,
     "bytearray of a claimed length": P.BYTEARRAY8 + _HUGE,
@@ -135,16 +149,18 @@ def _legacy(data: bytes) -> bytes:
 
 
 def _tensor(size: int, stride: int, count: int) -> bytes:
-    """A tensor of `size` numbers over a storage said to hold `count`."""
+    """A file's content with a tensor of `size` numbers over a storage said to hold `count`."""
+    rebuilt = _rebuilt(size, stride, count)
+    return PROTO + P.EMPTY_DICT + _text("model") + P.EMPTY_DICT + _text("a") + rebuilt + P.SETITEM * 2 + P.STOP
+
+
+def _rebuilt(size: int, stride: int, count: int) -> bytes:
     long = [P.LONG1 + b"\x08" + n.to_bytes(8, "little") for n in (size, stride, count)]
     reference = (
         P.MARK + _text("storage") + _global("torch", "FloatStorage") + _text("0") + _text("cpu") + long[2] + P.TUPLE
     )
     view = P.BININT1 + b"\0" + long[0] + P.TUPLE1 + long[1] + P.TUPLE1 + P.NEWFALSE + P.EMPTY_DICT
-    rebuild = (
-        _global("torch._utils", "_rebuild_tensor_v2") + P.MARK + reference + P.BINPERSID + view + P.TUPLE + P.REDUCE
-    )
-    return PROTO + P.EMPTY_DICT + _text("model") + P.EMPTY_DICT + _text("a") + rebuild + P.SETITEM * 2 + P.STOP
+    return _global("torch._utils", "_rebuild_tensor_v2") + P.MARK + reference + P.BINPERSID + view + P.TUPLE + P.REDUCE
 
 
 def files() -> dict[str, bytes]:
@@ -156,6 +172,10 @@ def files() -> dict[str, bytes]:
     )
     made["four bytes seen as a large tensor"] = _zip(_tensor(1 << 40, 0, 1), bytes(4))
     made["storage larger than its record"] = _zip(_tensor(1 << 20, 1, 1 << 20), bytes(4))
+    count = 1 << 18
+    for name in (("torch", "Size"), ("builtins", "set"), ("collections", "OrderedDict")):
+        calls = _called_over_and_over(_global(*name), _rebuilt(count, 1, count), 1000)
+        made[f"elements of a tensor copied by {name[1]}"] = _zip(PROTO + calls + P.STOP, bytes(4 * count))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("w/data.pkl", PROTO + P.NONE + P.STOP)
@@ -180,7 +200,7 @@ def read_all(folder: Path) -> None:
         print(f"{time.monotonic() - start:.2f} {name}: {answer}", flush=True)
 
     for name, data in records().items():
-        read(f"{name}, record", lambda data=data: safeload.unpickle_allowed(data, what="record 1"))
+        read(f"{name}, record", lambda data=data: unpickle_allowed(data, what="record 1"))
     for name, data in files().items():
         path = folder / "bomb.pt"
         path.write_bytes(data)

@@ -1,15 +1,10 @@
 """What kills and pairs share: the inputs, one undisturbed run of each command, a server to download from."""
 
-import hashlib
-import io
-import json
-import threading
 import time
-import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from fault_commands import COMMANDS, Run, begin, make_study, state
+from published import serve, zip_of
 
 
 @pytest.fixture(scope="session")
@@ -36,58 +31,15 @@ def single(study, surroundings, tmp_path_factory):
     return single
 
 
-def _archive() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("eps1/resnet18.pt", bytes(range(256)) * 400)
-        archive.writestr("eps1/vgg16_bn.pth", bytes(range(255, -1, -1)) * 400)
-    return buffer.getvalue()
-
-
-PUBLISHED = {"cifar10_eps1.zip": _archive(), "imagenet100_eps3_vgg16_bn.ckpt": b"weights" * 30_000}
-
-
-class Zenodo(BaseHTTPRequestHandler):
-    """One record of Zenodo, two files."""
-
-    def log_message(self, *args):
-        """Quiet."""
-
-    def do_GET(self):
-        name = self.path.removeprefix("/files/")
-        if name in PUBLISHED:
-            start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
-            data = PUBLISHED[name][start:]
-            self.send_response(416 if not data else 206 if start else 200)
-        else:
-            entries = [
-                {"key": name, "size": len(data), "checksum": f"md5:{hashlib.md5(data).hexdigest()}",
-                 "links": {"self": f"http://127.0.0.1:{self.server.server_address[1]}/files/{name}"}}
-                for name, data in PUBLISHED.items()
-            ]  # fmt: skip
-            data = json.dumps({"metadata": {"title": "Checkpoints of models"}, "files": entries}).encode()
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        for first in range(0, len(data), 20_000):
-            self.wfile.write(data[first : first + 20_000])
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        """A client that was killed is no error here."""
+MEMBERS = {
+    "eps1/resnet18.pt": bytes(range(256)) * 400,
+    "eps1/vgg16_bn.pth": bytes(range(255, -1, -1)) * 400,
+}
+PUBLISHED = {"cifar10_eps1.zip": zip_of(MEMBERS), "imagenet100_eps3_vgg16_bn.ckpt": b"weights" * 30_000}
 
 
 @pytest.fixture(scope="session")
 def surroundings():
     """Environment of every command: where the published files are."""
-    server = _Server(("127.0.0.1", 0), Zenodo)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    proxies = {name: "" for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")} | {"no_proxy": "*"}
-    yield {"ZENODO_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", **proxies}
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve({"1": ("Checkpoints of models", PUBLISHED)}) as service:
+        yield service.environment

@@ -25,22 +25,22 @@ from image_files import KINDS, encoded_image, write_legacy_lmdb
 from loguru import logger
 from synthetic_results import write_inversions, write_probe_agreement, write_scores, write_subgroups
 
-from univ import results
-from univ.compare.inputs import read_report
+from univ import files, inversion, results
 from univ.data import cifar, indices
 from univ.data.lmdb import ImageFolderLMDB
 from univ.errors import InputError
 from univ.files import safeload, schemas
-from univ.inversion import optimise as inversion
-from univ.inversion.images import load_inverted, save_inverted
+from univ.inversion.images import open_inverted
+from univ.inversion.record import read_column
 from univ.models import build_model, checkpoints
 from univ.reps import cache, probes
 from univ.reps import files as repfiles
-from univ.reps.cache import Identity, Inputs, RepCache, read_cache
+from univ.reps.cache import RepCache, read_cache
 from univ.reps.extract import Extraction
+from univ.reps.identity import Identity, Inputs
 from univ.results import made
-from univ.show import provenance, report
-from univ.show import quantities as figure_data
+from univ.show import provenance, quantities
+from univ.show.study import Study
 from univ.training import loop
 from univ.utils import folder2lmdb
 
@@ -89,8 +89,8 @@ MATRIX = pd.DataFrame(np.arange(9.0).reshape(3, 3), index=MODELS, columns=MODELS
 def _read_result(path: Path) -> Any:
     root = path.parents[4]
     done = bool(results.check(root, CKA, {"knn": 3}))
-    result = provenance.Made.read(CKA.path(root), root)
-    return done, results.load_long_table(root, settings=["knn"]), result, result.images, provenance.runs_of([result])
+    runs = provenance.runs_of(pd.DataFrame([provenance.describe(CKA.path(root), root)]))
+    return done, results.load_long_table(root, settings=["knn"]), runs
 
 
 @kind("scores", _read_result, checked=True)
@@ -104,7 +104,7 @@ def _(folder: Path) -> Path:
 
 
 def _accuracies(root: Path) -> Any:
-    return results.load_accuracies(root), figure_data.mean_bounds(figure_data.all_accuracies(root))
+    return results.load_accuracies(root), Study(root).bounds
 
 
 @kind("JSON beside disagreement", lambda path: _accuracies(path.parents[3]), checked=False)
@@ -146,7 +146,7 @@ def _(folder: Path) -> Path:
 EVALUATION = "model,dataset,acc,trained_eps,attack_eps\nvgg11,digits,91.5,eps1,0.0\nresnet10,digits,77.25,0.0,1.0\n"
 
 
-@kind("accuracies", lambda path: (results.load_evaluations([path]), report.read_evaluations([path])), checked=False)
+@kind("accuracies", lambda path: results.load_evaluations([path]), checked=False)
 def _(folder: Path) -> Path:
     path = folder / "accuracy.csv"
     path.write_text(EVALUATION)
@@ -156,20 +156,24 @@ def _(folder: Path) -> Path:
 # --- images, indices ------------------------------------------------------------------------------------------------
 
 
-@kind("inverted images", load_inverted, checked=True)
+def _inverted(path: Path) -> Any:
+    return open_inverted(path).floats(slice(None)).clone()
+
+
+@kind("inverted images", _inverted, checked=True)
 def _(folder: Path) -> Path:
-    save_inverted(folder / "vgg11_eps1.pt", torch.rand(3, 3, 4, 4))
+    files.save_torch(folder / "vgg11_eps1.pt", torch.rand(3, 3, 4, 4))
     return folder / "vgg11_eps1.pt"
 
 
-@kind("inverted images, NumPy", load_inverted, checked=False)
+@kind("inverted images, NumPy", _inverted, checked=False)
 def _(folder: Path) -> Path:
     np.save(folder / "vgg11_eps1.npy", np.random.default_rng(0).random((3, 3, 4, 4), np.float32))
     return folder / "vgg11_eps1.npy"
 
 
 def _report(path: Path) -> Any:
-    return read_report(path, "target_index"), read_report(path, "target_label")
+    return read_column(path, "target_index"), read_column(path, "target_label")
 
 
 @kind("report beside inverted images", _report, checked=False)
@@ -180,7 +184,7 @@ def _(folder: Path) -> Path:
 
 
 def _inversions(path: Path) -> Any:
-    found = figure_data.load_inversions("digits", folder=path.parent, rows=3)
+    found = quantities.load_inversions("digits", folder=path.parent, rows=3)
     for line in found.missing:
         logger.warning(line)
     return found
@@ -392,19 +396,17 @@ def _(folder: Path) -> Path:
 # --- the net --------------------------------------------------------------------------------------------------------
 
 
-def _zenodo(path: Path) -> Any:
-    service = download_data.Zenodo.__new__(download_data.Zenodo)
-    service._endpoint = "https://zenodo.org"
-    answer = SimpleNamespace(content=path.read_bytes())
-    answer.raise_for_status = lambda: answer
-    service._client = SimpleNamespace(get=lambda url, timeout: answer)
+def _listed(path: Path, read: Callable[[], list]) -> Any:
+    """What is made of a service's answer."""
+    answer = SimpleNamespace(content=path.read_bytes(), raise_for_status=lambda: None)
+    download_data._session = lambda: SimpleNamespace(get=lambda url, timeout: answer)
     try:
-        return [vars(remote) | {"fetch": None} for remote in service.list("17")]
+        return list(map(vars, read()))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error  # named after its address
 
 
-@kind("record of Zenodo", _zenodo, checked=False)
+@kind("record of Zenodo", lambda path: _listed(path, lambda: download_data.list_zenodo("17")), checked=False)
 def _(folder: Path) -> Path:
     entry = {"key": "cifar10_eps1.zip", "size": 10, "checksum": "md5:" + "0" * 32, "links": {"self": "https://x/y"}}
     old = {"filename": "a.pt", "filesize": 10, "checksum": "0" * 32}
@@ -412,21 +414,7 @@ def _(folder: Path) -> Path:
     return folder / "17.json"
 
 
-def _hub(path: Path) -> Any:
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import ModelInfo
-
-    before = HfApi.model_info
-    HfApi.model_info = lambda self, *_, **__: ModelInfo(**json.loads(path.read_bytes()))
-    try:
-        return [vars(remote) | {"fetch": None} for remote in download_data.HuggingFace(None).list()]
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    finally:
-        HfApi.model_info = before
-
-
-@kind("list of the hub", _hub, checked=False)
+@kind("list of the hub", lambda path: _listed(path, download_data.list_hugging_face), checked=False)
 def _(folder: Path) -> Path:
     lfs = {"sha256": "0" * 64, "size": 12, "pointerSize": 1}
     siblings = [{"rfilename": "resnet18_l2_eps3.ckpt", "size": 12, "blobId": "x", "lfs": lfs}, {"rfilename": "README"}]

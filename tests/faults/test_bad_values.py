@@ -24,9 +24,9 @@ from image_files import make_image_folder
 from synthetic_results import write_scores
 
 import rep
+from univ import files
 from univ.data import open_images
 from univ.errors import InputError
-from univ.inversion.images import save_inverted
 from univ.models import build_model, checkpoints
 from univ.utils import folder2lmdb
 
@@ -110,7 +110,7 @@ def place(tmp_path_factory):
     for arch in ("vgg11", "resnet10"):
         model = build_model(arch, "digits", seed=0)
         checkpoints.save_checkpoint(root / f"data/cnns/digits/eps1/{arch}.pt", model, epoch=1)
-        save_inverted(
+        files.save_torch(
             root / f"data/digits/inverted/{arch}_eps1.pt", torch.rand(20, *images[0][0].shape, generator=generator)
         )
         report = pd.DataFrame({"target_index": range(20), "target_label": images.labels[:20], "seed_index": range(20)})

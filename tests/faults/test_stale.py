@@ -22,7 +22,7 @@ from univ.data.lmdb import ImageFolderLMDB
 from univ.data.selection import select
 from univ.errors import InputError
 from univ.files import disk as files
-from univ.inversion.images import open_inverted, save_inverted
+from univ.inversion.images import open_inverted
 from univ.models import build_model, checkpoints
 from univ.results import made
 from univ.utils import folder2lmdb
@@ -38,7 +38,7 @@ def place(tmp_path, monkeypatch):
     pixels = torch.stack([open_images("digits")[i][0] for i in range(40)])
     for number, (eps, arch) in enumerate((eps, arch) for eps in ("eps0", "eps1") for arch in ARCHS):
         write_model(eps, arch, seed=number)
-        save_inverted(Path(f"data/digits/inverted/{arch}_{eps}.pt"), pixels.roll(number, 0))
+        files.save_torch(Path(f"data/digits/inverted/{arch}_{eps}.pt"), pixels.roll(number, 0))
     return tmp_path
 
 
@@ -84,7 +84,7 @@ def stored_as_files(folder, encoded, labels):
 
 def stored_inverted(folder, encoded, labels):
     pixels = torch.stack([torch.full((3, 4, 4), len(image) / 10_000) for image in encoded])
-    save_inverted(folder / "x.pt", pixels)
+    files.save_torch(folder / "x.pt", pixels)
     return lambda: open_inverted(folder / "x.pt", torch.tensor(labels))
 
 
@@ -165,7 +165,7 @@ def test_rows_of_other_radii_images_and_procedures_stay(place, monkeypatch):
     pd.testing.assert_frame_equal(every.iloc[:2], first)
 
     # nothing is computed twice
-    monkeypatch.setattr("univ.compare.drivers._subgroup_rows", None)
+    monkeypatch.setattr("univ.compare.subgroup_rows.subgroups", None)
     before = TABLE.read_bytes()
     subgroups(eps=["eps0", "eps1"])
     subgroups("--inv", "1")
@@ -338,10 +338,10 @@ def test_index_files_that_do_not_belong_to_published_images_are_refused(place):
 def test_inverted_images_replaced_between_evenly_spaced_ones_are_compared_anew(place):
     folder = Path("data/digits/inverted")
     pixels = torch.rand(N, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    save_inverted(folder / "vgg11_eps0.pt", pixels)
+    files.save_torch(folder / "vgg11_eps0.pt", pixels)
     before = compare_inverted(folder=folder)
     pixels[NOT_SAMPLED] = 0
-    save_inverted(folder / "vgg11_eps0.pt", pixels)
+    files.save_torch(folder / "vgg11_eps0.pt", pixels)
     after = compare_inverted(folder=folder)
     assert after["vgg11"].tolist() != before["vgg11"].tolist()
 

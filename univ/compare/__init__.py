@@ -1,37 +1,7 @@
 """Comparisons: which models on which images -> tables of scores."""
 
-from univ.compare.drivers import (
-    BOOTSTRAP_DRAWS,
-    JACKKNIFE_GROUPS,
-    SIZE_MATCHED_REPEATS,
-    SUBGROUP_COLUMNS,
-    SUBGROUP_KS,
-    SUBGROUP_MEASURES,
-    SUBGROUP_PERCENTS,
-    AnyMeasure,
-    Cells,
-    Comparison,
-    pairwise,
-    rowwise,
-    stir,
-    subgroups,
-    to_device,
-)
+from univ.compare.drivers import pairwise, rowwise, stir
+from univ.compare.scoring import AnyMeasure, Comparison
+from univ.compare.subgroup_scores import subgroups
 
-__all__ = [
-    "BOOTSTRAP_DRAWS",
-    "JACKKNIFE_GROUPS",
-    "SIZE_MATCHED_REPEATS",
-    "SUBGROUP_COLUMNS",
-    "SUBGROUP_KS",
-    "SUBGROUP_MEASURES",
-    "SUBGROUP_PERCENTS",
-    "AnyMeasure",
-    "Cells",
-    "Comparison",
-    "pairwise",
-    "rowwise",
-    "stir",
-    "subgroups",
-    "to_device",
-]
+__all__ = ["AnyMeasure", "Comparison", "pairwise", "rowwise", "stir", "subgroups"]

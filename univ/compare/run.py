@@ -1,12 +1,11 @@
-"""A setting and a list of measures -> result CSVs: skips what is there, saves each measure as it is done.
+"""The flags and the measures' cards -> result CSVs: what is there is skipped, each measure saved as it is done.
 
 The part that rep.py and func.py share after they have parsed their flags.
 """
 
 import argparse
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,39 @@ from torch import Tensor
 
 from univ import cli, compare, results, runs
 from univ.compare import AnyMeasure, Comparison
-from univ.compare.inputs import Setting
-from univ.measures import Measure, build
+from univ.compare.inputs import ImageSet, Models, open_targets
+from univ.measures import CARDS, Measure
 from univ.reps.extract import Extraction
-from univ.results import ResultFile, made
+from univ.results import ResultFile
 
 PERMUTATIONS = 199  # p-values down to 0.005; a calibrated score's threshold is then the 190th of 200
-NOT_IN_SETTINGS = ("workers", "stream")  # how a score is computed, not which score it is
+Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One measure to compute: the measure, the file it goes to and what its numbers depend on.
+    """One measure to compute, and where it goes.
 
-    `measure` is None where a driver of its own computes it.
+    Attributes:
+        measure: None where a driver of its own computes it.
+        settings: what the numbers depend on.
+        companions: long table that goes beside the scores (`ci`, `pvalue`, `calibrated`) -> its settings.
     """
 
     measure: AnyMeasure | None
     file: ResultFile
-    settings: dict[str, Any]
+    settings: Facts
+    companions: Mapping[str, Facts] = field(default_factory=dict)
+
+    def done(self, root: Path, overwrite: bool) -> bool:
+        """Whether all files are there, made with these settings; says why they are kept or made anew."""
+        status = results.check(root, self.file, self.settings, companions=self.companions)
+        if status and not overwrite:
+            logger.info(status.reason)
+            return True
+        if status.path.exists():
+            logger.info("{}", "computing anew: --overwrite" if status else status.reason)
+        return False
 
 
 def add_permutations(group: argparse._ArgumentGroup) -> None:
@@ -48,192 +61,143 @@ def add_permutations(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def plan(
-    setting: Setting,
-    registry: Mapping[str, Callable[..., AnyMeasure]],
-    keys: Sequence[str],
-    *,
-    permutations: int = 0,
-    function: str = "cos_sim",
-    **options: Any,
-) -> list[Task]:
-    """The measures `keys` with the options each knows, and where their results go.
-
-    Args:
-        registry: command-line key -> factory.
-        permutations: for the baseline; statistics of one model or of a set have none and are left out, saying so.
-        function, options: settings of the factories (`k`, `center`, `normalize`, ...); each gets those it knows.
-    """
-    options = {**options, "function": function}
-    described, tasks = setting.describe(), []
-    for key in keys:
-        known = inspect.signature(registry[key]).parameters
-        mine = {name: value for name, value in options.items() if name in known}
-        measure = build(registry, [key], **mine)[0]
-        if permutations and not isinstance(measure, Measure):
-            logger.info("{} has no permutation baseline: skipped with -p", key)
-            continue
-        file = ResultFile(
-            key,
-            dataset=setting.dataset,
-            models=setting.train_set,
-            eps=setting.eps,
-            exp=setting.exp,
-            inverted=setting.inverted,
-            center=bool(options.get("center", False)),
-            normalize=bool(options.get("normalize", False)),
-            function=function,
-            adversarial=setting.adversarial,
-            sample=setting.sample,
-            baseline=permutations > 0,
-        )
-        settings = {name: value for name, value in mine.items() if name not in NOT_IN_SETTINGS}
-        if "k" in settings:
-            settings["knn"] = settings.pop("k")  # the flag's name, which the figures look for
-        if permutations:
-            settings |= {"permutations": permutations, "permutation_seed": setting.seed, "calibration": "with score"}
-        tasks.append(Task(measure, file, {"measure": key, **settings, **described}))
-    return tasks
+def select(names: Sequence[str], of: str) -> list[str]:
+    """Measures `of` representations or outputs that are named, or that are on a list such as `paper` that is."""
+    return [key for key, card in CARDS.items() if card.of == of and {key, *card.lists} & set(names)]
 
 
-def run(
-    setting: Setting,
-    tasks: Sequence[Task],
+def fill_cache(models: Models, image_sets: Sequence[ImageSet]) -> None:
+    """Extract what the cache lacks."""
+    for images in image_sets:
+        found = models.extractions(images)
+        logger.info("cache {}: {} models on {}", models.cache_dir, len(found), images.source or images.dataset)
+
+
+def run_measures(
+    args: argparse.Namespace,
+    models: Models,
+    image_sets: Sequence[ImageSet],
+    options: Mapping[str, Any],
     as_input: Callable[[Extraction, Tensor], Any],
-    *,
-    root: Path,
-    arguments: Mapping[str, Any],
-    permutations: int = 0,
-    ci: float | None = None,
-    overwrite: bool = False,
-    extract: Callable[[str | None], Mapping[str, Extraction]] | None = None,
-    describe: Callable[[str | None, Mapping[str, Extraction], Tensor], Any] | None = None,
+    facts_on: Callable[[Mapping[str, Extraction], Tensor], Facts] | None = None,
 ) -> int:
     """Compute and save what is not there yet; return how many measures could not be computed.
 
     Args:
-        setting: the models and images.
-        tasks: what `plan` returned.
+        args: the command line; `args.measures` are keys of cards.
+        models, image_sets: what `inputs.start` returned.
+        options: settings of measures (`knn`, `center`, `normalize`, ...); each gets those it knows.
         as_input: (extraction, labels) -> what the measures want.
-        root: the results folder.
-        arguments: of the command line, for the record beside each result.
-        permutations: score each pair also with the second model's images permuted, this often.
-        ci: level of confidence intervals over images, written beside the scores; None for none.
-        overwrite: compute results anew that are there already.
-        extract: source of images -> extractions; default: the setting's own.
-        describe: (source, extractions, labels) -> facts on the models for the record of every result.
+        facts_on: (extractions by model, labels) -> facts on the models for the record of every result.
     """
-    todo = []
-    for task in tasks:
-        extras = companions_of(task.measure, permutations, ci)
-        if not _done(root, task, overwrite, companions=extras, ci=ci if "ci" in extras else None):
-            todo.append(task)
+    tasks = _plan(args, options, _describe(models, image_sets))
+    todo = {task.measure.name: task for task in tasks if not task.done(args.results, args.overwrite)}
     if not todo:
         return 0
+    facts: dict[str, Facts] = {}
+    flatten = not any(CARDS[key].maps for key in args.measures)
 
-    by_name = {task.measure.name: task for task in todo}
-    facts: dict[str | None, Any] = {}
-
-    def inputs_of(source: str | None) -> dict[str, Any]:
-        found = (extract or setting.extractions)(source)
-        labels = setting.labels(source)
-        if describe is not None:
-            facts[source] = describe(source, found, labels)
-        return {name: as_input(extraction, labels) for name, extraction in found.items()}
+    def inputs_of(images: ImageSet) -> dict[str, Any]:
+        extractions, labels = models.extractions(images, flatten=flatten), images.labels
+        if facts_on is not None:
+            facts[images.source] = facts_on(extractions, labels)
+        return {name: as_input(extraction, labels) for name, extraction in extractions.items()}
 
     def save(comparison: Comparison) -> None:
         for note in comparison.notes:
             logger.warning("{}: nan, {}", comparison.name, note)
         if comparison.failure is not None:
             logger.error("{} was not computed: {}", comparison.name, comparison.failure)
-            return
-        task = by_name[comparison.name]
-        record: dict[str, Any] = {"arguments": dict(arguments), **runs.provenance()}
-        if describe is not None:
-            record |= _merge(facts)
-        if comparison.spread is not None:
-            record["spread"] = comparison.spread.to_dict()
-        scores = comparison.baseline if permutations else comparison.scores
-        results.write(root, task.file, scores, task.settings, record, singles=comparison.permuted)
-        for name in companions_of(comparison.measure, permutations, ci):
-            table = companion_table(comparison, name)
-            about = {**task.settings, "level": ci} if name == "ci" else task.settings
-            results.write_companion(root, task.file, name, table, about, record)
+        else:
+            _save(args, todo[comparison.name], comparison, _by_source(facts))
 
-    measures = [task.measure for task in todo]
-    options = {
-        "permutations": permutations,
-        "ci": ci,
-        "seed": setting.seed,
-        "device": setting.device,
-        "quiet": setting.quiet,
-    }
-    if setting.rowwise:
-        done = compare.rowwise(list(setting.models), inputs_of, measures, on_result=save, **options)
+    measures = [task.measure for task in todo.values()]
+    settings = {"permutations": args.perturbs, "ci": args.ci, "seed": args.seed, "device": args.device}
+    settings |= {"quiet": args.quiet, "on_result": save}
+    if image_sets[0].source:
+        made_through = {images.source: images for images in image_sets}
+        done = compare.rowwise(list(made_through), lambda source: inputs_of(made_through[source]), measures, **settings)
     else:
-        done = compare.pairwise(inputs_of(None), measures, on_result=save, **options)
+        done = compare.pairwise(inputs_of(image_sets[0]), measures, **settings)
     failed = [name for name, comparison in done.items() if comparison.failure is not None]
     if failed:
         logger.error("{} of {} measures could not be computed: {}", len(failed), len(done), ", ".join(failed))
     return len(failed)
 
 
-def run_stir(setting: Setting, *, root: Path, arguments: Mapping[str, Any], overwrite: bool = False) -> int:
+def run_stir(args: argparse.Namespace, models: Models, image_sets: Sequence[ImageSet]) -> int:
     """Compute and save STIR on inverted images; return 1 if it could not be computed."""
-    file = ResultFile(
-        "stir",
-        dataset=setting.dataset,
-        models=setting.train_set,
-        eps=setting.eps,
-        exp=setting.exp,
-        inverted=True,
-        adversarial=setting.adversarial,
-    )
-    settings = {"measure": "stir", **setting.describe()}
-    if _done(root, Task(None, file, settings), overwrite):
+    settings = {"measure": "stir", **_describe(models, image_sets)}
+    task = Task(None, _file(args, "stir"), settings)
+    if task.done(args.results, args.overwrite):
         return 0
+    made_through = {images.source: images for images in image_sets}
 
-    def reps(found: Mapping[str, Extraction]) -> dict[str, Tensor]:
-        return {name: extraction.reps for name, extraction in found.items()}
+    def reps(images: ImageSet) -> dict[str, Tensor]:
+        return {name: extraction.reps for name, extraction in models.extractions(images).items()}
 
-    comparison = compare.stir(
-        reps(setting.extract_targets()),
-        lambda source: reps(setting.extractions(source)),
-        device=setting.device,
-        quiet=setting.quiet,
-    )
+    targets = reps(open_targets(args, models))
+    comparison = compare.stir(targets, lambda source: reps(made_through[source]), device=args.device, quiet=args.quiet)
     if comparison.failure is not None:
         logger.error("stir was not computed: {}", comparison.failure)
         return 1
-    results.write(root, file, comparison.scores, settings, {"arguments": dict(arguments), **runs.provenance()})
+    _save(args, task, comparison)
     return 0
 
 
-def _done(root: Path, task: Task, overwrite: bool, *, companions: Sequence[str] = (), ci: float | None = None) -> bool:
-    """Whether a task's files are there, made with its settings; says why they are kept or made anew."""
-    plain = [name for name in companions if name != "ci"]
-    status = results.check(root, task.file, task.settings, companions=plain)
-    if status and ci is not None:
-        status = made.check(task.file.companion_path(root, "ci"), {**task.settings, "level": ci})
-    if status and not overwrite:
-        logger.info(status.reason)
-        return True
-    if status.path.exists():
-        logger.info("{}", "computing anew: --overwrite" if status else status.reason)
-    return False
+def _describe(models: Models, image_sets: Sequence[ImageSet]) -> dict[str, Any]:
+    """What decides a score besides the measure's own settings."""
+    return {
+        "inputs": {images.source or "all": asdict(images.identity) for images in image_sets},
+        "models": {name: {"checkpoint": digest} for name, digest in models.hashes.items()},
+        "precision": models.precision,
+    }
 
 
-def companions_of(measure: AnyMeasure, permutations: int, ci: float | None) -> list[str]:
-    """The long tables that go beside a measure's scores: `ci`, `pvalue`, `calibrated`."""
-    if not isinstance(measure, Measure):
-        return []
-    names = ["ci"] if ci is not None else []
-    if permutations:
-        names += ["pvalue"] + (["calibrated"] if measure.self_score is not None else [])
-    return names
+def _file(args: argparse.Namespace, key: str, **options: Any) -> ResultFile:
+    return ResultFile(
+        key, args.dataset, args.models, args.eps, args.exp,
+        inverted=bool(args.inv or args.adv), adversarial=bool(args.adv), sample=bool(args.sample), **options,
+    )  # fmt: skip
 
 
-def companion_table(comparison: Comparison, name: str) -> pd.DataFrame:
+def _plan(args: argparse.Namespace, options: Mapping[str, Any], described: Mapping[str, Any]) -> list[Task]:
+    """The measures asked for, each with the options it knows; statistics have no baseline and are left out with -p."""
+    named = {name: options[name] for name in ("center", "normalize", "function") if name in options}
+    tasks = []
+    for key in args.measures:
+        measure = CARDS[key].build(options)
+        if args.perturbs and not isinstance(measure, Measure):
+            logger.info("{} has no permutation baseline: skipped with -p", key)
+            continue
+        mine = CARDS[key].settings(options)
+        mine.pop("workers", None)  # how a score is computed, not which score it is
+        if args.perturbs:
+            mine |= {"permutations": args.perturbs, "permutation_seed": args.seed, "calibration": "with score"}
+        settings, companions = {"measure": key, **mine, **described}, {}
+        if isinstance(measure, Measure):
+            if args.ci is not None:
+                companions["ci"] = {**settings, "level": args.ci}
+            if args.perturbs:
+                companions["pvalue"] = settings
+                if measure.self_score is not None:
+                    companions["calibrated"] = settings
+        tasks.append(Task(measure, _file(args, key, baseline=args.perturbs > 0, **named), settings, companions))
+    return tasks
+
+
+def _save(args: argparse.Namespace, task: Task, comparison: Comparison, facts: Facts | None = None) -> None:
+    """Write the scores (with permutations their baseline) and what goes beside them."""
+    record = {"arguments": vars(args), **runs.provenance(), **(facts or {})}
+    if comparison.spread is not None:
+        record["spread"] = comparison.spread.to_dict()
+    scores = comparison.scores if comparison.permuted is None else comparison.baseline
+    results.write(args.results, task.file, scores, task.settings, record, singles=comparison.permuted)
+    for name, settings in task.companions.items():
+        results.write_companion(args.results, task.file, name, _companion(comparison, name), settings, record)
+
+
+def _companion(comparison: Comparison, name: str) -> pd.DataFrame:
     """One row per comparison of two models: model1 (on inverted images their source), model2, score and the companion.
 
     Columns low, high for `ci`; p_value; calibrated.
@@ -251,10 +215,10 @@ def companion_table(comparison: Comparison, name: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model1", "model2", *columns])
 
 
-def _merge(facts: Mapping[str | None, Mapping[str, Any]]) -> dict[str, Any]:
-    """Facts as they are for one set of images; for several, those that differ by source become a dict by source."""
-    if set(facts) == {None}:
-        return dict(facts[None])
+def _by_source(facts: Mapping[str, Facts]) -> dict[str, Any]:
+    """Facts as they are for one set of images; for several, those that are by model become a dict by source."""
+    if set(facts) == {""}:
+        return dict(facts[""])
     merged: dict[str, Any] = {}
     for source, found in facts.items():
         for name, value in found.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from univ.data.images import TensorImages
 from univ.errors import InputError
-from univ.files.safeload import unpickle_allowed
+from univ.files.unpickle import unpickle_allowed
 
 if TYPE_CHECKING:
     from univ.data.datasets import Dataset, Request

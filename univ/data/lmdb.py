@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from univ.data.images import EncodedImages
 from univ.errors import InputError
-from univ.files.safeload import unpickle_allowed
+from univ.files.unpickle import unpickle_allowed
 from univ.utils import folder2lmdb
 
 LEGACY_LENGTH_KEY = b"__len__"

@@ -18,6 +18,7 @@ import torch
 from pydantic import (
     AfterValidator,
     AliasChoices,
+    AliasPath,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -176,7 +177,7 @@ def _tensor(*dtypes: torch.dtype, dims: int) -> AfterValidator:
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 Radius = Annotated[float, BeforeValidator(_radius)]
 """As a name (eps025) or as a number."""
-Word = Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else str(value))]
+Word = Annotated[str, BeforeValidator(str)]
 """A cell of text, which pandas takes for a number where it looks like one."""
 Count = Annotated[int, BeforeValidator(_python_number), Field(ge=0)]
 Number = Annotated[float, BeforeValidator(_python_number)]
@@ -253,14 +254,6 @@ class EvaluationRow(Schema):
     attack_eps: float
 
 
-class ReportRow(Schema):
-    """What is read back of the CSV that inversion.py writes beside the images."""
-
-    target_index: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    seed_index: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    target_label: Annotated[int, Field(ge=-1, lt=1 << 63)] = -1
-
-
 # --- inversion and representations ----------------------------------------------------------------------------------
 
 
@@ -281,28 +274,6 @@ class InvertedPart(Schema):
     start_distance: Annotated[Tensor, _tensor(torch.float32, dims=1)]
     final_distance: Annotated[Tensor, _tensor(torch.float32, dims=1)]
     best_iteration: Annotated[Tensor, _tensor(torch.int64, dims=1)]
-
-
-class CacheInputs(Schema):
-    """Which images a cached tensor was made from, see `cache.Inputs`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    dataset: str
-    fingerprint: str
-    transform: str
-    indices: str
-    n: Annotated[int, Field(ge=0)]
-
-
-class CacheIdentity(Schema):
-    """Where a cached tensor comes from, see `cache.Identity`."""
-
-    inputs: CacheInputs
-    arch: str
-    node: str
-    checkpoint: str
-    precision: str = "fp32"
 
 
 class RepsIdentity(Schema):
@@ -337,16 +308,10 @@ class RepsProgress(Schema):
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-class Arguments(Schema):
-    """What is read back of a training run's arguments."""
-
-    model: str
-
-
 class RunArguments(Schema):
-    """args.json of a training run."""
+    """args.json of a training run: what is read back of it."""
 
-    arguments: Arguments
+    model: Annotated[str, Field(validation_alias=AliasPath("arguments", "model"))]
 
 
 class EpochRecord(Schema):
@@ -425,31 +390,19 @@ class ProbeCheckpoint(Schema):
 # --- the net --------------------------------------------------------------------------------------------------------
 
 
-class ZenodoLinks(Schema):
-    """Addresses of a file."""
-
-    content: Annotated[str | None, Field(alias="self")] = None
-
-
 class ZenodoFile(Schema):
     """A file of a Zenodo record, by its present and its earlier interface."""
 
     name: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("key", "filename"))]
     size: Annotated[int, Field(ge=0, validation_alias=AliasChoices("size", "filesize"))]
     checksum: Annotated[str, Field(pattern="^((md5:)?[0-9a-f]{32}|sha256:[0-9a-f]{64})$")]
-    links: ZenodoLinks = ZenodoLinks()
-
-
-class ZenodoMetadata(Schema):
-    """What a record says about itself."""
-
-    title: str = ""
+    url: Annotated[str | None, Field(validation_alias=AliasPath("links", "self"))] = None
 
 
 class ZenodoRecord(Schema):
     """A Zenodo record."""
 
-    metadata: ZenodoMetadata = ZenodoMetadata()
+    title: Annotated[str, Field(validation_alias=AliasPath("metadata", "title"))] = ""
     files: list[ZenodoFile] = []
 
 
@@ -458,6 +411,20 @@ class HubFile(Schema):
 
     size: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class HubSibling(Schema):
+    """A file of a repository on Hugging Face, with `lfs` if it is a large one."""
+
+    rfilename: str
+    lfs: HubFile | None = None
+
+
+class HubRepository(Schema):
+    """A repository on Hugging Face at a commit."""
+
+    sha: str
+    siblings: list[HubSibling]
 
 
 class ArchiveContents(Schema):

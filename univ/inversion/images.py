@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from univ import files
-from univ.data.images import TensorImages, to_float
+from univ.data.images import TensorImages
 from univ.errors import InputError
-from univ.files import safeload, schemas
+from univ.files.tensors import open_tensor
 
 SUFFIXES = (".pt", ".npy")
 READ_IMAGES = 256  # images checked at a time: a file may be larger than memory
@@ -39,49 +36,10 @@ def find_inverted(folder: Path | str, model: str, eps: str) -> Path:
             return path
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder} (see --inverted-imgs-dir)")
-    found = (
-        ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)) or "no .pt or .npy files"
+    names = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES))
+    raise FileNotFoundError(
+        f"no inverted images {candidates[0].name} in {folder}; it holds {names or 'no .pt or .npy files'}"
     )
-    raise FileNotFoundError(f"no inverted images {candidates[0].name} in {folder}; it holds {found}")
-
-
-def read_origin(path: Path) -> dict[str, Any]:
-    """The JSON that inversion.py wrote beside a file of inverted images; empty where there is none.
-
-    Raises:
-        InputError: it is damaged, or describes other images, or another report, than lie beside it.
-    """
-    beside = path.with_suffix(".json")
-    if not beside.is_file():
-        return {}
-    record = schemas.read_json(beside, schemas.InversionRecord).model_dump(exclude_unset=True)
-    for file, key in ((path, "images_sha256"), (path.with_suffix(".csv"), "csv_sha256")):
-        if key in record and file.is_file() and files.content_hash([file]) != record[key]:
-            raise InputError(f"{file} is not the file that {beside.name} describes: restore it, or invert anew")
-    return record
-
-
-def _read(path: Path) -> Tensor:
-    """The stored tensor, memory-mapped where the format allows it; nothing in the file is executed."""
-    if path.suffix != ".npy":
-        stored = safeload.load(path, what="file of inverted images", mmap=True)
-        if not isinstance(stored, Tensor):
-            raise InputError(f"{path} holds a {type(stored).__name__}, expected one tensor of images (n, 3, H, W)")
-        return stored.detach()
-    if not path.exists():
-        raise FileNotFoundError(f"no inverted images at {path}")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not array.dtype.isnative:
-            array = array.astype(array.dtype.newbyteorder("="))
-        with warnings.catch_warnings():  # the map is read-only, and nothing here writes to the tensor
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(array)
-    except PermissionError:
-        raise
-    except Exception as error:  # NumPy parses the header as Python source: damage surfaces as any of a dozen types
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path} is not a readable file of inverted images: {reason}") from error
 
 
 def open_inverted(path: Path | str, labels: Tensor | None = None) -> TensorImages:
@@ -95,7 +53,9 @@ def open_inverted(path: Path | str, labels: Tensor | None = None) -> TensorImage
         InputError: not a tensor (n, 3, H, W) of uint8 or of floats in [0, 1], or not as many labels as images.
     """
     path = Path(path)
-    pixels = _read(path)
+    pixels = open_tensor(path, "file of inverted images")
+    if not isinstance(pixels, Tensor):
+        raise InputError(f"{path} holds a {type(pixels).__name__}, expected one tensor of images (n, 3, H, W)")
     if pixels.ndim != 4 or pixels.shape[1] != 3 or len(pixels) == 0:
         raise InputError(f"{path} holds a tensor of shape {tuple(pixels.shape)}, expected images (n, 3, H, W)")
     if pixels.dtype != torch.uint8 and not pixels.dtype.is_floating_point:
@@ -108,21 +68,6 @@ def open_inverted(path: Path | str, labels: Tensor | None = None) -> TensorImage
             if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also false for nan
                 raise InputError(f"{path} holds pixels from {low:g} to {high:g}, expected floats in [0, 1]")
     return TensorImages(pixels, labels, name=f"inverted/{path.stem}", path=path)
-
-
-def load_inverted(path: Path | str) -> Tensor:
-    """All images of a file in memory: (n, 3, H, W) float32 in [0, 1].
-
-    Raises:
-        FileNotFoundError, InputError: as `open_inverted`.
-    """
-    return to_float(open_inverted(path).pixels).clone()
-
-
-def save_inverted(path: Path | str, images: Tensor, as_uint8: bool = False) -> None:
-    """Write images (n, 3, H, W) in [0, 1] atomically: float32, or round(255 x) as uint8 (a quarter of the size)."""
-    images = images.detach().cpu()
-    files.save_torch(path, to_uint8(images) if as_uint8 else images.float().contiguous())
 
 
 def pool_inverted(paths: Mapping[str, Path], n: int | None, seed: int, labels: Tensor | None = None) -> TensorImages:
@@ -139,22 +84,22 @@ def pool_inverted(paths: Mapping[str, Path], n: int | None, seed: int, labels: T
     Raises:
         InputError: files of different shape, or fewer than `n` images in all.
     """
-    sources = {model: open_inverted(path, labels) for model, path in paths.items()}
-    if not sources:
+    opened = {model: open_inverted(path, labels) for model, path in paths.items()}
+    if not opened:
         raise InputError("no inverted images to pool: no model was named")
-    shapes = {model: tuple(source.pixels.shape) for model, source in sources.items()}
+    shapes = {model: tuple(images.pixels.shape) for model, images in opened.items()}
     if len(set(shapes.values())) > 1:
         raise InputError(f"inverted images of different shapes cannot be pooled: {shapes}")
-    targets = len(next(iter(sources.values())))
-    total = targets * len(sources)
+    targets = len(next(iter(opened.values())))
+    total = targets * len(opened)
     if n is not None and not 1 <= n <= total:
         raise InputError(f"cannot draw {n} of {total} inverted images: choose a number from 1 to {total}")
     chosen = np.arange(total) if n is None else np.sort(np.random.default_rng(seed).choice(total, n, replace=False))
     model, position = torch.from_numpy(chosen // targets), torch.from_numpy(chosen % targets)
-    all_uint8 = all(source.pixels.dtype == torch.uint8 for source in sources.values())
-    parts = [
-        source.uint8(position[model == number]) if all_uint8 else source.floats(position[model == number])
-        for number, source in enumerate(sources.values())
-    ]
+    all_uint8 = all(images.pixels.dtype == torch.uint8 for images in opened.values())
+    pixels = []
+    for number, images in enumerate(opened.values()):
+        mine = position[model == number]
+        pixels.append(images.uint8(mine) if all_uint8 else images.floats(mine))
     pooled_labels = None if labels is None else labels[position]
-    return TensorImages(torch.cat(parts), pooled_labels, name=f"inverted/pooled/{'+'.join(sources)}")
+    return TensorImages(torch.cat(pixels), pooled_labels, name=f"inverted/pooled/{'+'.join(opened)}")

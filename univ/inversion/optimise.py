@@ -1,36 +1,19 @@
-"""Representation inversion: seed images, target images and a model in; images it represents like the targets out.
-
-Also what a long inversion needs: parts that are saved as it goes, and the report that shows a bad inversion.
-"""
+"""Representation inversion: seed images, target images and a model in; images it represents like the targets out."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import json
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
 
 import torch
-from loguru import logger
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from univ import files
 from univ.attacks import L2MomentumStep, at_least_float32
 from univ.errors import InputError
-from univ.files import safeload, schemas
-from univ.inversion.images import to_uint8
-from univ.models import Classifier
+from univ.models import HEAD_INPUT, Classifier
 from univ.models.folding import fold_batchnorm
 from univ.models.precision import arithmetic
-from univ.reps.extract import head_input
-from univ.results import made
+from univ.reps.extract import Tap
 
 MOMENTUM = 0.9
 CHECK_EVERY = 100  # iterations between two looks at who has converged (`tol`)
@@ -81,26 +64,6 @@ class Inverted:
     start_distance: Tensor
     final_distance: Tensor
     best_iteration: Tensor
-
-
-class _StepInPlace(L2MomentumStep):
-    """The step rule that attacks have too, with its momentum in a buffer that stays in place, as a CUDA graph needs.
-
-    Nothing but [0, 1] limits the iterates (see `Inversion`).
-    """
-
-    def __init__(self, mean: Tensor, step_size: float) -> None:
-        super().__init__(mean, eps=float("inf"), step_size=step_size, momentum=MOMENTUM)
-        self._mean = mean
-
-    def step(self, x: Tensor, gradient: Tensor) -> Tensor:
-        buffer = self._mean
-        moved = super().step(x, gradient)
-        self._mean = buffer.copy_(self._mean)
-        return moved
-
-    def project(self, x: Tensor) -> Tensor:
-        return x.clamp_(0, 1)
 
 
 @dataclass
@@ -274,8 +237,8 @@ class Inverter:
             # the rule ascends; the sum's gradient holds every image's own gradient, whatever the batch size
             (gradient,) = torch.autograd.grad(distance.sum() * -self._loss_scale, x)
         self._record(state, distance.detach())
-        rule = _StepInPlace(state.mean, self.inversion.step_size)
-        state.x.copy_(rule.project(rule.step(state.x, gradient)))
+        rule = L2MomentumStep(x, torch.inf, self.inversion.step_size, MOMENTUM, mean=state.mean)
+        state.x.copy_(rule.step(state.x, gradient).clamp_(0, 1))  # nothing but [0, 1] limits it, see `Inversion`
         state.iteration += 1
 
     def _record(self, state: _State, distance: Tensor) -> None:
@@ -295,7 +258,7 @@ class Inverter:
 
 
 def _represent(model: Classifier, images: Tensor) -> Tensor:  # (n, 3, H, W) -> (n, D)
-    with head_input(model) as tap:
+    with Tap(model, node=HEAD_INPUT) as tap:
         model(images.contiguous(memory_format=torch.channels_last))
         return at_least_float32(tap.rep.flatten(1))
 
@@ -317,207 +280,3 @@ def _cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.to(dtype)
-
-
-# --- parts: what is done of a long inversion ------------------------------------------------------------------------
-
-
-def parts_folder(output: Path) -> Path:
-    """Where the parts of an unfinished file lie: beside it."""
-    return output.with_suffix(".parts")
-
-
-def remove_left(output: Path) -> None:
-    """Remove what a run left that was killed after it had written `output`: parts, of which none is newer, and lock."""
-    files.remove_orphans(output)
-    folder, written = parts_folder(output), output.stat().st_mtime_ns
-    if folder.is_dir() and all(path.stat().st_mtime_ns <= written for path in folder.iterdir()):
-        with files.locked(output, wait=True):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-class Parts:
-    """The finished images of a file that is still being made, a few at a time, in a folder beside it.
-
-    Several processes may save parts at once. Each part is written atomically, so a killed run leaves whole parts, and
-    the next one with the same settings goes on from there.
-
-    Args:
-        output: the file that is being made.
-        settings: all that decides the result; JSON-able.
-        count: number of images of the finished file.
-        as_uint8: save images as 8-bit integers (which is among what decides the result: put it into `settings`).
-    """
-
-    def __init__(self, output: Path, settings: dict[str, Any], count: int, *, as_uint8: bool = False) -> None:
-        self.output = output
-        self.folder = parts_folder(output)
-        self.count = count
-        self._settings = json.loads(json.dumps(settings))
-        self._as_uint8 = as_uint8
-        self._lock = contextlib.ExitStack()
-
-    def open(self, *, discard: bool = False) -> None:
-        """Make the folder, or continue what it holds. For one process; the others only save.
-
-        Args:
-            discard: start anew where the folder holds parts made with other settings.
-
-        Raises:
-            InputError: another run is at it, or the parts were made with other settings: names them.
-        """
-        with files.cannot_write(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock.enter_context(files.locked(self.output))
-        path = self.folder / "settings.json"
-        try:
-            found = schemas.read_json(path, dict[str, Any]) if path.exists() else None
-        except InputError as error:
-            if not discard:
-                raise InputError(f"{error}: remove the folder, or give --overwrite") from error
-            found = {}
-        if found is not None and (differing := made.differences(found, self._settings)):
-            if not discard:
-                raise InputError(
-                    f"{self.folder} holds part of a run with other settings ({made.listed(differing)}): "
-                    "repeat those, remove the folder, or give --overwrite"
-                )
-            logger.info("{}: parts made with other settings are discarded", self.folder)
-            for part in self._files():
-                part.unlink()
-        if found != self._settings:
-            files.write_json(path, self._settings)
-
-    def missing(self, batch_size: int) -> list[range]:
-        """The positions that no part holds, in runs of at most `batch_size` that do not cross its multiples.
-
-        So a continued run computes the very batches of an uninterrupted one.
-        """
-        done = torch.zeros(self.count, dtype=torch.bool)
-        for first, last in self._done():
-            done[first:last] = True
-        runs = []
-        for cell in torch.arange(self.count).split(batch_size):
-            free = cell[~done[cell]]
-            gaps = (free.diff() > 1).nonzero().flatten() + 1
-            runs += [range(int(run[0]), int(run[-1]) + 1) for run in free.tensor_split(gaps) if len(run)]
-        return runs
-
-    def save(self, first: int, part: Inverted) -> None:
-        """Save the images at positions `first` and after."""
-        content = {field.name: getattr(part, field.name).cpu() for field in fields(part)}
-        if self._as_uint8:
-            content["images"] = to_uint8(content["images"])
-        files.save_torch(self.folder / f"{first:08d}-{first + len(part.images):08d}.pt", content)
-
-    def wait(self) -> None:
-        """Return when all parts are there.
-
-        Polls the folder: a collective operation would time out where one process has an hour more to do than another,
-        and a process that dies takes the others with it (torchrun sees to that).
-        """
-        while sum(last - first for first, last in self._done()) < self.count:
-            time.sleep(0.2)
-
-    def collect(self) -> Inverted:
-        """All parts together; images are uint8 where they were saved so.
-
-        Raises:
-            InputError: a part is damaged; it is removed, so that the next run makes it again.
-        """
-        whole: Inverted | None = None
-        for path, (first, last) in zip(self._files(), self._done()):
-            try:
-                loaded = safeload.load(path, what="part", mmap=True)
-                part = Inverted(**dict(schemas.validate(loaded, schemas.InvertedPart, path)))
-                for name, value in vars(part).items():
-                    held = value if whole is None else getattr(whole, name)
-                    if len(value) != last - first or value.shape[1:] != held.shape[1:] or value.dtype != held.dtype:
-                        raise InputError(f"{path} does not hold {last - first} images like those of other parts")
-            except InputError as error:
-                path.unlink()
-                raise InputError(f"{error}; it was removed: run again to make it anew") from error
-            if whole is None:  # one copy in memory: 10,000 float32 images of 224 x 224 take 6 GB
-                shapes = {field.name: getattr(part, field.name) for field in fields(part)}
-                whole = Inverted(
-                    **{name: value.new_empty(self.count, *value.shape[1:]) for name, value in shapes.items()}
-                )
-            for field in fields(part):
-                getattr(whole, field.name)[first:last] = getattr(part, field.name)
-        assert whole is not None, "collect is called once all parts are there"
-        return whole
-
-    def finish(self, inverted: Inverted, describe: Callable[[str], None]) -> None:
-        """Write the finished file at once and remove the parts.
-
-        Args:
-            describe: called with the SHA-256 of the finished file before it is put in its place.
-        """
-        files.save_torch(self.output, inverted.images, before=lambda whole: describe(files.file_hash(whole)))
-        shutil.rmtree(self.folder)
-        self.close()
-
-    def close(self) -> None:
-        """Let other runs have the folder."""
-        self._lock.close()
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*-[0-9]*.pt"))
-
-    def _done(self) -> list[tuple[int, int]]:
-        spans = (path.stem.split("-") for path in self._files())
-        return [(int(first), int(last)) for first, last in spans]
-
-
-# --- report ---------------------------------------------------------------------------------------------------------
-
-REPORT_COLUMNS = (
-    "target_index",
-    "seed_index",
-    "target_label",
-    "seed_label",
-    "start_distance",
-    "final_distance",
-    "best_iteration",
-)
-
-
-def report(targets: Tensor, seeds: Tensor, labels: Tensor, inverted: Inverted) -> str:
-    """The CSV beside the images: one row per image, columns REPORT_COLUMNS.
-
-    Args:
-        targets, seeds: (n,) indices of the images.
-        labels: (N,) of the whole data set.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(REPORT_COLUMNS)
-    integers = (targets, seeds, labels[targets], labels[seeds])
-    distances = [
-        [f"{value:.6g}" for value in row.tolist()] for row in (inverted.start_distance, inverted.final_distance)
-    ]
-    writer.writerows(zip(*(row.tolist() for row in integers), *distances, inverted.best_iteration.tolist()))
-    return text.getvalue()
-
-
-def contact_sheet(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], *, side: int = 112) -> Image.Image:
-    """A picture of several rows of images, each row with its name, each column with its caption.
-
-    Args:
-        rows: (name, (k, 3, H, W) images in [0, 1]) pairs.
-        captions: k texts.
-        side: width and height of an image on the sheet, pixels; small images are enlarged without smoothing.
-    """
-    gap, margin, top = 4, 76, 20
-    sheet = Image.new("RGB", (margin + len(captions) * (side + gap), top + len(rows) * (side + gap)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
-    for column, caption in enumerate(captions):
-        draw.text((margin + column * (side + gap), 3), caption, fill="black", font=font)
-    for row, (name, images) in enumerate(rows):
-        y = top + row * (side + gap)
-        draw.text((4, y + side // 2 - 7), name, fill="black", font=font)
-        for column, pixels in enumerate(to_uint8(images)):
-            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
-            method = Image.Resampling.NEAREST if picture.width < side else Image.Resampling.LANCZOS
-            sheet.paste(picture.resize((side, side), method), (margin + column * (side + gap), y))
-    return sheet

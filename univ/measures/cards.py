@@ -7,6 +7,7 @@ one: scripts, result files, figures and tests read the cards.
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -30,13 +31,17 @@ INVARIANCES = {
     "translation": "a constant added to each column",
     "padding": "more columns, of zeros",
     "linear": "any invertible linear map of the columns",
-    "classes": "the classes in another order",
+    "classes": "the classes of both models in another order",
     "shift": "a constant added to the logits of an image",
     "confidence": "logits times a positive number: only the predicted class counts",
 }
-"""What may be done to one of two models without changing the score (to both of them for `classes`)."""
-SIMILARITY = ("permutation", "orthogonal", "scaling", "translation", "padding")
-LOGITS = ("classes", "shift")
+"""What may be done to one of two models, representation or logits, without changing the score."""
+USUAL = {"reps": ("permutation", "orthogonal", "scaling", "translation", "padding"), "outputs": ("classes", "shift")}
+PAPER, ALL, MORE = ("paper", "all"), ("all",), ("more",)
+
+
+def _itself(score: Any) -> Any:
+    return score
 
 
 @dataclass(frozen=True)
@@ -45,49 +50,64 @@ class Card:
 
     Attributes:
         key: what the command line calls it.
-        make: its settings, by keyword -> `Measure`, `Statistic` or `SetStatistic`; None where a driver of its own
-            computes it.
+        folder, file: results/<folder>/.../<file>_...csv, as published; by default the key.
+        label: how figures call `similarity`; empty for measures that they do not draw.
+        similarity: score, or a column of them -> larger is more alike; by default the score, minus it for a distance.
+        make: its settings, by keyword -> `Measure`, `Statistic` or `SetStatistic`.
         of: what it compares: `reps` (rep.py) or `outputs` (func.py).
         per: one score per `pair` of models, per `model` (mag, con) or per `set` of models (amb, disc).
-        lists: what it is part of: `paper` (the study's figures), `all` (the original's list), `more` (beyond that).
-        folder, file: results/<folder>/.../<file>_...csv, as published; the key where they are not given.
-        label: how figures call `similarity`; empty for measures that they do not draw.
-        similarity: score, or a column of them -> larger is more alike.
+        lists: what it is part of: `paper` (the study's figures), `all` (the original's list), `more` (beyond both).
         neighbors: it takes k and a neighbour function, `euc` or `cos_sim`, that names a folder of its files.
-        centered: the file's name tells centred (`mean_`) from uncentred representations.
+        centered: the file's name tells centred (`mean_`) from uncentred representations, by default of pairs of reps.
         normalized: the file's name tells normalised (`norm_`) from unnormalised representations.
         maps: it reads activations (N, C, H, W) that are not flattened.
-        names: setting -> its name in `--flags` and records, where that is another.
-        self_score: what a model scores against itself; None where that depends on the model.
+        names: setting -> its name in records and among the scripts' options, where that is another.
         larger_is_closer: True for similarities, False for distances.
+        varies: what a model scores against itself depends on the model; else it is 1, or 0 for distances.
         symmetric: False if swapping the models changes the score.
-        range: the least and the largest score there can be.
-        invariances: those of `INVARIANCES` that it has with its default settings; it has none of the others.
+        range: the least and the largest score there can be; by default from 0 to 1, or without end for distances.
+        invariances: those of `INVARIANCES` that it has, with its default settings: none but these. By default the
+            usual ones of representations or outputs.
     """
 
     key: str
-    make: Callable[..., Any] | None = None
-    of: Literal["reps", "outputs"] = "reps"
-    per: Literal["pair", "model", "set"] = "pair"
-    lists: tuple[str, ...] = ("more",)
     folder: str = ""
     file: str = ""
     label: str = ""
-    similarity: Callable[[Any], Any] = lambda score: score
+    similarity: Callable[[Any], Any] | None = None
+    make: Callable[..., Any] | None = None
+    of: Literal["reps", "outputs"] = "reps"
+    per: Literal["pair", "model", "set"] = "pair"
+    lists: tuple[str, ...] = MORE
     neighbors: bool = False
-    centered: bool = False
+    centered: bool | None = None
     normalized: bool = False
     maps: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
-    self_score: float | None = None
     larger_is_closer: bool = True
+    varies: bool = False
     symmetric: bool = True
-    range: tuple[float, float] = (-math.inf, math.inf)
-    invariances: Collection[str] = ()
+    range: tuple[float, float] | None = None
+    invariances: Collection[str] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", self.folder or self.key)
-        object.__setattr__(self, "file", self.file or self.key)
+        closer = self.larger_is_closer
+        defaults = {
+            "folder": self.folder or self.key,
+            "file": self.file or self.key,
+            "similarity": _itself if closer else operator.neg,
+            "centered": self.of == "reps" and self.pairs,
+            "range": (0, 1) if closer else (0, math.inf),
+            "invariances": USUAL[self.of],
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) in (None, ""):
+                object.__setattr__(self, name, value)
+
+    @property
+    def self_score(self) -> float | None:
+        """What a model scores against itself; None where that depends on the model."""
+        return None if self.varies else float(self.larger_is_closer)
 
     @property
     def pairs(self) -> bool:
@@ -114,19 +134,19 @@ CARDS: dict[str, Card] = {}
 """Every measure, in the order of the command line."""
 
 
-def register(key: str, **facts: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Give a measure its card, from which what its factory returns gets the name and the facts on its scores."""
+def register(*names: Any, **facts: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Give a factory its card, made of these arguments; what it returns takes name and facts on scores from it."""
 
     def decorate(make: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(make)
         def factory(*args: P.args, **settings: P.kwargs) -> T:
-            about = {name: getattr(card, name) for name in ("self_score", "larger_is_closer", "symmetric")}
-            return replace(make(*args, **settings), name=key, **(about if card.pairs else {}))
+            about = ("self_score", "larger_is_closer", "symmetric") if card.pairs else ()
+            return replace(make(*args, **settings), name=card.key, **{name: getattr(card, name) for name in about})
 
-        card = Card(key, factory, **facts)
-        CARDS[key] = card
-        for name in sorted(CARDS, key=_place(ORDER)):
-            CARDS[name] = CARDS.pop(name)
+        card = Card(*names, make=factory, **facts)
+        CARDS[card.key] = card
+        for key in sorted(CARDS, key=_place(ORDER)):
+            CARDS[key] = CARDS.pop(key)
         return factory
 
     return decorate
@@ -165,7 +185,7 @@ def build(registry: Mapping[str, Callable[..., T]], keys: Iterable[str], **setti
 
 def find_card(key: str) -> Card:
     """The measure's card; one that is not registered has folder and file named as its key, and may be asymmetric."""
-    return CARDS.get(key, Card(key, centered=True, symmetric=False))
+    return CARDS.get(key, Card(key, symmetric=False))
 
 
 def _place(order: Sequence[str]) -> Callable[[str], int]:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep
-from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.cards import as_function, register
 from univ.measures.centering import Center, Centered, cross_product, orthonormal, product
 
 
-@register("svcca", centered=True, self_score=1.0, range=(0, 1), invariances=SIMILARITY)
+@register("svcca")
 def svcca_measure(*, variance: float = 0.99) -> Measure:
     """Mean canonical correlation of the principal components that hold most of the variance.
 
@@ -30,13 +30,7 @@ def svcca_measure(*, variance: float = 0.99) -> Measure:
     return Measure(PrincipalComponents(variance), svcca_score)
 
 
-@register(
-    "pwcca",
-    centered=True,
-    self_score=1.0,
-    range=(0, 1),
-    invariances=("permutation", "scaling", "translation", "padding"),
-)
+@register("pwcca", invariances=("permutation", "scaling", "translation", "padding"))
 def pwcca_measure() -> Measure:
     """Projection-weighted mean of the canonical correlations.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, undefined
-from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.cards import PAPER, as_function, register
 from univ.measures.centering import (
     Center,
     Centered,
@@ -25,7 +25,7 @@ _CLEAR = 1 / 8  # share of |A'A|_F^2 that is left in HSIC_1 where float32 produc
 _WIDE = 16  # largest squared norm, in median squared distances, from which float32 would lose the short distances
 
 
-@register("cka", label="CKA", lists=("paper", "all"), self_score=1.0, range=(-math.inf, 1), invariances=SIMILARITY)
+@register("cka", label="CKA", lists=PAPER, centered=False, range=(-math.inf, 1))
 def cka_measure(*, unbiased: bool = True, stream: bool = False) -> Measure:
     """Linear CKA: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = X X', L = Y Y'.
 
@@ -53,13 +53,13 @@ def cka_measure(*, unbiased: bool = True, stream: bool = False) -> Measure:
     return Measure(Center(stream=stream), unbiased_cka if unbiased else biased_cka)
 
 
-@register("cka_biased", centered=True, self_score=1.0, range=(0, 1), invariances=SIMILARITY)
+@register("cka_biased")
 def biased_cka_measure(*, stream: bool = False) -> Measure:
     """Biased linear CKA; see `cka`."""
     return cka_measure(unbiased=False, stream=stream)
 
 
-@register("cka_rbf", centered=True, self_score=1.0, range=(-math.inf, 1), invariances=SIMILARITY)
+@register("cka_rbf", range=(-math.inf, 1))
 def rbf_cka_measure(*, bandwidth: float = 1.0) -> Measure:
     """CKA with Gaussian kernels, unbiased: HSIC_1 of K_ij = exp(-|x_i - x_j|^2 / (2 bandwidth^2 m)), m the median of
     the squared distances between different images of a model.

@@ -14,9 +14,8 @@ from univ.measures.search import FindNeighbors, Neighbors, Space
 
 @register(
     "cknna",
-    centered=True,
-    self_score=1.0,
     symmetric=False,
+    range=(-math.inf, math.inf),
     invariances=("permutation", "orthogonal", "scaling", "padding"),
 )
 def cknna_measure(*, neighbors: int = 10) -> Measure:

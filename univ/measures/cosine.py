@@ -6,21 +6,11 @@ import torch
 from torch import Tensor
 
 from univ.measures.base import FEW_ROWS, Measure, Pair, Preparation, Rep
-from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.cards import ALL, as_function, register
 from univ.measures.centering import BLOCK_ROWS, Center, Centered, cross_product, product
 
 
-@register(
-    "cos",
-    folder="cos_sim",
-    file="cos_sim",
-    label="second-order cosine",
-    lists=("all",),
-    centered=True,
-    self_score=1.0,
-    range=(-1, 1),
-    invariances=SIMILARITY,
-)
+@register("cos", "cos_sim", "cos_sim", "second-order cosine", lists=ALL, range=(-1, 1))
 def second_order_cosine_measure(*, center: bool = True) -> Measure:
     """Mean over images of the cosine between their rows of the two cosine-similarity matrices (diagonals zero).
 

@@ -9,13 +9,16 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_tensor, full_precision, mean_of, undefined
-from univ.measures.cards import LOGITS, register
+from univ.measures.cards import ALL, PAPER, USUAL, register
 
+T = TypeVar("T")
+OF_PREDICTIONS = {"of": "outputs", "invariances": (*USUAL["outputs"], "confidence")}
 _ROWS = 500  # images at a time where classes are summed: 4 MB at 1000 classes, which stays in cache
 
 
@@ -38,6 +41,11 @@ class SetStatistic:
     def __call__(self, outputs: Sequence[Outputs | Rep]) -> float:
         with full_precision():
             return self.compute([self.prepare(output) for output in outputs])
+
+
+def one_minus(score: Any) -> Any:
+    """Of a score, or a column of them."""
+    return 1 - score
 
 
 def disagreement(a: Rep, b: Rep) -> float:
@@ -122,15 +130,13 @@ def discrepancy(predictions: Sequence[Rep]) -> float:
 
 @register(
     "dis",
-    of="outputs",
-    folder="disagreement",
+    "disagreement",
     label="agreement",
-    similarity=lambda share: 1 - share,
-    lists=("paper", "all"),
-    self_score=0.0,
-    larger_is_closer=False,
+    similarity=one_minus,
+    lists=PAPER,
     range=(0, 1),
-    invariances=(*LOGITS, "confidence"),
+    **OF_PREDICTIONS,
+    larger_is_closer=False,
 )
 def disagreement_measure() -> Measure:
     """See `disagreement`."""
@@ -139,31 +145,21 @@ def disagreement_measure() -> Measure:
 
 @register(
     "norm",
-    of="outputs",
-    folder="norm_dis",
-    file="norm_dis",
-    label="1 - normalised disagreement",
-    similarity=lambda share: 1 - share,
-    lists=("all",),
-    self_score=0.0,
-    larger_is_closer=False,
+    "norm_dis",
+    "norm_dis",
+    "1 - normalised disagreement",
+    one_minus,
+    lists=ALL,
     range=(0, 1),
-    invariances=(*LOGITS, "confidence"),
+    **OF_PREDICTIONS,
+    larger_is_closer=False,
 )
 def normalized_disagreement_measure() -> Measure:
     """See `normalized_disagreement`."""
     return Measure(Predict(), normalized_disagreement_score, bootstrap=True)
 
 
-@register(
-    "kappa",
-    of="outputs",
-    label="Cohen's kappa",
-    lists=("all",),
-    self_score=1.0,
-    range=(-1, 1),
-    invariances=(*LOGITS, "confidence"),
-)
+@register("kappa", label="Cohen's kappa", lists=ALL, range=(-1, 1), **OF_PREDICTIONS)
 def kappa_measure() -> Measure:
     """See `kappa`."""
     return Measure(Predict(), kappa_score, bootstrap=True)
@@ -174,59 +170,40 @@ def kappa_measure() -> Measure:
     of="outputs",
     label="JSDSim",
     similarity=lambda divergence: 1 - divergence / math.log(2),
-    lists=("paper", "all"),
-    self_score=0.0,
+    lists=PAPER,
     larger_is_closer=False,
     range=(0, math.log(2)),
-    invariances=LOGITS,
 )
 def jsd_measure() -> Measure:
     """See `jsd`."""
     return Measure(Softmax(), mean_of(jsd_per_image), bootstrap=True, per_image=jsd_per_image)
 
 
-@register(
-    "churn",
-    of="outputs",
-    label="1 - surrogate churn",
-    similarity=lambda churn: 1 - churn,
-    lists=("all",),
-    self_score=0.0,
-    larger_is_closer=False,
-    range=(0, math.inf),
-    invariances=LOGITS,
-)
+@register("churn", of="outputs", label="1 - surrogate churn", similarity=one_minus, lists=ALL, larger_is_closer=False)
 def churn_measure(*, alpha: float = 1.0) -> Measure:
     """See `churn`."""
     return Measure(RelativeConfidence(alpha), mean_of(churn_per_image), bootstrap=True, per_image=churn_per_image)
 
 
-@register(
-    "error_consistency",
-    of="outputs",
-    centered=True,
-    self_score=1.0,
-    range=(-1, 1),
-    invariances=(*LOGITS, "confidence"),
-)
+@register("error_consistency", range=(-1, 1), **OF_PREDICTIONS)
 def error_consistency_measure() -> Measure:
     """See `error_consistency`."""
     return Measure(Predict(), error_consistency_score, bootstrap=True)
 
 
-@register("capa", of="outputs", centered=True, range=(-math.inf, 1), invariances=LOGITS)
+@register("capa", of="outputs", varies=True, range=(-math.inf, 1))
 def capa_measure() -> Measure:
     """See `capa`."""
-    return Measure(LabelledSoftmax(), capa_score, bootstrap=True)
+    return Measure(Softmax(labelled=True), capa_score, bootstrap=True)
 
 
-@register("amb", of="outputs", per="set", folder="ambiguity", lists=("all",), range=(0, 1))
+@register("amb", "ambiguity", of="outputs", per="set", lists=ALL)
 def ambiguity_statistic() -> SetStatistic:
     """See `ambiguity`."""
     return SetStatistic(Predict(), ambiguity_of)
 
 
-@register("disc", of="outputs", per="set", folder="discrepancy", file="dis", lists=("all",), range=(0, 1))
+@register("disc", "discrepancy", "dis", of="outputs", per="set", lists=ALL)
 def discrepancy_statistic() -> SetStatistic:
     """See `discrepancy`."""
     return SetStatistic(Predict(), discrepancy_of)
@@ -244,9 +221,7 @@ class Predictions(Prepared):
     @property
     def right(self) -> Tensor:
         """(N,) whether the prediction is the label."""
-        if self.labels is None:
-            raise ValueError("this measure needs labels: pass Outputs(logits, labels)")
-        return self.preds == self.labels
+        return self.preds == known(self.labels)
 
     @property
     def error_rate(self) -> float:
@@ -279,10 +254,22 @@ class Predict(Preparation):
 
 @dataclass(frozen=True)
 class Softmax(Preparation):
-    """Class probabilities in float64."""
+    """Class probabilities in float64, with the labels where they are needed."""
+
+    labelled: bool = False
 
     def prepare(self, outputs: Outputs | Rep) -> Probabilities:
-        return Probabilities(as_logits(as_outputs(outputs).logits)[0].softmax(dim=1, dtype=torch.float64))
+        outputs = as_outputs(outputs)
+        logits, _ = as_logits(outputs.logits)
+        probabilities = logits.softmax(dim=1, dtype=torch.float64)
+        if not self.labelled:
+            return Probabilities(probabilities)
+        if logits.shape[1] < 2:
+            raise ValueError("CAPA needs at least 2 classes")
+        labels = as_predictions(known(outputs.labels), num_classes=logits.shape[1]).preds
+        if len(labels) != len(logits):
+            raise ValueError(f"{len(logits)} logits need as many labels, got {len(labels)}")
+        return Probabilities(probabilities, labels.to(logits.device))
 
 
 @dataclass(frozen=True)
@@ -297,21 +284,11 @@ class RelativeConfidence(Preparation):
         return Probabilities((self.alpha * (logits - logits.gather(1, preds[:, None]))).exp())
 
 
-@dataclass(frozen=True)
-class LabelledSoftmax(Preparation):
-    """Class probabilities in float64, with the labels."""
-
-    def prepare(self, outputs: Outputs | Rep) -> Probabilities:
-        outputs = as_outputs(outputs)
-        if outputs.labels is None:
-            raise ValueError("this measure needs labels: pass Outputs(logits, labels)")
-        logits, _ = as_logits(outputs.logits)
-        if logits.shape[1] < 2:
-            raise ValueError("CAPA needs at least 2 classes")
-        labels = as_predictions(outputs.labels, num_classes=logits.shape[1]).preds
-        if len(labels) != len(logits):
-            raise ValueError(f"{len(logits)} logits need as many labels, got {len(labels)}")
-        return Probabilities(logits.softmax(dim=1, dtype=torch.float64), labels.to(logits.device))
+def known(labels: T | None) -> T:
+    """The labels, for a measure that needs them."""
+    if labels is None:
+        raise ValueError("this measure needs labels: pass Outputs(logits, labels)")
+    return labels
 
 
 def as_outputs(outputs: Outputs | Rep) -> Outputs:

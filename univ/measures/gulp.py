@@ -1,7 +1,6 @@
 """GULP distance: (N, D_a), (N, D_b) -> distance >= 0, 0 = alike for every ridge regression on top."""
 
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,23 +8,13 @@ import torch
 from torch import Tensor
 
 from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep
-from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.cards import ALL, USUAL, as_function, register
 from univ.measures.centering import Center, Centered, cross_product, orthonormal, product
 
 _SAFE = 1e-9  # smallest squared pivot, relative to the trace, for which Cholesky replaces the eigendecomposition
 
 
-@register(
-    "gulp",
-    label="negative GULP",
-    similarity=operator.neg,
-    lists=("all",),
-    centered=True,
-    self_score=0.0,
-    larger_is_closer=False,
-    range=(0, math.inf),
-    invariances=(*SIMILARITY, "linear"),
-)
+@register("gulp", label="negative GULP", lists=ALL, larger_is_closer=False, invariances=(*USUAL["reps"], "linear"))
 def gulp_measure(*, gulp_lambda: float = 0.0) -> Measure:
     """Squared GULP distance: how much ridge regressions on x and on y can differ, uniformly over the targets.
 

@@ -7,25 +7,14 @@ import torch
 from torch import Tensor
 
 from univ.measures.base import Measure, Pair, mean_of
-from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.cards import ALL, PAPER, as_function, register
 from univ.measures.search import FindNeighbors, Function
 
+OF_NEIGHBORS = {"neighbors": True, "names": {"k": "knn"}}
 _FEW = 250  # rows of a table of all images: in cache
 
 
-@register(
-    "jacc",
-    folder="jaccard",
-    file="jac",
-    label="Jaccard",
-    lists=("paper", "all"),
-    neighbors=True,
-    centered=True,
-    names={"k": "knn"},
-    self_score=1.0,
-    range=(0, 1),
-    invariances=SIMILARITY,
-)
+@register("jacc", "jaccard", "jac", "Jaccard", lists=PAPER, **OF_NEIGHBORS)
 def jaccard_measure(
     *, k: int = 500, function: Function = "cos_sim", center: bool = True, published: bool = False
 ) -> Measure:
@@ -50,17 +39,7 @@ def jaccard_measure(
     return Measure(FindNeighbors(k, function, center, published, ordered=False), jaccard_score)
 
 
-@register(
-    "rank",
-    label="rank similarity",
-    lists=("all",),
-    neighbors=True,
-    centered=True,
-    names={"k": "knn"},
-    self_score=1.0,
-    range=(0, 1),
-    invariances=SIMILARITY,
-)
+@register("rank", label="rank similarity", lists=ALL, **OF_NEIGHBORS)
 def rank_measure(
     *, k: int = 500, function: Function = "cos_sim", center: bool = True, published: bool = False
 ) -> Measure:
@@ -77,19 +56,7 @@ def rank_measure(
     return Measure(FindNeighbors(k, function, center, published), rank_score)
 
 
-@register(
-    "rank_jacc",
-    folder="joint",
-    file="joint",
-    label="joint rank and Jaccard",
-    lists=("all",),
-    neighbors=True,
-    centered=True,
-    names={"k": "knn"},
-    self_score=1.0,
-    range=(0, 1),
-    invariances=SIMILARITY,
-)
+@register("rank_jacc", "joint", "joint", "joint rank and Jaccard", lists=ALL, **OF_NEIGHBORS)
 def joint_measure(
     *, k: int = 500, function: Function = "cos_sim", center: bool = True, published: bool = False
 ) -> Measure:
@@ -97,13 +64,7 @@ def joint_measure(
     return Measure(FindNeighbors(k, function, center, published), joint_score)
 
 
-@register(
-    "mutual_knn",
-    centered=True,
-    self_score=1.0,
-    range=(0, 1),
-    invariances=("permutation", "orthogonal", "scaling", "padding"),
-)
+@register("mutual_knn", invariances=("permutation", "orthogonal", "scaling", "padding"))
 def mutual_knn_measure(*, neighbors: int = 10) -> Measure:
     """Mean share of the nearest neighbours (by cosine, not centred) that an image has in both representations.
 

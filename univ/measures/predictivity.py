@@ -13,7 +13,7 @@ from univ.measures.centering import Center, Centered, product
 
 @register(
     "linreg",
-    centered=True,
+    varies=True,
     symmetric=False,
     range=(-math.inf, 1),
     invariances=("permutation", "orthogonal", "scaling", "translation"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from univ.measures.base import Measure, Pair, undefined
-from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.cards import PAPER, as_function, register
 from univ.measures.centering import Center, Centered, cross_product, product
 
 _TOLERANCE = 1e-7  # relative error allowed to a nuclear norm that was computed from eigenvalues
@@ -15,16 +15,13 @@ _TOLERANCE = 1e-7  # relative error allowed to a nuclear norm that was computed 
 
 @register(
     "proc",
-    folder="procrustes",
+    "procrustes",
     label="ProcrustesSim",
     similarity=lambda distance: (2 - distance) / 2,
-    lists=("paper", "all"),
-    centered=True,
+    lists=PAPER,
     normalized=True,
-    self_score=0.0,
     larger_is_closer=False,
     range=(0, 2),
-    invariances=SIMILARITY,
 )
 def procrustes_measure(*, center: bool = True, normalize: bool = True, stream: bool = False) -> Measure:
     """Squared orthogonal Procrustes distance of two representations of the same images.
@@ -50,16 +47,23 @@ procrustes = as_function(procrustes_measure, "procrustes")
 
 
 def normalized_distance(pair: Pair) -> float:
-    """Squared Procrustes distance of two `Centered` models scaled to norm 1: 2 - 2 |A'B|_* / (|A| |B|)."""
-    scale = math.sqrt(pair.a.square_norm) * math.sqrt(pair.b.square_norm)
-    if scale == 0:
-        return undefined("Procrustes is not defined: a representation has norm 0 and cannot be scaled to norm 1")
-    return max(0.0, 2 - 2 * pair.once(cross_nuclear_norm) / scale)  # rounding can dip below 0
+    """Squared Procrustes distance of two `Centered` models scaled to norm 1."""
+    return distance_from_norms(pair.a.square_norm, pair.b.square_norm, pair.once(cross_nuclear_norm))
 
 
 def distance(pair: Pair) -> float:
     """Squared Procrustes distance of two `Centered` models."""
-    return max(0.0, pair.a.square_norm + pair.b.square_norm - 2 * pair.once(cross_nuclear_norm))
+    return distance_from_norms(pair.a.square_norm, pair.b.square_norm, pair.once(cross_nuclear_norm), normalize=False)
+
+
+def distance_from_norms(a: float, b: float, nuclear: float, normalize: bool = True) -> float:
+    """a + b - 2 |A'B|_* with a = |A|_F^2, b = |B|_F^2; of models scaled to norm 1: 2 - 2 |A'B|_* / (|A| |B|)."""
+    if not normalize:
+        return max(0.0, a + b - 2 * nuclear)  # rounding can dip below 0
+    scale = math.sqrt(a) * math.sqrt(b)
+    if scale == 0:
+        return undefined("Procrustes is not defined: a representation has norm 0 and cannot be scaled to norm 1")
+    return max(0.0, 2 - 2 * nuclear / scale)
 
 
 def cross_nuclear_norm(pair: Pair) -> float:

@@ -8,7 +8,7 @@ from univ.measures.cards import as_function, register
 from univ.measures.subsamples import Subsamples
 
 
-@register("rsa", centered=True, self_score=1.0, range=(-1, 1), invariances=("permutation", "scaling"))
+@register("rsa", range=(-1, 1), invariances=("permutation", "scaling"))
 def rsa_measure(*, max_images: int = 4000, seed: int = 0) -> Measure:
     """Spearman correlation of the two representational dissimilarity matrices (RDMs).
 

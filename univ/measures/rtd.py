@@ -3,8 +3,6 @@
 gudhi computes the barcodes; it releases the interpreter lock, so directions and trials run in threads.
 """
 
-import math
-import operator
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,23 +12,13 @@ import torch
 from torch import Tensor
 
 from univ.measures.base import Measure, Pair, mean_of
-from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.cards import PAPER, as_function, register
 from univ.measures.subsamples import Drawn, Subsamples
 
 _FAR = 10  # norm, in quantiles of distances, above which differences are squared, instead of squares subtracted
 
 
-@register(
-    "rtd",
-    label="negative RTD",
-    similarity=operator.neg,
-    lists=("paper", "all"),
-    centered=True,
-    self_score=0.0,
-    larger_is_closer=False,
-    range=(0, math.inf),
-    invariances=SIMILARITY,
-)
+@register("rtd", label="negative RTD", lists=PAPER, larger_is_closer=False)
 def rtd_measure(*, batch: int = 500, trials: int = 10, seed: int = 0, workers: int | None = None) -> Measure:
     """Representation topology divergence.
 
@@ -56,14 +44,7 @@ def rtd_measure(*, batch: int = 500, trials: int = 10, seed: int = 0, workers: i
     return Measure(Subsamples(drawn_distances, batch, trials, seed), mean_of(per_trial), per_trial)
 
 
-@register(
-    "rtd_lite",
-    centered=True,
-    self_score=0.0,
-    larger_is_closer=False,
-    range=(0, math.inf),
-    invariances=SIMILARITY,
-)
+@register("rtd_lite", larger_is_closer=False)
 def rtd_lite_measure(*, batch: int = 1000, trials: int = 10, seed: int = 0) -> Measure:
     """RTD-Lite: what minimum spanning trees see of the divergence, in O(batch^2).
 

@@ -1,7 +1,6 @@
 """Shape metric of activations: (N, C, H, W) or (N, D) of two models -> angle in [0, pi / 2], 0 = alike."""
 
 import math
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from univ.measures.base import Measure, Pair, Preparation, Prepared, Rep, as_rep, as_tensor, undefined
-from univ.measures.cards import SIMILARITY, as_function, register
+from univ.measures.cards import as_function, register
 from univ.measures.centering import column_mean, product
 from univ.measures.procrustes import nuclear_norm
 
@@ -17,18 +16,7 @@ _ROWS = 2**14  # rows (image positions) per block
 _NEAR = 0.99  # cosine above which its rounding would show in the angle
 
 
-@register(
-    "shape",
-    label="negative shape distance",
-    similarity=operator.neg,
-    lists=(),
-    centered=True,
-    maps=True,
-    self_score=0.0,
-    larger_is_closer=False,
-    range=(0, math.pi / 2),
-    invariances=SIMILARITY,
-)
+@register("shape", label="negative shape distance", lists=(), maps=True, larger_is_closer=False, range=(0, math.pi / 2))
 def shape_measure(*, alpha: float = 1.0, center: bool = True) -> Measure:
     """Angle between two representations after the best rotation of channels, with partial whitening.
 

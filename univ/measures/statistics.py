@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from univ.measures.base import FEW_ROWS, Rep, as_rep, full_precision, undefined
-from univ.measures.cards import register
+from univ.measures.cards import ALL, register
 from univ.measures.centering import column_mean
 
 
@@ -50,13 +50,13 @@ def concentricity(rep: Rep) -> float:
     return total / len(rep)
 
 
-@register("mag", per="model", folder="magnitude", lists=("all",), range=(0, math.inf))
+@register("mag", "magnitude", per="model", lists=ALL, range=(0, math.inf))
 def magnitude_statistic() -> Statistic:
     """Statistic `mag`; see `magnitude`."""
     return Statistic(magnitude)
 
 
-@register("con", per="model", folder="concentricity", lists=("all",), range=(-1, 1))
+@register("con", "concentricity", per="model", lists=ALL, range=(-1, 1))
 def concentricity_statistic() -> Statistic:
     """Statistic `con`; see `concentricity`."""
     return Statistic(concentricity)

@@ -6,16 +6,14 @@ node and which weights it came from, so that a stale or foreign one is never com
 damaged one is not either.
 """
 
-import hashlib
 import json
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -24,54 +22,11 @@ from univ import files
 from univ.errors import InputError
 from univ.files import schemas
 from univ.reps.extract import Extraction
+from univ.reps.identity import Identity
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 _CHUNK_BYTES = 64 << 20
 _verified: set[tuple[Any, ...]] = set()  # tensors whose checksum this process has compared
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Which images, in which order and how prepared: equal for two representations that may be compared."""
-
-    dataset: str
-    fingerprint: str
-    transform: str
-    indices: str
-    n: int
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Where a cached tensor comes from: the inputs, the architecture's node, the weights and the arithmetic."""
-
-    inputs: Inputs
-    arch: str
-    node: str
-    checkpoint: str
-    precision: str = "fp32"
-
-
-def require_same(mine: Any, other: Any, what: str) -> None:
-    """Refuse a comparison of what was made from different inputs (`Inputs` or `Identity`).
-
-    Raises:
-        InputError: names the fields in which the two differ.
-    """
-    differing = [
-        f"{field.name} ({getattr(mine, field.name)} and {getattr(other, field.name)})"
-        for field in fields(mine)
-        if field.name != "inputs" and getattr(mine, field.name) != getattr(other, field.name)
-    ]
-    if differing:
-        raise InputError(f"{what} were not made from the same inputs: they differ in {', '.join(differing)}")
-    if isinstance(mine, Identity):
-        require_same(mine.inputs, other.inputs, what)
-
-
-def hash_indices(indices: Tensor) -> str:
-    """A short hash of an index vector, sensitive to order."""
-    return hashlib.sha256(np.ascontiguousarray(indices.numpy(), dtype="<i8").tobytes()).hexdigest()[:16]
 
 
 def _chunks(tensor: Tensor) -> Iterator[memoryview]:
@@ -99,13 +54,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
     for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
+        span = [offset, offset := offset + tensor.numel() * tensor.element_size()]
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format aligns its data to 8 bytes
     with files.atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -125,8 +75,8 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            found = path.stat()
-            self._file_state = (path, found.st_ino, found.st_size, found.st_mtime_ns)
+            state = path.stat()
+            self._file_state = (path, state.st_ino, state.st_size, state.st_mtime_ns)
             self._file = safe_open(path, framework="pt")
             self.metadata: dict[str, str] = self._file.metadata() or {}
             self.names: list[str] = list(self._file.keys())
@@ -169,8 +119,11 @@ class TensorFile:
         Raises:
             InputError: the file does not say.
         """
-        found = schemas.parse_json(self.about(name), schemas.CacheIdentity, f"{self.path}, {name!r},")
-        return Identity(**{**dict(found), "inputs": Inputs(**dict(found.inputs))})
+        return schemas.parse_json(self.about(name), Identity, f"{self.path}, {name!r},")
+
+
+def _as_text(identity: Identity) -> str:
+    return json.dumps(asdict(identity), sort_keys=True)
 
 
 def _checksum_of(name: str) -> str:
@@ -197,7 +150,7 @@ class RepCache:
 
     def get(self, key: str, identity: Identity) -> Extraction | None:
         """The extraction stored under `key`, if it was made from exactly this identity."""
-        wanted = json.dumps(asdict(identity), sort_keys=True)
+        wanted = _as_text(identity)
         with files.locked(self.reps_path, wait=True):
             part = self._part(key)
             if part.exists():
@@ -213,7 +166,7 @@ class RepCache:
     def put(self, key: str, identity: Identity, extraction: Extraction) -> None:
         """Store one model's extraction."""
         tensors = {"reps": extraction.reps, "logits": extraction.logits}
-        metadata = {"key": key, "identity": json.dumps(asdict(identity), sort_keys=True)}
+        metadata = {"key": key, "identity": _as_text(identity)}
         metadata |= {_checksum_of(name): checksum(tensor) for name, tensor in tensors.items()}
         with files.locked(self.reps_path, wait=True):
             write_tensors(self._part(key), tensors, metadata)
@@ -248,17 +201,17 @@ class Cached:
     identities: Mapping[str, Identity]
 
 
-def read_cache(folder: Path, kind: str, dataset: str, eps: str, *, inverted: bool = False) -> Cached:
+def read_cache(folder: Path, which: str, dataset: str, eps: str, *, inverted: bool = False) -> Cached:
     """Open `reps__…` or `output__…` of a setting.
 
     Args:
-        kind: "reps" or "output".
+        which: "reps" or "output".
 
     Raises:
         FileNotFoundError: there is no such cache (the message says which command writes it).
     """
     RepCache(folder, dataset, eps, inverted).finish()
-    path = folder / f"{kind}__{dataset}_{eps}_i{int(inverted)}"
+    path = folder / f"{which}__{dataset}_{eps}_i{int(inverted)}"
     if not path.is_file():
         raise FileNotFoundError(
             f"no cache {path}: make it with  python rep.py -d {dataset} -m <models> -o {eps} "

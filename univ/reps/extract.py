@@ -1,8 +1,6 @@
 """Images in, representations and logits out: one forward pass gives both, hooks are gone when it is over."""
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,8 +9,11 @@ from loguru import logger
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from univ.data import Images
+from univ.data.loaders import batches
 from univ.errors import InputError
 from univ.models import HEAD_INPUT, Classifier
+from univ.models.precision import arithmetic
 
 
 class Tap:
@@ -27,8 +28,9 @@ class Tap:
 
     Args:
         model: a `Classifier`, or any network; names are those within `Classifier.model`, or within the network.
-        node: dotted module name; of a `Classifier` also "head", for the input of the layer that classifies (pooled, if
-            that is a convolution), and by default the node at which the study compares this architecture.
+        node: dotted module name; of a `Classifier` also "head", for the input of the layer that classifies, which is
+            what inversion optimises (post-ReLU; pooled, if that layer is a convolution), and by default the node at
+            which the study compares this architecture.
         pool: average a (N, C, H, W) activation over space; default: as the architecture's entry says.
         flatten: give (N, D); False keeps the activation's shape (the shape metric wants (N, C, H, W)).
 
@@ -39,15 +41,13 @@ class Tap:
     def __init__(
         self, model: nn.Module, *, node: str | None = None, pool: bool | None = None, flatten: bool = True
     ) -> None:
-        default_pool = False
+        self._classifier = model if isinstance(model, Classifier) else None
+        self._network = model if self._classifier is None else self._classifier.model
         if node is None:
-            if not isinstance(model, Classifier):
+            if self._classifier is None:
                 raise InputError(f"{type(model).__name__} names no node of its own: say which module with node=")
-            node, default_pool = model.spec.node, model.spec.pool
-        self.node = node
-        self.pool = default_pool if pool is None else pool
-        self.flatten = flatten
-        self._model = model
+            node, pool = self._classifier.spec.node, self._classifier.spec.pool if pool is None else pool
+        self.node, self.pool, self.flatten = node, bool(pool), flatten
         self._rep: Tensor | None = None
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
@@ -58,40 +58,32 @@ class Tap:
             raise RuntimeError(f"node {self.node!r} was not reached: run the model inside the block first")
         return self._rep
 
-    def _keep(self, activation: Tensor) -> None:
+    def _keep_output(self, module: nn.Module, inputs: object, activation: Tensor) -> None:
         if self.pool and activation.dim() > 2:
             self._rep = activation.flatten(2).mean(dim=2)  # a new tensor already
         else:
             self._rep = (activation.flatten(1) if self.flatten else activation).clone()
 
-    def __enter__(self) -> Self:
-        classifier = self._model if isinstance(self._model, Classifier) else None
-        if self.node == HEAD_INPUT and classifier is not None:
-            # The head writes nothing into its input, so it is kept as it is.
-            def before(head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                self._rep = inputs[0].flatten(2).mean(dim=2) if isinstance(head, nn.Conv2d) else inputs[0]
+    def _keep_input(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # the head writes nothing into its input, so it is kept as it is
+        self._rep = inputs[0].flatten(2).mean(dim=2) if isinstance(head, nn.Conv2d) else inputs[0]
 
-            self._handle = classifier.head.register_forward_pre_hook(before)
+    def __enter__(self) -> Self:
+        if self.node == HEAD_INPUT and self._classifier is not None:
+            self._handle = self._classifier.head.register_forward_pre_hook(self._keep_input)
             return self
-        network = self._model if classifier is None else classifier.model
-        modules = dict(network.named_modules())
+        modules = dict(self._network.named_modules())
         if self.node not in modules:
-            top = ", ".join(name for name, _ in network.named_children())
-            raise InputError(f"{type(network).__name__} has no module {self.node!r}; it holds {top} and their parts")
-        self._handle = modules[self.node].register_forward_hook(lambda module, inputs, output: self._keep(output))
+            top = ", ".join(name for name, _ in self._network.named_children())
+            name = type(self._network).__name__
+            raise InputError(f"{name} has no module {self.node!r}; it holds {top} and their parts")
+        self._handle = modules[self.node].register_forward_hook(self._keep_output)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._handle is not None:
             self._handle.remove()
         self._rep = None
-
-
-@contextlib.contextmanager
-def head_input(model: Classifier) -> Iterator[Tap]:
-    """Tap the input of the layer that classifies, post-ReLU and pooled: what inversion optimises everywhere."""
-    with Tap(model, node=HEAD_INPUT) as tap:
-        yield tap
 
 
 @dataclass(frozen=True)
@@ -114,59 +106,51 @@ class Extraction:
 
 @torch.no_grad()
 def extract(
-    model: Classifier,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    num_images: int,
+    model: nn.Module,
+    images: Images,
+    chosen: Tensor,
     *,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 0,
+    precision: str = "fp32",
+    node: str | None = None,
     flatten: bool = True,
     name: str = "",
     quiet: bool = False,
 ) -> Extraction:
-    """Representations and logits of every image, in one pass.
+    """Representations and logits of images, in one pass.
 
     Args:
-        model: in evaluation mode, on the device the batches are on.
-        batches: (images, labels), images float32 (N, 3, H, W) in [0, 1], in the order the rows shall have.
-        num_images: how many images the batches hold together.
-        flatten: False keeps the node's (N, C, H, W).
+        model: in evaluation mode, on `device`.
+        chosen: (n,) int64, which images, in the order the rows shall have.
+        workers: processes that decode.
+        precision: of the arithmetic, one of models.precision's.
+        node, flatten: see `Tap`.
         name: what the progress bar says.
 
     Raises:
-        ValueError: the batches hold more or fewer images, or the model is in training mode.
+        ValueError: the model is in training mode.
         InputError: a representation holds NaN or infinity.
     """
+    arch = getattr(model, "arch", type(model).__name__)
     if model.training:
-        raise ValueError(f"{model.arch} is in training mode: representations are read in evaluation mode")
-    started, reps, logits, done = time.perf_counter(), None, None, 0
+        raise ValueError(f"{arch} is in training mode: representations are read in evaluation mode")
+    started, n, done = time.perf_counter(), len(chosen), 0
     with (
-        Tap(model, flatten=flatten) as tap,
-        tqdm(total=num_images, desc=name or model.arch, unit="img", disable=quiet, leave=False) as bar,
+        arithmetic(precision, device),
+        Tap(model, node=node, flatten=flatten) as tap,
+        tqdm(total=n, desc=name or arch, unit="img", disable=quiet, leave=False) as bar,
     ):
-        for images, _ in batches:
-            out = model(images)
-            rep = tap.rep
-            if reps is None or logits is None:
-                reps = torch.empty((num_images, *rep.shape[1:]), dtype=torch.float32)
-                logits = torch.empty((num_images, *out.shape[1:]), dtype=torch.float32)
-            end = done + len(rep)
-            if end > num_images:
-                raise ValueError(f"expected {num_images} images, the batches hold more")
-            reps[done:end], logits[done:end] = rep, out  # copies to the CPU and to float32
-            done = end
+        for pixels, _ in batches(images, batch_size, device=device, workers=workers, indices=chosen):
+            out, rep = model(pixels), tap.rep
+            if not done:
+                reps, logits = (torch.empty((n, *values.shape[1:]), dtype=torch.float32) for values in (rep, out))
+            rows = slice(done, done := done + len(rep))
+            reps[rows], logits[rows] = rep, out  # copies to the CPU and to float32
             bar.update(len(rep))
-    if reps is None or logits is None or done != num_images:
-        raise ValueError(f"expected {num_images} images, the batches hold {done}")
     if not (torch.isfinite(reps).all() and torch.isfinite(logits).all()):
-        raise InputError(
-            f"{model.arch}: representations hold NaN or infinity (a broken checkpoint, or --precision too low)"
-        )
-    seconds = time.perf_counter() - started
-    logger.info(
-        "{}: {:,} images at node {} -> rep {} in {:.1f} s",
-        name or model.arch,
-        done,
-        tap.node,
-        tuple(reps.shape),
-        seconds,
-    )
+        raise InputError(f"{arch}: representations hold NaN or infinity (a broken checkpoint, or --precision too low)")
+    said, seconds = "{}: {:,} images at node {} -> rep {} in {:.1f} s", time.perf_counter() - started
+    logger.info(said, name or arch, n, tap.node, tuple(reps.shape), seconds)
     return Extraction(reps, logits)

@@ -5,9 +5,9 @@ there; else it is read in large slices, gathered ahead of time. Either way the r
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class Epoch:
-    """The state after an epoch: one `Probe` per seed, and their mean training losses."""
+    """The state after an epoch: a `Probe` per seed, their mean training losses, and those of each step, (steps, P)."""
 
     number: int
     lr: float
     probes: list[Probe]
     train_losses: list[float]
+    step_losses: Tensor
 
 
 def initial_weights(dim: int, num_classes: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -141,7 +142,6 @@ def train(
     settings: Training,
     *,
     device: torch.device,
-    on_step: Callable[[int, Tensor], None] | None = None,
     resident: bool | None = None,
     quiet: bool = True,
 ) -> Iterator[Epoch]:
@@ -155,7 +155,6 @@ def train(
         num_classes: C; labels are in [0, C).
         seeds: one per probe.
         device: where the arithmetic happens, in float32.
-        on_step: called after each step with the number of steps done and the probes' losses (P,), on the device.
         resident: keep the matrix on the device; default: if it fits there.
         quiet: no progress bar.
 
@@ -175,7 +174,7 @@ def train(
         reps = reps.to(device)
     weights, biases = (values.to(device).requires_grad_() for values in initial_weights(dim, num_classes, seeds))
     optimizer = torch.optim.Adam([weights, biases], lr=settings.lr, fused=device.type == "cuda")
-    batch, steps = settings.batch_size, 0
+    batch = settings.batch_size
     bar = tqdm(total=settings.epochs * len(train_part), desc="probes", unit="img", unit_scale=True, disable=quiet)
     with bar:
         for number in range(settings.epochs):
@@ -185,24 +184,21 @@ def train(
             order = torch.randperm(len(labels), generator=stream("probe slices", settings.seed, number))
             order = order.split(batch * SLICE_BATCHES)
             within = [stream("probe order", seed, number) for seed in seeds]
-            total = torch.zeros(len(seeds), dtype=torch.float64, device=device)
+            total, steps = torch.zeros(len(seeds), dtype=torch.float64, device=device), []
             for rows, values in zip(order, _slices(reps, order, device)):
                 of_slice = labels[rows].to(device)
                 mixed = torch.stack([torch.randperm(len(rows), generator=generator) for generator in within])
                 for chosen in mixed.to(device).split(batch, dim=1):  # (P, B): each probe its own rows
-                    means = _step(optimizer, weights, biases, values[chosen], of_slice[chosen])
-                    steps += 1
-                    total += means.double() * chosen.shape[1]
-                    if on_step is not None:
-                        on_step(steps, means)
+                    steps.append(_step(optimizer, weights, biases, values[chosen], of_slice[chosen]))
+                    total += steps[-1].double() * chosen.shape[1]
                     bar.update(chosen.shape[1])
-            found = _state(weights, biases, seeds, val_part, number + 1, device)
+            states = _state(weights, biases, seeds, val_part, number + 1, device)
             losses = (total / len(labels)).tolist()
-            if not all(map(math.isfinite, (*losses, *(probe.loss for probe in found)))):
+            if not all(map(math.isfinite, (*losses, *(probe.loss for probe in states)))):
                 for part, what in ((train_part, "training"), (val_part, "validation")):
                     check_finite(part.reps, f"the {what} representations")
                 raise InputError(f"the probes diverged in epoch {number + 1}: lower --lr (now {settings.lr:g})")
-            yield Epoch(number + 1, lr, found, losses)
+            yield Epoch(number + 1, lr, states, losses, torch.stack(steps))
 
 
 def _step(optimizer: torch.optim.Optimizer, weights: Tensor, biases: Tensor, reps: Tensor, labels: Tensor) -> Tensor:
@@ -247,32 +243,20 @@ def _logits(weights: Tensor, biases: Tensor, reps: Tensor, device: torch.device)
 
 @dataclass
 class Best:
-    """The best probes of a training, one per seed: by accuracy and by loss; the earliest where several are equal."""
+    """The best probes so far, one per seed: by accuracy and by loss; the earliest where several are equal."""
 
-    by_accuracy: list[Probe]
-    by_loss: list[Probe]
+    by_accuracy: list[Probe] = field(default_factory=list)
+    by_loss: list[Probe] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, epochs: Iterator[Epoch], on_epoch: Callable[[Epoch, "Best"], None] | None = None) -> "Best":
-        """Run a training to its end; `on_epoch` sees each epoch and the best ones so far.
-
-        Raises:
-            ValueError: no epoch was trained.
-        """
-        best: Best | None = None
-        for epoch in epochs:
-            if best is None:
-                best = cls(list(epoch.probes), list(epoch.probes))
-            for i, probe in enumerate(epoch.probes):
-                if probe.accuracy > best.by_accuracy[i].accuracy:
-                    best.by_accuracy[i] = probe
-                if probe.loss < best.by_loss[i].loss:
-                    best.by_loss[i] = probe
-            if on_epoch is not None:
-                on_epoch(epoch, best)
-        if best is None:
-            raise ValueError("no epoch was trained")
-        return best
+    def update(self, probes: Sequence[Probe]) -> None:
+        """See the probes of another epoch."""
+        if not self.by_accuracy:
+            self.by_accuracy, self.by_loss = list(probes), list(probes)
+        for i, probe in enumerate(probes):
+            if probe.accuracy > self.by_accuracy[i].accuracy:
+                self.by_accuracy[i] = probe
+            if probe.loss < self.by_loss[i].loss:
+                self.by_loss[i] = probe
 
 
 def check_finite(values: Tensor, what: str) -> None:
@@ -298,10 +282,10 @@ def predictions(probes: Sequence[Probe], reps: Tensor, *, device: torch.device) 
         raise InputError(f"the probes read {dim} columns, the representations have {reps.shape[1]}")
     weights = torch.stack([probe.weight.T for probe in probes]).to(device)
     biases = torch.stack([probe.bias[None] for probe in probes]).to(device)
-    found = torch.empty((len(probes), len(reps)), dtype=torch.int32)
+    preds = torch.empty((len(probes), len(reps)), dtype=torch.int32)
     for logits, rows in _logits(weights, biases, reps, device):
-        found[:, rows] = logits.argmax(dim=2).int().cpu()
-    return found
+        preds[:, rows] = logits.argmax(dim=2).int().cpu()
+    return preds
 
 
 def agreement(a: Tensor, b: Tensor) -> float:
@@ -313,8 +297,7 @@ def agreement(a: Tensor, b: Tensor) -> float:
 
 def save(path: Path | str, probe: Probe, about: Mapping[str, Any]) -> None:
     """Write a checkpoint that loads weights-only: the probe's fields, and `about` it (arch, train_set, node ...)."""
-    fields = ("weight", "bias", "seed", "epoch", "accuracy", "loss")
-    files.save_torch(path, {**about, **{name: getattr(probe, name) for name in fields}})
+    files.save_torch(path, {**about, **vars(probe)})
 
 
 def load(path: Path | str) -> tuple[Probe, dict[str, Any]]:

@@ -1,33 +1,38 @@
 """Result files: names, how each was made, reading and writing."""
 
-from univ.results.scores import (
+from univ.results.layout import (
     CKA_FOLDER,
     COMPANIONS,
-    LONG_COLUMNS,
     NEIGHBOR_FUNCTIONS,
-    PROBE_COLUMNS,
     PROBES_NAME,
-    SUBGROUP_COLUMNS,
     SUBGROUPS_NAME,
-    Found,
     ResultFile,
     canonical_exp,
-    check,
     exp_spellings,
-    find_evaluations,
+    parse_path,
+    score_csvs,
+)
+from univ.results.scores import (
+    Found,
+    check,
     find_results,
+    read_matrix,
+    read_record,
+    write,
+    write_companion,
+)
+from univ.results.tables import (
+    LONG_COLUMNS,
+    PROBE_COLUMNS,
+    SUBGROUP_COLUMNS,
+    complete_accuracies,
+    find_evaluations,
     load_accuracies,
     load_evaluations,
     load_long_table,
     load_model_table,
     load_probe_agreement,
     load_subgroups,
-    parse_path,
-    read_matrix,
-    read_record,
-    read_singles,
-    write,
-    write_companion,
 )
 
 __all__ = [
@@ -43,6 +48,7 @@ __all__ = [
     "ResultFile",
     "canonical_exp",
     "check",
+    "complete_accuracies",
     "exp_spellings",
     "find_evaluations",
     "find_results",
@@ -55,7 +61,7 @@ __all__ = [
     "parse_path",
     "read_matrix",
     "read_record",
-    "read_singles",
+    "score_csvs",
     "write",
     "write_companion",
 ]

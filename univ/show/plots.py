@@ -12,8 +12,7 @@ import argparse
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -30,8 +29,9 @@ from univ import cli, files, results, runs
 from univ.data import DATASETS
 from univ.errors import plain
 from univ.measures.cards import SHOWN
-from univ.show import quantities as figure_data
+from univ.show import differences, quantities
 from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, Inversions, dataset_label
+from univ.show.study import Study
 
 INPUT_COLORS = {"standard": ("#e0f9fa", "darkturquoise", "#00393d"), "inverted": ("#faf0fa", "plum", "#4b1d52")}
 INPUT_LABELS = {"standard": "regular images", "inverted": "inverted images"}
@@ -62,9 +62,9 @@ LONGEST_NAME = 60
 FEW = 15  # with fewer scores than this in every box, the scores themselves are drawn too
 
 
-def shade(kind: str, eps: float) -> tuple[float, float, float]:
+def shade(images: str, eps: float) -> tuple[float, float, float]:
     """The colour of a box: turquoise on regular images, plum on inverted ones, darker for larger radii."""
-    scale = LinearSegmentedColormap.from_list(kind, INPUT_COLORS[kind])
+    scale = LinearSegmentedColormap.from_list(images, INPUT_COLORS[images])
     return to_rgb(scale(np.interp(eps, SHADED_EPS, np.linspace(0, 1, len(SHADED_EPS)))))
 
 
@@ -83,70 +83,56 @@ def _name(text: str) -> str:
     return plain(text, keep="\n")[:LONGEST_NAME]
 
 
-def _box(axes: Axes, position: float, scores: np.ndarray, color: object, *, width: float = 0.8, outliers: bool) -> None:
-    """One box: quartiles and median; whiskers to the last score within 1.5 interquartile ranges."""
+def _box(axes: Axes, position: float, scores: np.ndarray, color: object, width: float, points: float = 0) -> None:
+    """Quartiles, median, and whiskers to the last score within 1.5 interquartile ranges.
+
+    Args:
+        points: over which width the scores themselves are spread, in an even pattern that is the same every time; with
+            0 there are those beyond the whiskers only.
+    """
     axes.boxplot(
         [scores],
         positions=[position],
         widths=width,
         patch_artist=True,
         manage_ticks=False,
-        showfliers=outliers,
+        showfliers=not points,
         boxprops={"facecolor": color, "linewidth": 0.8},
         medianprops={"color": "black", "linewidth": 1.2},
         whiskerprops={"linewidth": 0.8},
         capprops={"linewidth": 0.8},
         flierprops={"markersize": 2.5, "markeredgecolor": "0.4"},
     )
+    if points:
+        spread = points * ((np.arange(len(scores)) * 0.618034) % 1 - 0.5)
+        axes.plot(position + spread, np.sort(scores), ".", color="black", markersize=3.5, alpha=0.6)
 
 
-def _points(axes: Axes, position: float, scores: np.ndarray, width: float) -> None:
-    """The scores themselves, spread over `width` in an even pattern that is the same every time."""
-    spread = width * ((np.arange(len(scores)) * 0.618034) % 1 - 0.5)
-    axes.plot(position + spread, np.sort(scores), ".", color="black", markersize=3.5, alpha=0.6)
-
-
-def _eps_boxes(axes: Axes, data: pd.DataFrame, kind: str, bounds: pd.DataFrame | None = None) -> None:
+def _eps_boxes(
+    axes: Axes, data: pd.DataFrame, images: str, bounds: pd.DataFrame | None, rotation: float | None
+) -> None:
     """Boxes of `data.similarity` by data set and, within it, by radius; marks at the mean bounds of each box."""
-    datasets = figure_data.order_datasets(data["dataset"])
     few = data.groupby(["dataset", "eps"]).size().max() <= FEW
-    left, ticks = 0.0, []
-    for dataset in datasets:
-        of_dataset = data[data["dataset"] == dataset].dropna(subset="similarity")
-        radii = sorted(of_dataset["eps"].unique())
+    left, ticks = 0.0, {}
+    for dataset in quantities.order_datasets(data["dataset"]):
+        scores = data[data["dataset"] == dataset].dropna(subset="similarity").groupby("eps")["similarity"]
+        radii = list(scores.groups)
         positions = left + np.arange(len(radii))
-        for position, eps in zip(positions, radii):
-            scores = of_dataset.loc[of_dataset["eps"] == eps, "similarity"].to_numpy()
-            _box(axes, position, scores, shade(kind, eps), outliers=not few)
-            if few:
-                _points(axes, position, scores, 0.4)
+        for position, (eps, of_eps) in zip(positions, scores):
+            _box(axes, position, of_eps.to_numpy(), shade(images, eps), 0.8, 0.4 if few else 0)
         if bounds is not None:
-            known = bounds[(bounds["dataset"] == dataset) & (bounds["input"] == kind)].set_index("eps")
+            known = bounds[(bounds["dataset"] == dataset) & (bounds["input"] == images)].set_index("eps")
             for name, line in (("upper", "-"), ("lower", "--")):
                 values = [known[name].get(eps, math.nan) for eps in radii]
                 axes.plot(positions, values, line, marker="_", markersize=9, color="black", linewidth=1)
-        ticks.append((positions.mean() if len(radii) else left, _label(dataset)))
+        ticks[positions.mean() if len(radii) else left] = _label(dataset)
         left += len(radii) + 1
     spare = max(0.0, 6 - left) / 2  # a few boxes keep their width and stand in the middle
     axes.set_xlim(-0.8 - spare, left - 1.2 + spare)
-    axes.set_xticks([position for position, _ in ticks], [text for _, text in ticks])
-    axes.tick_params(axis="x", length=0)
-    if len(ticks) > 3:
-        axes.tick_params(axis="x", rotation=15)
-
-
-def _eps_legend(figure: Figure, data: pd.DataFrame, kind: str, bounds: bool = False) -> None:
-    handles: list[Patch | Line2D] = [
-        Patch(facecolor=shade(kind, eps), edgecolor="black", linewidth=0.8, label=f"eps {eps:g}")
-        for eps in sorted(data["eps"].unique())
-    ]
-    if bounds:
-        handles += [
-            Line2D([], [], color="black", linestyle="-", label="mean upper bound"),
-            Line2D([], [], color="black", linestyle="--", label="mean lower bound"),
-        ]
-    rows = math.ceil(len(handles) / (6 if figure.get_figwidth() >= WIDTH else 4))
-    figure.legend(handles=handles, loc="outside lower center", ncols=math.ceil(len(handles) / rows))
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    if rotation is None:
+        rotation = 15 if len(ticks) > 3 else 0
+    axes.tick_params(axis="x", length=0, rotation=rotation)
 
 
 def _jaccard_label(data: pd.DataFrame) -> str:
@@ -154,143 +140,156 @@ def _jaccard_label(data: pd.DataFrame) -> str:
     return f"Jaccard (k = {int(known[0])})" if len(known) == 1 else "Jaccard"
 
 
+@matplotlib.rc_context(STYLE)
+def _by_eps(
+    panels: Mapping[str, pd.DataFrame],
+    images: str,
+    what: str,
+    size: tuple[float, float],
+    columns: int,
+    *,
+    shared: bool = True,
+    bounds: pd.DataFrame | None = None,
+    rotation: float | None = None,
+) -> Figure | None:
+    """Panels of `_eps_boxes`, by title, with one legend.
+
+    Args:
+        what: is shown.
+        size: width and height, inches.
+        shared: whether the panels have one scale, or each its own.
+        rotation: of the data sets' names, degrees; None turns them where they are many.
+    """
+    if not panels:
+        return None
+    label = f"{what} on {INPUT_LABELS[images]}"
+    radii = sorted({eps for data in panels.values() for eps in data["eps"]})
+    handles: list[Patch | Line2D] = [
+        Patch(facecolor=shade(images, eps), edgecolor="black", linewidth=0.8, label=f"eps {eps:g}") for eps in radii
+    ]
+    if bounds is not None and (bounds["input"] == images).any():
+        for side, line in (("upper", "-"), ("lower", "--")):
+            handles.append(Line2D([], [], color="black", linestyle=line, label=f"mean {side} bound"))
+    else:
+        bounds = None
+    figure, axes = _figure(math.ceil(len(panels) / columns), columns, *size, sharey=shared)
+    for panel in axes.flat[len(panels) :]:
+        panel.set_axis_off()
+    for panel, (title, data) in zip(axes.flat, panels.items()):
+        _eps_boxes(panel, data, images, bounds, rotation)
+        panel.set_title(title)
+    axes[0, 0].set_ylabel(label) if shared else figure.supylabel(label, fontsize=9)
+    rows = math.ceil(len(handles) / (6 if size[0] >= WIDTH else 4))
+    figure.legend(handles=handles, loc="outside lower center", ncols=math.ceil(len(handles) / rows))
+    return figure
+
+
 def similarity_by_eps(
-    table: pd.DataFrame, kind: str, measures: Sequence[str] = REPRESENTATIONAL, *, knn: int | None = None
+    table: pd.DataFrame, images: str, measures: Sequence[str] = REPRESENTATIONAL, *, knn: int | None = None
 ) -> Figure | None:
     """Similarity of pairs of models by data set and radius, one panel per measure.
 
     Args:
         table: long table, with `knn` among its settings where several k were computed.
-        kind: standard or inverted.
+        images: standard or inverted.
         measures: command-line keys.
         knn: which k of the neighbour-based measures; the smallest there is by default.
     """
-    data = table[(table["input"] == kind) & table["measure"].isin(list(measures))]
-    data = figure_data.with_similarity(figure_data.one_k(data, knn) if "knn" in data else data)
-    shown = [measure for measure in measures if (data["measure"] == measure).any()]
-    if not shown:
-        return None
-    with matplotlib.rc_context(STYLE):
-        columns = min(2, len(shown))
-        rows = math.ceil(len(shown) / columns)
-        figure, axes = _figure(rows, columns, WIDTH, 2.4 * rows + 0.4)
-        for panel, measure in zip(axes.flat, shown):
-            of_measure = data[data["measure"] == measure]
-            _eps_boxes(panel, of_measure, kind)
-            panel.set_title(_jaccard_label(of_measure) if measure == "jacc" else SHOWN[measure].label)
-        for panel in list(axes.flat)[len(shown) :]:
-            panel.set_axis_off()
-        figure.supylabel(f"similarity on {INPUT_LABELS[kind]}", fontsize=9)
-        _eps_legend(figure, data, kind)
-    return figure
+    data = table[(table["input"] == images) & table["measure"].isin(list(measures))]
+    data = quantities.with_similarity(quantities.one_k(data, knn) if "knn" in data else data)
+    panels = {}
+    for measure in measures:
+        if len(of_measure := data[data["measure"] == measure]):
+            panels[_jaccard_label(of_measure) if measure == "jacc" else SHOWN[measure].label] = of_measure
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / max(columns, 1))
+    return _by_eps(panels, images, "similarity", (WIDTH, 2.4 * rows + 0.4), columns, shared=False)
 
 
-def agreement_by_eps(table: pd.DataFrame, kind: str, bounds: pd.DataFrame | None = None) -> Figure | None:
+def agreement_by_eps(
+    table: pd.DataFrame, images: str, bounds: pd.DataFrame | None = None, measure: str = "dis"
+) -> Figure | None:
     """Agreement of predictions by data set and radius, with the mean bounds that accuracies imply.
 
     Args:
         table: long table.
-        kind: standard or inverted.
-        bounds: as `figure_data.mean_bounds` gives them; no lines where a setting has none.
+        images: standard or inverted.
+        bounds: as `quantities.mean_bounds` gives them; no lines where a setting has none.
+        measure: another measure of predictions instead.
     """
-    data = figure_data.with_similarity(table[(table["input"] == kind) & (table["measure"] == "dis")])
-    if data.empty:
-        return None
-    has_bounds = bounds is not None and (bounds["input"] == kind).any()
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(1, 1, WIDTH * 0.75, 3)
-        _eps_boxes(axes[0, 0], data, kind, bounds if has_bounds else None)
-        axes[0, 0].set_ylabel(f"agreement on {INPUT_LABELS[kind]}")
-        _eps_legend(figure, data, kind, bounds=has_bounds)
-    return figure
+    data = quantities.with_similarity(table[(table["input"] == images) & (table["measure"] == measure)])
+    panels = {"": data} if len(data) else {}
+    return _by_eps(panels, images, SHOWN[measure].label, (WIDTH * 0.75, 3), 1, bounds=bounds)
 
 
-def jsd_by_eps(table: pd.DataFrame, kind: str) -> Figure | None:
+def jsd_by_eps(table: pd.DataFrame, images: str) -> Figure | None:
     """JSDSim = 1 - JSD / ln 2 of predicted probabilities by data set and radius."""
-    data = figure_data.with_similarity(table[(table["input"] == kind) & (table["measure"] == "jsd")])
-    if data.empty:
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(1, 1, WIDTH * 0.75, 3)
-        _eps_boxes(axes[0, 0], data, kind)
-        axes[0, 0].set_ylabel(f"JSDSim on {INPUT_LABELS[kind]}")
-        _eps_legend(figure, data, kind)
-    return figure
+    return agreement_by_eps(table, images, measure="jsd")
 
 
-def jaccard_by_k(table: pd.DataFrame, kind: str, ks: Sequence[int] = (10, 100, 500)) -> Figure | None:
+def jaccard_by_k(table: pd.DataFrame, images: str, ks: Sequence[int] = (10, 100, 500)) -> Figure | None:
     """Jaccard similarity by data set and radius, one panel per number of neighbours.
 
     Args:
         table: long table with the setting `knn` as a column.
         ks: numbers of neighbours; those without results are left out.
     """
-    data = table[(table["input"] == kind) & (table["measure"] == "jacc")]
-    data = figure_data.with_similarity(data[data["knn"].isin(ks)])
-    shown = [k for k in ks if (data["knn"] == k).any()]
-    if not shown:
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(1, len(shown), WIDTH, 2.9, sharey=True)
-        for panel, k in zip(axes.flat, shown):
-            _eps_boxes(panel, data[data["knn"] == k], kind)
-            panel.set_title(f"k = {k}")
-            panel.tick_params(axis="x", rotation=30 if data["dataset"].nunique() > 1 else 0)
-        axes[0, 0].set_ylabel(f"Jaccard on {INPUT_LABELS[kind]}")
-        _eps_legend(figure, data, kind)
-    return figure
+    data = table[(table["input"] == images) & (table["measure"] == "jacc")]
+    data = quantities.with_similarity(data[data["knn"].isin(ks)])
+    panels = {f"k = {k}": data[data["knn"] == k] for k in ks if (data["knn"] == k).any()}
+    rotation = 30 if data["dataset"].nunique() > 1 else 0
+    return _by_eps(panels, images, "Jaccard", (WIDTH, 2.9), len(panels), rotation=rotation)
 
 
+@matplotlib.rc_context(STYLE)
 def similarity_by_prediction(
-    subgroups: pd.DataFrame, dataset: str, kind: str = "standard", *, k: int = 10
+    subgroups: pd.DataFrame, dataset: str, images: str = "standard", *, k: int = 10
 ) -> Figure | None:
     """The study's Figure 5: similarity on the images where predictions agree and where they differ, at eps 0 and 3.
 
     One panel per measure; above each pair of boxes the p-value of the difference of means, permuted at the level of
-    models (`figure_data.model_level_test`).
+    models (`differences.model_level_test`).
 
     Args:
         subgroups: as `results.load_subgroups` gives them.
-        dataset, kind: which of them.
+        dataset, images: which of them.
         k: number of neighbours of the Jaccard panel.
     """
-    rows = subgroups[(subgroups["dataset"] == dataset) & (subgroups["input"] == kind)]
-    panels = {measure: figure_data.subgroup_rows(rows, measure, k) for measure in REPRESENTATIONAL}
+    rows = subgroups[(subgroups["dataset"] == dataset) & (subgroups["input"] == images)]
+    panels = {measure: differences.subgroup_rows(rows, measure, k) for measure in REPRESENTATIONAL}
     panels = {measure: data for measure, data in panels.items() if len(data)}
     if not panels:
         return None
     smallest: list[tuple[float, int]] = []
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(1, len(panels), WIDTH, 2.8)
-        for panel, (measure, data) in zip(axes.flat, panels.items()):
-            radii = sorted(data["eps"].unique())
-            few = data.groupby(["eps", "pred_type"]).size().max() <= FEW
-            for (position, eps), (side, group) in itertools.product(enumerate(radii), enumerate(GROUP_COLORS)):
-                of_group = data[(data["eps"] == eps) & (data["pred_type"] == group)]
-                scores = of_group["similarity"].to_numpy()
-                _box(panel, position + 0.4 * side - 0.2, scores, GROUP_COLORS[group], width=0.36, outliers=not few)
-                if few:
-                    _points(panel, position + 0.4 * side - 0.2, scores, 0.2)
-            low, high = panel.get_ylim()
-            panel.set_ylim(low, high + 0.18 * (high - low))
-            for position, eps in enumerate(radii):
-                test = figure_data.subgroup_difference(data[data["eps"] == eps])
-                smallest.append((test.smallest_p, test.models))
-                text = "" if math.isnan(test.p) else f"p = {test.p:.3f}" if test.p >= 0.001 else "p < 0.001"
-                panel.text(position, high + 0.06 * (high - low), text, ha="center", va="bottom", fontsize=7.5)
-            panel.set_title(f"Jaccard (k = {k})" if measure == "jacc" else SHOWN[measure].label)
-            panel.set_xticks(range(len(radii)), [f"eps {eps:g}" for eps in radii])
-        what = ", ".join(text for text in ("similarity", _label(dataset), INPUT_LABELS[kind]) if text)
-        figure.supylabel(what, fontsize=9)
-        handles = [Patch(facecolor=color, edgecolor="black", label=group) for group, color in GROUP_COLORS.items()]
-        title = "predictions"
-        least, models = max(smallest, default=(0.0, 0))
-        if least > 0.05:  # so that "not significant" is not read as "no difference"
-            title += f"   ({models} models cannot give a p-value below {least:.3g})"
-        figure.legend(handles=handles, title=title, loc="outside lower center", ncols=2)
+    figure, axes = _figure(1, len(panels), WIDTH, 2.8)
+    for panel, (measure, data) in zip(axes.flat, panels.items()):
+        radii = sorted(data["eps"].unique())
+        few = data.groupby(["eps", "pred_type"]).size().max() <= FEW
+        for (position, eps), (side, group) in itertools.product(enumerate(radii), enumerate(GROUP_COLORS)):
+            of_group = data[(data["eps"] == eps) & (data["pred_type"] == group)]
+            scores = of_group["similarity"].to_numpy()
+            _box(panel, position + 0.4 * side - 0.2, scores, GROUP_COLORS[group], 0.36, 0.2 if few else 0)
+        low, high = panel.get_ylim()
+        panel.set_ylim(low, high + 0.18 * (high - low))
+        for position, eps in enumerate(radii):
+            test = differences.subgroup_difference(data[data["eps"] == eps])
+            smallest.append((test.smallest_p, test.models))
+            text = "" if math.isnan(test.p) else f"p = {test.p:.3f}" if test.p >= 0.001 else "p < 0.001"
+            panel.text(position, high + 0.06 * (high - low), text, ha="center", va="bottom", fontsize=7.5)
+        panel.set_title(f"Jaccard (k = {k})" if measure == "jacc" else SHOWN[measure].label)
+        panel.set_xticks(range(len(radii)), [f"eps {eps:g}" for eps in radii])
+    what = ", ".join(text for text in ("similarity", _label(dataset), INPUT_LABELS[images]) if text)
+    figure.supylabel(what, fontsize=9)
+    handles = [Patch(facecolor=color, edgecolor="black", label=group) for group, color in GROUP_COLORS.items()]
+    title = "predictions"
+    least, models = max(smallest, default=(0.0, 0))
+    if least > 0.05:  # so that "not significant" is not read as "no difference"
+        title += f"   ({models} models cannot give a p-value below {least:.3g})"
+    figure.legend(handles=handles, title=title, loc="outside lower center", ncols=2)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def probe_agreement(table: pd.DataFrame, probes: pd.DataFrame) -> Figure | None:
     """Agreement of pretrained classifiers at eps 0 and at the largest eps, and of probes on frozen representations.
 
@@ -300,69 +299,68 @@ def probe_agreement(table: pd.DataFrame, probes: pd.DataFrame) -> Figure | None:
         table: long table (`dis` on regular images).
         probes: as `results.load_probe_agreement` gives them.
     """
-    named = [name for name in figure_data.order_datasets(probes["dataset"]) if name]
-    datasets = named or figure_data.order_datasets(table["dataset"]) if len(probes) else []
-    panels = {name: figure_data.classifier_and_probe_agreement(table, probes, name) for name in datasets}
+    named = [name for name in quantities.order_datasets(probes["dataset"]) if name]
+    datasets = named or quantities.order_datasets(table["dataset"]) if len(probes) else []
+    panels = {name: quantities.classifier_and_probe_agreement(table, probes, name) for name in datasets}
     panels = {name: data for name, data in panels.items() if len(data)}
     if not panels:
         return None
-    with matplotlib.rc_context(STYLE):
-        groups = {name: list(dict.fromkeys(data["group"])) for name, data in panels.items()}
-        width = max(WIDTH * 0.6, 1.35 * sum(map(len, groups.values())))
-        widths = {"width_ratios": [len(group) for group in groups.values()]}
-        figure, axes = _figure(1, len(panels), width, 3, sharey=True, gridspec_kw=widths)
-        for panel, (name, data) in zip(axes.flat, panels.items()):
-            for position, group in enumerate(groups[name]):
-                scores = data.loc[data["group"] == group, "agreement"].to_numpy(dtype=float)
-                _box(panel, position, scores, "paleturquoise", width=0.6, outliers=False)
-                _points(panel, position, scores, 0.5)
-            panel.set_xticks(range(len(groups[name])), list(map(_name, groups[name])))
-            panel.set_title(_label(name))
-            panel.tick_params(axis="x", labelsize=8)
-        axes[0, 0].set_ylabel("agreement")
+    groups = {name: list(dict.fromkeys(data["group"])) for name, data in panels.items()}
+    width = max(WIDTH * 0.6, 1.35 * sum(map(len, groups.values())))
+    widths = {"width_ratios": [len(group) for group in groups.values()]}
+    figure, axes = _figure(1, len(panels), width, 3, sharey=True, gridspec_kw=widths)
+    for panel, (name, data) in zip(axes.flat, panels.items()):
+        for position, group in enumerate(groups[name]):
+            scores = data.loc[data["group"] == group, "agreement"].to_numpy(dtype=float)
+            _box(panel, position, scores, "paleturquoise", 0.6, 0.5)
+        panel.set_xticks(range(len(groups[name])), list(map(_name, groups[name])))
+        panel.set_title(_label(name))
+        panel.tick_params(axis="x", labelsize=8)
+    axes[0, 0].set_ylabel("agreement")
     return figure
 
 
-def heat_maps(table: pd.DataFrame, measure: str, dataset: str, kind: str) -> Figure | None:
+@matplotlib.rc_context(STYLE | {"axes.grid": False})
+def heat_maps(table: pd.DataFrame, measure: str, dataset: str, images: str) -> Figure | None:
     """Similarity of every pair of models, one panel per radius.
 
     On inverted images the row is the model whose images were used; on regular images the map is symmetric.
     """
-    rows = (table["measure"] == measure) & (table["dataset"] == dataset) & (table["input"] == kind)
-    data = figure_data.with_similarity(table[rows])
+    rows = (table["measure"] == measure) & (table["dataset"] == dataset) & (table["input"] == images)
+    data = quantities.with_similarity(table[rows])
     if data.empty:
         return None
     models = list(dict.fromkeys([*data["model1"], *data["model2"]]))
     radii = sorted(data["eps"].unique())
     low, high = data["similarity"].min(), data["similarity"].max()
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        side = 0.5 * len(models) + 0.6
-        figure, axes = _figure(1, len(radii), side * len(radii) + 1.6, side + 1, sharey=True)
-        for panel, eps in zip(axes.flat, radii):
-            scores = data[data["eps"] == eps].pivot_table(index="model1", columns="model2", values="similarity")
-            scores = scores.reindex(index=models, columns=models)
-            scores = scores if kind == "inverted" else scores.combine_first(scores.T)
-            image = panel.imshow(scores.loc[models, models], vmin=low, vmax=high, cmap="viridis")
-            for (row, column), score in np.ndenumerate(scores.loc[models, models].to_numpy()):
-                if not math.isnan(score):
-                    dark = score < low + 0.6 * (high - low)
-                    text = {"color": "white" if dark else "black", "ha": "center", "va": "center", "fontsize": 7}
-                    panel.text(column, row, f"{score:.2f}", **text)
-            names = list(map(_name, models))
-            panel.set_xticks(range(len(models)), names, rotation=60, ha="right", rotation_mode="anchor")
-            panel.set_yticks(range(len(models)), names)
-            panel.set_title(f"eps {eps:g}")
-        if kind == "inverted":
-            axes[0, 0].set_ylabel("inverted through")
-        figure.colorbar(image, ax=list(axes.flat), shrink=0.8, label=f"{SHOWN[measure].label}, {INPUT_LABELS[kind]}")
+    side = 0.5 * len(models) + 0.6
+    figure, axes = _figure(1, len(radii), side * len(radii) + 1.6, side + 1, sharey=True)
+    for panel, eps in zip(axes.flat, radii):
+        scores = data[data["eps"] == eps].pivot_table(index="model1", columns="model2", values="similarity")
+        scores = scores.reindex(index=models, columns=models)
+        scores = scores if images == "inverted" else scores.combine_first(scores.T)
+        image = panel.imshow(scores.loc[models, models], vmin=low, vmax=high, cmap="viridis")
+        for (row, column), score in np.ndenumerate(scores.loc[models, models].to_numpy()):
+            if not math.isnan(score):
+                dark = score < low + 0.6 * (high - low)
+                text = {"color": "white" if dark else "black", "ha": "center", "va": "center", "fontsize": 7}
+                panel.text(column, row, f"{score:.2f}", **text)
+        names = list(map(_name, models))
+        panel.set_xticks(range(len(models)), names, rotation=60, ha="right", rotation_mode="anchor")
+        panel.set_yticks(range(len(models)), names)
+        panel.set_title(f"eps {eps:g}")
+    if images == "inverted":
+        axes[0, 0].set_ylabel("inverted through")
+    figure.colorbar(image, ax=list(axes.flat), shrink=0.8, label=f"{SHOWN[measure].label}, {INPUT_LABELS[images]}")
     return figure
 
 
+@matplotlib.rc_context(STYLE | {"axes.grid": False})
 def inversion_grid(inversions: Inversions) -> Figure | None:
     """Seed, target and what each model at each radius made of the seed, one row per target.
 
     Args:
-        inversions: as `figure_data.load_inversions` gives them.
+        inversions: as `quantities.load_inversions` gives them.
     """
     if not inversions.inverted:
         return None
@@ -378,105 +376,75 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
         for row, image in enumerate(images):
             top, left = row * (height + gap), column * (width + gap)
             grid[top : top + height, left : left + width] = image.clamp(0, 1).permute(1, 2, 0).numpy()
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        side = min(1.0, 12 / len(columns))  # inches per image
-        figure, axes = _figure(1, 1, side * len(columns) + 0.1, side * rows + 0.5)
-        panel = axes[0, 0]
-        panel.imshow(grid, interpolation="nearest")
-        centers = [column * (width + gap) + width / 2 for column in range(len(columns))]
-        longest = max(len(line) for name in columns for line in name.splitlines())
-        size = min(8, 8 * side, 110 * side / longest)  # points; a letter is about 0.6 of its size wide
-        panel.set_xticks(centers, list(columns), fontsize=size)
-        panel.tick_params(axis="x", length=0, labeltop=True, labelbottom=False)
-        panel.set_yticks([])
-        for spine in panel.spines.values():
-            spine.set_visible(False)
+    side = min(1.0, 12 / len(columns))  # inches per image
+    figure, axes = _figure(1, 1, side * len(columns) + 0.1, side * rows + 0.5)
+    panel = axes[0, 0]
+    panel.imshow(grid, interpolation="nearest")
+    centers = [column * (width + gap) + width / 2 for column in range(len(columns))]
+    longest = max(len(line) for name in columns for line in name.splitlines())
+    size = min(8, 8 * side, 110 * side / longest)  # points; a letter is about 0.6 of its size wide
+    panel.set_xticks(centers, list(columns), fontsize=size)
+    panel.tick_params(axis="x", length=0, labeltop=True, labelbottom=False)
+    panel.set_yticks([])
+    for spine in panel.spines.values():
+        spine.set_visible(False)
     return figure
 
 
 # ---------------------------------------------------------------------------------------------------- all of them
 
-
-@dataclass(frozen=True)
-class Sources:
-    """Where the figures' numbers and pictures come from.
-
-    Attributes:
-        results, data: the folders of the results and of the data.
-        exp: tag of the results to draw; None pools all.
-        knn: number of neighbours where a figure shows one.
-        evaluations: CSVs of the training scripts' --results-file, for settings whose results record no accuracy.
-    """
-
-    results: Path = Path("results")
-    data: Path = Path("data")
-    exp: str | None = None
-    knn: int = 10
-    evaluations: tuple[Path, ...] = ()
-
-    def table(self) -> pd.DataFrame:
-        """The long table, with the number of neighbours."""
-        table = results.load_long_table(self.results, settings=["knn"])
-        return table if self.exp is None else table[table["exp"] == results.canonical_exp(self.exp)]
-
-
 Drawn = Iterator[tuple[str, Figure | None]]
 
 
-def data_effect(sources: Sources) -> Drawn:
+def data_effect(study: Study) -> Drawn:
     """Similarity, agreement and JSDSim by data set and radius."""
-    table = sources.table()
-    lines = figure_data.missing(table, [*REPRESENTATIONAL, *FUNCTIONAL])
-    for line in lines + figure_data.pooled(figure_data.one_k(table, sources.knn)):
+    lines = quantities.missing(study.scores, [*REPRESENTATIONAL, *FUNCTIONAL])
+    for line in lines + quantities.pooled(quantities.one_k(study.scores, study.knn)):
         logger.info("data_effect: {}", line)
-    bounds = figure_data.mean_bounds(figure_data.all_accuracies(sources.results, sources.evaluations))
-    for kind in INPUT_COLORS:
-        yield f"similarity_{kind}", similarity_by_eps(table, kind, knn=sources.knn)
-        yield f"agreement_{kind}", agreement_by_eps(table, kind, bounds)
-        yield f"jsd_{kind}", jsd_by_eps(table, kind)
+    for images in INPUT_COLORS:
+        yield f"similarity_{images}", similarity_by_eps(study.scores, images, knn=study.knn)
+        yield f"agreement_{images}", agreement_by_eps(study.scores, images, study.bounds)
+        yield f"jsd_{images}", jsd_by_eps(study.scores, images)
 
 
-def rep_vs_pred_sim(sources: Sources) -> Drawn:
+def rep_vs_pred_sim(study: Study) -> Drawn:
     """Figure 5 for every data set and input that has subgroups."""
-    subgroups = results.load_subgroups(sources.results)
-    if subgroups.empty:
-        logger.info("rep_vs_pred_sim: no {} below {}", results.SUBGROUPS_NAME, sources.results)
-    for dataset, kind in sorted(set(zip(subgroups["dataset"], subgroups["input"]))):
-        name = "_".join(["rep_vs_pred", *([dataset.replace("/", "-")] if dataset else []), kind])
-        yield name, similarity_by_prediction(subgroups, dataset, kind, k=sources.knn)
+    if study.subgroups.empty:
+        logger.info("rep_vs_pred_sim: no {} below {}", results.SUBGROUPS_NAME, study.results)
+    for dataset, images in sorted(set(zip(study.subgroups["dataset"], study.subgroups["input"]))):
+        name = "_".join(["rep_vs_pred", *([dataset.replace("/", "-")] if dataset else []), images])
+        yield name, similarity_by_prediction(study.subgroups, dataset, images, k=study.knn)
 
 
-def probes(sources: Sources) -> Drawn:
+def probes(study: Study) -> Drawn:
     """Agreement of classifiers and of probes."""
-    table, agreement = sources.table(), results.load_probe_agreement(sources.results)
-    if agreement.empty:
-        logger.info("probe_agreement: no {} below {}", results.PROBES_NAME, sources.results)
-    yield "probe_agreement", probe_agreement(table, agreement)
+    if study.probes.empty:
+        logger.info("probe_agreement: no {} below {}", results.PROBES_NAME, study.results)
+    yield "probe_agreement", probe_agreement(study.scores, study.probes)
 
 
-def jaccard_apx(sources: Sources) -> Drawn:
+def jaccard_apx(study: Study) -> Drawn:
     """Jaccard for several numbers of neighbours."""
-    table = sources.table()
-    for line in figure_data.missing(table, ["jacc"]):
+    for line in quantities.missing(study.scores, ["jacc"]):
         logger.info("jaccard_apx: {}", line)
-    for kind in INPUT_COLORS:
-        yield f"jaccard_by_k_{kind}", jaccard_by_k(table, kind)
+    for images in INPUT_COLORS:
+        yield f"jaccard_by_k_{images}", jaccard_by_k(study.scores, images)
 
 
-def inv_img_example(sources: Sources) -> Drawn:
+def inv_img_example(study: Study) -> Drawn:
     """Seed, target and inverted images per model, for every data set that has inverted images."""
     for dataset in DATASETS:
-        folder = sources.data / dataset / "inverted"
+        folder = study.data / dataset / "inverted"
         if not folder.is_dir():
             logger.info("inv_img_example: no {}", folder)
             continue
-        inversions = figure_data.load_inversions(dataset, sources.data)
+        inversions = quantities.load_inversions(dataset, study.data)
         for line in inversions.missing:
             logger.info("inv_img_example: {}: {}", dataset, line)
         yield f"inverted_{dataset}", inversion_grid(inversions)
 
 
-FIGURES: dict[str, Callable[[Sources], Drawn]] = {
+FIGURES: dict[str, Callable[[Study], Drawn]] = {
     "data_effect": data_effect,
     "rep_vs_pred_sim": rep_vs_pred_sim,
     "probe_agreement": probes,
@@ -486,30 +454,22 @@ FIGURES: dict[str, Callable[[Sources], Drawn]] = {
 """What each notebook draws, by the notebook's name."""
 
 
-def save(figure: Figure | None, path: Path | str) -> list[Path]:
-    """Write a figure as `<path>.pdf` and `<path>.png`, atomically; a figure that is None is named in the log.
-
-    Returns:
-        What was written.
-    """
+@matplotlib.rc_context(STYLE)
+def save(figure: Figure | None, path: Path | str) -> bool:
+    """Write `<path>.pdf` and `<path>.png`, atomically; without a figure say so in the log, and return False."""
     path = Path(path)
     if figure is None:
         logger.info("{}: nothing to draw", path.name)
-        return []
-    written = []
-    with matplotlib.rc_context(STYLE):
-        figure.draw_without_rendering()  # the layout takes longer than the drawing: once for both files
-        figure.set_layout_engine("none")
-        for suffix in (".pdf", ".png"):
-            target = path.with_name(path.name + suffix)
-            # without a date, so that the same results give the same file
-            metadata = {"CreationDate": None} if suffix == ".pdf" else None
-            drawn = io.BytesIO()  # a backend that cannot write ends in errors of its own
-            figure.savefig(drawn, format=suffix[1:], metadata=metadata)
-            files.write_bytes(target, drawn.getvalue())
-            written.append(target)
-    logger.info("wrote {} (and .png)", written[0])
-    return written
+        return False
+    figure.draw_without_rendering()  # the layout takes longer than the drawing: once for both files
+    figure.set_layout_engine("none")
+    # without a date, so that the same results give the same file
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
+        drawn = io.BytesIO()  # a backend that cannot write ends in errors of its own
+        figure.savefig(drawn, format=suffix, metadata=metadata)
+        files.write_bytes(path.with_name(f"{path.name}.{suffix}"), drawn.getvalue())
+    logger.info("wrote {}.pdf (and .png)", path)
+    return True
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -530,11 +490,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    sources = Sources(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
+    study = Study(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
     count = 0
     for name in args.only:
-        for stem, figure in FIGURES[name](sources):
-            count += bool(save(figure, args.figs / files.file_name(stem, "figure")))
+        for stem, figure in FIGURES[name](study):
+            count += save(figure, args.figs / files.file_name(stem, "figure"))
     logger.info("{} figures in {}", count, args.figs)
 
 

@@ -1,73 +1,59 @@
-"""How each result was made: the JSON beside every CSV -> runs, with arguments, commit, versions and files.
-
-Results that one run made are told together: they share their arguments.
-"""
+"""How each result was made: the JSON beside every CSV -> a table of results, and the runs that made them."""
 
 import itertools
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from univ import results
-from univ.results import ResultFile, made
+from univ.results import made
+
+SCRIPTS = {results.SUBGROUPS_NAME: "subgroup_sim.py", results.PROBES_NAME: "compare_probes.py"}
+ABOUT = ["dataset", "eps", "input", "kind"]
+COLUMNS = ["path", "script", "arguments", "commit", "versions", *ABOUT, "images", "settings", "problem"]
 
 
-def score_csvs(root: Path) -> list[Path]:
-    """Every CSV of scores or beside them (companions, single baseline scores) below a results folder."""
-    return sorted({*root.glob("*/standard/**/*.csv"), *root.glob("*/inverted/**/*.csv")})
+def read(root: Path) -> pd.DataFrame:
+    """Every result below a results folder (scores, subgroups, agreement of probes), as text.
 
-
-def result_csvs(root: Path) -> list[Path]:
-    """`score_csvs`, subgroups and agreement of probes."""
-    others = itertools.chain(root.rglob(results.SUBGROUPS_NAME), root.rglob(results.PROBES_NAME))
-    return sorted({*score_csvs(root), *others})
-
-
-@dataclass(frozen=True)
-class Made:
-    """A result and how it was made.
-
-    Attributes:
-        path: relative to the results folder.
-        file: what the path says; None for subgroups, probes and what lies beside scores.
-        record: what the JSON beside it holds; empty if there is none that fits.
-        problem: why there is no record.
+    Returns:
+        Columns path (below the folder), script (empty if the record does not tell rep.py from func.py), arguments
+        (tuple of name and value, of those that were given), commit, versions, dataset, eps, input, kind (empty where
+        that is not known), images (how many were compared), settings (those that are one word or number; hashes and
+        fingerprints stay in the JSON), problem (why nothing is known of it; else empty).
     """
+    paths = sorted({*results.score_csvs(root), *itertools.chain(*map(root.rglob, SCRIPTS))})
+    return pd.DataFrame([describe(path, root) for path in paths], columns=COLUMNS)
 
-    path: Path
-    file: ResultFile | None
-    record: dict[str, Any]
-    problem: str = ""
 
-    @classmethod
-    def read(cls, path: Path, root: Path) -> "Made":
-        special = path.name in (results.SUBGROUPS_NAME, results.PROBES_NAME)
-        record, problem = made.read(path)
-        return cls(path.relative_to(root), None if special else results.parse_path(path, root), record, problem)
+def describe(path: Path, root: Path) -> dict[str, Any]:
+    """One row of `read`."""
+    record, problem = made.read(path)
+    settings, arguments = record.get("settings", {}), record.get("arguments") or {}
+    about = {"dataset": settings.get("dataset"), "eps": "", "input": settings.get("input"), "kind": ""}
+    if path.name not in SCRIPTS and (file := results.parse_path(path, root)):
+        kind = "" if file.kind == "plain" else file.kind
+        about = {"dataset": file.dataset, "eps": file.eps, "input": file.input, "kind": kind}
+    compared = "func.py" if "func" in arguments else "rep.py" if "rep" in arguments else ""
+    versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
+    simple = {name: value for name, value in settings.items() if not isinstance(value, dict | list | type(None))}
+    return {
+        "path": str(path.relative_to(root)),
+        "script": SCRIPTS.get(path.name, compared),
+        "arguments": tuple((name, _text(arguments[name])) for name in sorted(arguments) if arguments[name] is not None),
+        "commit": str(record.get("commit") or "unknown"),
+        "versions": versions or "unknown",
+        **{name: str(value or "") for name, value in about.items()},
+        "images": ", ".join(map(str, sorted(set(_numbers_of_images(settings.get("inputs")))))),
+        "settings": ", ".join(f"{name}={value}" for name, value in simple.items()),
+        "problem": problem,
+    }
 
-    @property
-    def script(self) -> str:
-        """The script that writes such a file; empty if the record does not tell rep.py from func.py."""
-        if self.path.name == results.SUBGROUPS_NAME:
-            return "subgroup_sim.py"
-        if self.path.name == results.PROBES_NAME:
-            return "compare_probes.py"
-        arguments = self.record.get("arguments") or {}
-        return "func.py" if "func" in arguments else "rep.py" if "rep" in arguments else ""
 
-    @property
-    def images(self) -> list[int]:
-        """Numbers of images compared; several where models or radii differ in it."""
-        return sorted(set(_numbers_of_images(self.record.get("settings", {}).get("inputs", {}))))
-
-    @property
-    def settings(self) -> str:
-        """The settings that are one word or number; hashes and fingerprints stay in the JSON."""
-        settings = self.record.get("settings", {})
-        plain = {key: value for key, value in settings.items() if not isinstance(value, dict | list | type(None))}
-        return ", ".join(f"{key}={value}" for key, value in plain.items())
+def _text(argument: Any) -> str:
+    return " ".join(map(str, argument)) if isinstance(argument, list) else str(argument)
 
 
 def _numbers_of_images(inputs: Any) -> Iterator[int]:
@@ -79,44 +65,27 @@ def _numbers_of_images(inputs: Any) -> Iterator[int]:
             yield from _numbers_of_images(value)
 
 
-@dataclass(frozen=True)
-class Run:
-    """The results of one run of a script, in the order of their paths; there is at least one."""
+class Run(NamedTuple):
+    """One run of a script; `about` is its data sets, radii, kinds of images and of comparison, `files` its results."""
 
     script: str
-    arguments: dict[str, Any]
+    about: list[str]
+    arguments: dict[str, str]
     commit: str
-    versions: dict[str, str]
-    made: list[Made]
-
-    @property
-    def software(self) -> tuple[str, str]:
-        """Commit and versions as text."""
-        return self.commit, ", ".join(f"{name} {version}" for name, version in self.versions.items()) or "unknown"
-
-    @property
-    def about(self) -> list[str]:
-        """Data set, radii, kind of images and of comparison, in words."""
-        parsed = [one.file for one in self.made if one.file is not None]
-        settings = [one.record["settings"] for one in self.made]
-        datasets = [file.dataset for file in parsed] or [found.get("dataset", "") for found in settings]
-        inputs = [file.input for file in parsed] or [found.get("input", "") for found in settings]
-        kinds = [file.kind for file in parsed if file.kind != "plain"]
-        words = dict.fromkeys([*datasets, *(file.eps for file in parsed), *inputs, *kinds])
-        return [word for word in words if word]
+    versions: str
+    files: pd.DataFrame
 
 
-def runs_of(made: Sequence[Made]) -> list[Run]:
-    """Group the results that have a record by run, in the order of the scripts, data sets and radii."""
-    grouped: dict[str, list[Made]] = {}
-    for one in made:
-        if one.record:
-            shared = [one.record.get(key) for key in ("arguments", "commit", "versions")]
-            grouped.setdefault(one.script + json.dumps(shared, sort_keys=True), []).append(one)
-    runs = []
-    for group in grouped.values():
-        record = group[0].record
-        about = record.get("arguments") or {}, str(record.get("commit") or "unknown"), record.get("versions") or {}
-        runs.append(Run(group[0].script, *about, group))
-    scripts = ["rep.py", "func.py", "subgroup_sim.py", "compare_probes.py", ""]
-    return sorted(runs, key=lambda run: (scripts.index(run.script), run.about))
+def runs_of(table: pd.DataFrame) -> list[Run]:
+    """The runs in the order of the scripts, data sets and radii; results that share their arguments are of one run.
+
+    Args:
+        table: rows of `read` without a problem.
+    """
+    found = []
+    shared = ["script", "arguments", "commit", "versions"]
+    for (script, arguments, commit, versions), files in table.groupby(shared, sort=False):
+        about = [word for name in ABOUT for word in dict.fromkeys(files[name]) if word]
+        found.append(Run(script, about, dict(arguments), commit, versions, files))
+    scripts = ["rep.py", "func.py", *SCRIPTS.values(), ""]
+    return sorted(found, key=lambda run: (scripts.index(run.script), run.about))

@@ -1,7 +1,4 @@
-"""One page about a data set from the results folder: accuracies, similarity and agreement by eps, and what they say.
-
-In: the CSVs that evaluation, rep.py, func.py, subgroup_sim.py and compare_probes.py wrote. Out: Markdown.
-"""
+"""One page about a data set in Markdown: the report's tables, and a sentence on what they say."""
 
 import re
 from pathlib import Path
@@ -9,12 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from univ.errors import plain
-from univ.files.schemas import EvaluationRow, read_table
-from univ.measures.cards import SHOWN
-from univ.results import load_accuracies, load_long_table, load_probe_agreement
-
-INPUTS = {"standard": "regular", "inverted": "inverted"}
-SHARE = "{:.3f}".format
+from univ.show import tables
+from univ.show.plots import INPUT_LABELS
+from univ.show.study import Study
+from univ.show.tables import Table
 
 
 def summarize(results_dir: Path, dataset: str, accuracy_dir: Path, *, scale: str = "") -> str:
@@ -26,116 +21,55 @@ def summarize(results_dir: Path, dataset: str, accuracy_dir: Path, *, scale: str
         accuracy_dir: folder of the CSVs that evaluation appended to.
         scale: a sentence on how the results were made, put below the title.
     """
-    scores = load_long_table(results_dir)
-    scores = scores[scores["dataset"] == dataset]
-    parts = [f"# {plain(dataset)}: are robust models more alike?", scale, _conclusion(scores)]
-    parts += _section("Accuracy", _accuracies(accuracy_dir))
-    parts += _section("Similarity, mean over pairs of models", _similarities(scores))
-    parts += _section("Inverted images as other models see them", _transfer(results_dir, dataset))
-    parts += _section("Agreement of linear probes", _probes(results_dir, dataset))
+    study = Study(results_dir, evaluated=tuple(sorted(accuracy_dir.glob("*.csv"))), dataset=dataset)
+    found = tables.means(study.scores)
+    parts = [f"# {plain(dataset)}: are robust models more alike?", scale, conclusion(found, dataset)]
+    parts += _section("Accuracy", tables.accuracy(study))
+    for kind, label in INPUT_LABELS.items():
+        rows = found[found["input"] == kind]
+        parts += _section(f"Similarity on {label}", tables.similarity("", rows) if len(rows) else None)
+    parts += _section("Inverted images as other models see them", tables.transfer(study))
+    parts += _section("Agreement of linear probes", tables.probes(study))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _section(title: str, text: str) -> list[str]:
-    return [f"## {title}", text] if text else []
+def _section(title: str, table: Table | None) -> list[str]:
+    return [] if table is None else [f"## {title}", f"{table.title} {table.note}".strip(), markdown(table)]
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table of text cells as Markdown, its index first."""
-    rows = [[table.index.name or "", *map(str, table.columns)], *([str(row), *table.loc[row]] for row in table.index)]
-    rows = [[re.sub(r"([\\|<`*$\[])", r"\\\1", plain(cell)) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+def markdown(table: Table) -> str:
+    """A table as Markdown, the group of each row first where there are several."""
+    groups = table.groups()
+    rows = [
+        [group, name, *(f"{cell.text} ± {cell.spread}" if cell.spread else cell.text for cell in cells)]
+        for group, of_group in groups.items()
+        for name, cells in of_group
+    ]
+    rows.insert(0, ["", *table.columns])
+    rows = [[re.sub(r"([\\|<`*$\[])", r"\\\1", plain(cell)) for cell in row[len(groups) < 2 :]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
 
-def read_accuracies(folder: Path) -> pd.DataFrame:
-    """Every evaluation row below a folder: columns model, eps, attack_eps, acc (percent); the last one counts."""
-    files = sorted(folder.glob("*.csv"))
-    if not files:
-        return pd.DataFrame(columns=["model", "eps", "attack_eps", "acc"])
-    rows = pd.concat([read_table(file, EvaluationRow) for file in files], ignore_index=True)
-    rows["eps"] = rows["trained_eps"]
-    return rows.drop_duplicates(["model", "eps", "attack_eps"], keep="last")[["model", "eps", "attack_eps", "acc"]]
+def conclusion(found: pd.DataFrame, dataset: str) -> str:
+    """One sentence per kind of image: whether robust models came out more alike than standard ones, as measured.
 
-
-def _accuracies(folder: Path) -> str:
-    rows = read_accuracies(folder)
-    if rows.empty:
-        return ""
-    attacks = sorted(set(rows["attack_eps"]))
-    table = pd.DataFrame(index=pd.Index(dict.fromkeys(rows["model"]), name="percent correct"))
-    for eps in sorted(set(rows["eps"])):
-        for attack in attacks:
-            column = rows[(rows["eps"] == eps) & (rows["attack_eps"] == attack)].set_index("model")["acc"]
-            name = "clean" if attack == 0 else f"attacked at {attack:g}"
-            table[f"eps {eps:g}, {name}"] = [f"{column[m]:.1f}" if m in column else "" for m in table.index]
-    return markdown(table)
-
-
-def _similarities(scores: pd.DataFrame) -> str:
-    table = pd.DataFrame()
-    for key, how in SHOWN.items():
-        for images, word in INPUTS.items():
-            rows = scores[(scores["measure"] == key) & (scores["input"] == images)]
-            for eps, group in rows.groupby("eps"):
-                values = how.similarity(group["score"])
-                table.loc[f"{how.label}, {word} images", f"eps {eps:g}"] = SHARE(values.mean())
-    if table.empty:
-        return ""
-    table.index.name = "larger is more alike"
-    return markdown(table[sorted(table.columns, key=lambda name: float(name.split()[1]))].fillna(""))
-
-
-def _transfer(results_dir: Path, dataset: str) -> str:
-    rows = load_accuracies(results_dir)
-    rows = rows[(rows["dataset"] == dataset) & (rows["input"] == "inverted")]
-    if rows.empty:
-        return ""
-    table = pd.DataFrame(
-        index=pd.Index(["the model inverted", "the other models"], name="share classified as the target's class by")
-    )
-    for eps, group in rows.groupby("eps"):
-        own = group["source"] == group["model"]
-        table[f"eps {eps:g}"] = [SHARE(group.loc[own, "accuracy"].mean()), SHARE(group.loc[~own, "accuracy"].mean())]
-    return markdown(table)
-
-
-def _probes(results_dir: Path, dataset: str) -> str:
-    rows = load_probe_agreement(results_dir / "probing")
-    rows = rows[rows["dataset"] == dataset]
-    if rows.empty:
-        return ""
-    table = pd.DataFrame(index=pd.Index(["probes on frozen representations"], name="mean agreement over pairs"))
-    for eps, group in rows.groupby("eps"):
-        table[f"eps {eps:g}"] = [SHARE(group["agreement"].mean())]
-    return markdown(table)
-
-
-def mean_by_eps(scores: pd.DataFrame, measure: str, images: str) -> pd.Series:
-    """Mean score over pairs, indexed by eps."""
-    rows = scores[(scores["measure"] == measure) & (scores["input"] == images)]
-    return rows.groupby("eps")["score"].mean()
-
-
-def _conclusion(scores: pd.DataFrame) -> str:
-    """One sentence per kind of image: whether robust models came out more alike than standard ones, as measured."""
+    Args:
+        found: as `tables.means` gives it.
+    """
     sentences = []
-    for images, word in INPUTS.items():
-        cka, disagreement = (mean_by_eps(scores, measure, images) for measure in ("cka", "dis"))
-        if len(cka) < 2 or len(disagreement) < 2:
-            continue
-        low, high = cka.index.min(), cka.index.max()
-        alike = _compare(cka[low], cka[high], "CKA")
-        agree = _compare(1 - disagreement[low], 1 - disagreement[high], "agreement")
-        sentences.append(
-            f"On {word} images the models trained at eps {high:g} are {alike} in their representations and {agree} in "
-            f"their predictions than the standard ones."
-        )
+    for kind, label in INPUT_LABELS.items():
+        words = {"cka": "", "dis": ""}
+        for measure, (standard, robust) in tables.change(found, dataset, kind).items():
+            before, after = standard["mean"], robust["mean"]
+            word = "more" if after > before else "less" if after < before else "no more"
+            name = "CKA" if measure == "cka" else "agreement"
+            words[measure] = f"{word} alike ({name} {after:.3f} against {before:.3f})"
+        if all(words.values()):
+            sentences.append(
+                f"On {label} the models trained at eps {robust['eps']:g} are {words['cka']} in their representations "
+                f"and {words['dis']} in their predictions than the standard ones."
+            )
     return " ".join(sentences)
-
-
-def _compare(standard: float, robust: float, name: str) -> str:
-    word = "more" if robust > standard else "less" if robust < standard else "no more"
-    return f"{word} alike ({name} {robust:.3f} against {standard:.3f})"

@@ -392,7 +392,7 @@ def _earlier_arch(record: Path) -> str:
     """The architecture of the run that wrote an args.json; `earlier` where there is none."""
     if not record.exists():
         return "earlier"
-    arch = schemas.read_json(record, schemas.RunArguments).arguments.model
+    arch = schemas.read_json(record, schemas.RunArguments).model
     try:
         file_stem(arch)
     except InputError as error:

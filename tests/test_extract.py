@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from univ.data.images import TensorImages
 from univ.errors import InputError
-from univ.models import DIGITS_ARCHS, build_model
-from univ.reps.extract import Tap, extract, head_input
+from univ.models import DIGITS_ARCHS, HEAD_INPUT, build_model
+from univ.reps.extract import Tap, extract
 
 
 @pytest.fixture
@@ -14,8 +15,9 @@ def images():
     return torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def batches(images, size):
-    return [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in images.split(size)]
+def run(model, images, chosen=(0, 1, 2, 3, 4, 5), **options):
+    where = {"batch_size": 4, "device": torch.device("cpu"), "quiet": True}
+    return extract(model, TensorImages(images, name="some"), torch.tensor(chosen), **where, **options)
 
 
 @pytest.mark.parametrize("arch", DIGITS_ARCHS)
@@ -23,12 +25,12 @@ def test_one_pass_gives_both_and_hooks_are_gone(arch, images):
     model = build_model(arch, "digits", seed=0).eval()
     calls = []
     counter = model.model.register_forward_hook(lambda *_: calls.append(1))
-    found = extract(model, batches(images, 4), len(images), quiet=True)
+    extraction = run(model, images, (5, 4, 3, 0, 1))
     counter.remove()
     assert len(calls) == 2  # two batches, one pass each
     with torch.no_grad():
-        assert torch.allclose(found.logits, model(images), atol=1e-5)
-    assert found.preds.equal(found.logits.argmax(1))
+        assert torch.allclose(extraction.logits, model(images)[[5, 4, 3, 0, 1]], atol=1e-5)
+    assert extraction.preds.equal(extraction.logits.argmax(1))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
@@ -36,10 +38,11 @@ def test_the_densenet_node_is_before_its_relu(images):
     model = build_model("densenet17", "digits", seed=0).eval()
     before_relu = []
     hook = model.model.bn.register_forward_hook(lambda module, inputs, output: before_relu.append(output.clone()))
-    found = extract(model, batches(images, 6), 6, quiet=True)
+    extraction = run(model, images)
     hook.remove()
-    assert (before_relu[0] < 0).any()
-    assert torch.allclose(found.reps, before_relu[0].mean(dim=(2, 3)), atol=1e-6)
+    before_relu = torch.cat(before_relu)
+    assert (before_relu < 0).any()
+    assert torch.allclose(extraction.reps, before_relu.mean(dim=(2, 3)), atol=1e-6)
 
 
 def test_an_in_place_change_after_the_node_does_not_reach_the_representation(images):
@@ -66,12 +69,13 @@ def test_any_network_can_be_tapped(images):
         pass
     with pytest.raises(InputError, match="names no node of its own"):
         Tap(network)
+    assert run(network, images, node="3").reps.equal(run(network, images, node="3").logits)
 
 
 def test_gradients_flow_through_the_head_input(images):
     model = build_model("vgg11", "digits", seed=0).eval()
     images.requires_grad_(True)
-    with head_input(model) as tap:
+    with Tap(model, node=HEAD_INPUT) as tap:
         logits = model(images)
         assert torch.allclose(model.head(tap.rep), logits)
         (gradient,) = torch.autograd.grad(tap.rep.sum(), images)
@@ -81,20 +85,14 @@ def test_gradients_flow_through_the_head_input(images):
 def test_wrong_use_is_answered(images):
     model = build_model("vgg11", "digits", seed=0)
     with pytest.raises(ValueError, match="training mode"):
-        extract(model, batches(images, 6), 6, quiet=True)
+        run(model, images)
     model.eval()
-    with pytest.raises(ValueError, match="the batches hold 6"):
-        extract(model, batches(images, 6), 7, quiet=True)
-    with pytest.raises(ValueError, match="hold more"):
-        extract(model, batches(images, 3), 4, quiet=True)
-    with (
-        pytest.raises(InputError, match="no module 'nowhere'; it holds features, classifier"),
-        Tap(model, node="nowhere"),
-    ):
+    no_module = pytest.raises(InputError, match="no module 'nowhere'; it holds features, classifier")
+    with no_module, Tap(model, node="nowhere"):
         pass
     with Tap(model) as tap, pytest.raises(RuntimeError, match="was not reached"):
         _ = tap.rep
     with torch.no_grad():
         model.head.weight[0, 0] = torch.nan
     with pytest.raises(InputError, match="vgg11: representations hold NaN"):
-        extract(model, batches(images, 6), 6, quiet=True)
+        run(model, images)

@@ -1,4 +1,4 @@
-"""Inverted-image files: what is written is read, in every published form; what is no image is refused."""
+"""Inverted-image files, in every published form, and the CSV beside them; what is no image is refused."""
 
 import pickle
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from univ.data.loaders import batches
 from univ.errors import InputError
-from univ.inversion.images import find_inverted, load_inverted, open_inverted, pool_inverted, save_inverted
+from univ.inversion import Inverted, record
+from univ.inversion.images import find_inverted, open_inverted, pool_inverted, to_uint8
 
 settings.register_profile("univ", deadline=None)  # a busy machine is no failure
 settings.load_profile("univ")
@@ -21,25 +22,18 @@ def images():
     return torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_float_files_keep_every_bit(tmp_path, images):
-    save_inverted(tmp_path / "resnet18_eps3.pt", images)
-    assert torch.equal(load_inverted(tmp_path / "resnet18_eps3.pt"), images)
-    assert torch.load(tmp_path / "resnet18_eps3.pt", weights_only=True).dtype == torch.float32
+def load(path):
+    return open_inverted(path).floats(slice(None))
 
 
-def test_8_bit_files_are_rounded(tmp_path, images):
-    path = tmp_path / "x_eps0.pt"
-    save_inverted(path, images, as_uint8=True)
-    assert torch.load(path, weights_only=True).dtype == torch.uint8
-    loaded = load_inverted(path)
-    assert (loaded - images).abs().max() <= 0.5 / 255 + 1e-7
-    assert (loaded - images).mean().abs() < 0.1 / 255  # truncation would be 0.5 / 255 too dark
+def test_8_bits_are_rounded(images):
+    assert (to_uint8(images).float() / 255 - images).abs().max() <= 0.5 / 255 + 1e-7  # truncated: up to 1 / 255
 
 
 @pytest.mark.parametrize("as_uint8", [False, True])
-@pytest.mark.parametrize("form", ["npy", "npy-big-endian", "pt-before-1.6", "pt-half"])
+@pytest.mark.parametrize("form", ["npy", "npy-big-endian", "pt", "pt-before-1.6", "pt-half"])
 def test_published_forms(tmp_path, images, form, as_uint8):
-    stored = (images * 255).round().to(torch.uint8) if as_uint8 else images
+    stored = to_uint8(images) if as_uint8 else images
     stored = stored.half() if form == "pt-half" and not as_uint8 else stored
     path = tmp_path / f"x.{form.partition('-')[0]}"
     if form.startswith("npy"):
@@ -48,12 +42,12 @@ def test_published_forms(tmp_path, images, form, as_uint8):
     else:
         torch.save(stored, path, _use_new_zipfile_serialization=form != "pt-before-1.6")
     expected = stored.float() / 255 if as_uint8 else stored.float()
-    loaded = load_inverted(path)
+    loaded = load(path)
     assert loaded.dtype == torch.float32 and torch.equal(loaded, expected)
 
 
 def test_labels_are_those_of_the_targets(tmp_path, images):
-    save_inverted(tmp_path / "x.pt", images)
+    torch.save(images, tmp_path / "x.pt")
     labels = torch.arange(7) + 10
     opened = open_inverted(tmp_path / "x.pt", labels)
     pixels, given_labels = next(iter(batches(opened, 7, device="cpu")))
@@ -79,7 +73,7 @@ def test_labels_are_those_of_the_targets(tmp_path, images):
 def test_what_is_no_set_of_images_is_refused(tmp_path, stored, message):
     torch.save(stored, tmp_path / "x.pt")
     with pytest.raises(InputError, match=message) as error:
-        load_inverted(tmp_path / "x.pt")
+        load(tmp_path / "x.pt")
     assert "x.pt" in str(error.value)
 
 
@@ -91,23 +85,17 @@ class Dangerous:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_nothing_in_a_pt_file_runs(tmp_path, zipped):
-    torch.save(Dangerous(tmp_path / "ran"), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"x.pt"):
-        load_inverted(tmp_path / "x.pt")
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("write", [lambda path, value: np.save(path, np.array([value], dtype=object)), None])
-def test_nothing_in_a_npy_file_runs(tmp_path, write):
-    path = tmp_path / "x.npy"
-    if write is None:
-        path.write_bytes(pickle.dumps(Dangerous(tmp_path / "ran")))
+@pytest.mark.parametrize("form", ["zip", "before-1.6", "objects.npy", "pickle.npy"])
+def test_nothing_in_a_file_runs(tmp_path, form):
+    path, dangerous = tmp_path / ("x.npy" if form.endswith("npy") else "x.pt"), Dangerous(tmp_path / "ran")
+    if form == "objects.npy":
+        np.save(path, np.array([dangerous], dtype=object))
+    elif form == "pickle.npy":
+        path.write_bytes(pickle.dumps(dangerous))
     else:
-        write(path, Dangerous(tmp_path / "ran"))
-    with pytest.raises(InputError, match=r"x.npy"):
-        load_inverted(path)
+        torch.save(dangerous, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(InputError, match=path.name):
+        load(path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -126,7 +114,7 @@ def test_damaged_files_are_refused_or_read_as_images(tmp_path_factory, data):
             contents[position] ^= data.draw(st.integers(1, 255))
     path.write_bytes(contents)
     try:
-        loaded = load_inverted(path)
+        loaded = load(path)
     except InputError as error:
         assert str(path) in str(error)
     else:
@@ -134,7 +122,7 @@ def test_damaged_files_are_refused_or_read_as_images(tmp_path_factory, data):
 
 
 def test_find_names_what_is_there(tmp_path, images):
-    save_inverted(tmp_path / "vgg16_eps3.pt", images)
+    torch.save(images, tmp_path / "vgg16_eps3.pt")
     np.save(tmp_path / "vgg16_eps0.npy", images.numpy())
     assert find_inverted(tmp_path, "vgg16", "eps3").suffix == ".pt"
     assert find_inverted(tmp_path, "vgg16", "eps0").suffix == ".npy"
@@ -143,7 +131,7 @@ def test_find_names_what_is_there(tmp_path, images):
     with pytest.raises(FileNotFoundError, match="--inverted-imgs-dir"):
         find_inverted(tmp_path / "none", "vgg16", "eps3")
     with pytest.raises(FileNotFoundError):
-        load_inverted(tmp_path / "none.pt")
+        load(tmp_path / "none.pt")
 
 
 @pytest.mark.parametrize("as_uint8", [False, True])
@@ -153,7 +141,7 @@ def test_pooling_draws_over_all_models(tmp_path, as_uint8):
     for model in range(3):
         values = (10 * model + torch.arange(7))[:, None, None, None].expand(7, 3, 2, 2) / 255
         paths[f"model{model}"] = tmp_path / f"model{model}_eps3.pt"
-        save_inverted(paths[f"model{model}"], values, as_uint8=as_uint8)
+        torch.save(to_uint8(values) if as_uint8 else values, paths[f"model{model}"])
     pooled = pool_inverted(paths, 12, seed=0, labels=torch.arange(7) + 100)
     values = (pooled.floats(slice(None))[:, 0, 0, 0] * 255).round().long()
     assert len(values.unique()) == 12 and len((values // 10).unique()) == 3
@@ -165,6 +153,43 @@ def test_pooling_draws_over_all_models(tmp_path, as_uint8):
         pool_inverted(paths, 22, seed=0)
     with pytest.raises(InputError, match="no model"):
         pool_inverted({}, 1, seed=0)
-    save_inverted(tmp_path / "other.pt", torch.rand(6, 3, 2, 2))
+    torch.save(torch.rand(6, 3, 2, 2), tmp_path / "other.pt")
     with pytest.raises(InputError, match="different shapes"):
         pool_inverted({**paths, "other": tmp_path / "other.pt"}, 3, seed=0)
+
+
+# --- what lies beside the images ------------------------------------------------------------------------------------
+
+
+def test_the_csv_has_a_row_per_image_and_is_read_back(tmp_path):
+    labels, values = torch.tensor([7, 8, 9, 5]), torch.tensor([10, 11]) / 255
+    inverted = Inverted(torch.zeros(2, 3, 2, 2), values, values * 2, torch.tensor([10, 11]))
+    text = record.table(torch.tensor([2, 0]), torch.tensor([1, 3]), labels, inverted)
+    assert text.splitlines() == [
+        "target_index,seed_index,target_label,seed_label,start_distance,final_distance,best_iteration",
+        "2,1,9,8,0.0392157,0.0784314,10",
+        "0,3,7,5,0.0431373,0.0862745,11",
+    ]
+    (tmp_path / "x.csv").write_text(text)
+    assert record.read_column(tmp_path / "x.csv", "target_label").tolist() == [9, 7]
+    (tmp_path / "x.csv").write_text("target_index,target_label\n5,3\n2,0\n")  # written by other programs
+    assert record.read_column(tmp_path / "x.csv", "target_index").tolist() == [5, 2]
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "target_label\nthree\n", None])
+def test_a_foreign_or_missing_csv_is_named(tmp_path, text):
+    path = tmp_path / "vgg11_eps1.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=r"vgg11_eps1\.csv.*(target_label|not a CSV|beside the images)"):
+        record.read_column(path, "target_label")
+
+
+def test_contact_sheet_shows_the_images_in_their_places():
+    red, blue = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
+    red[:, 0], blue[1, 2] = 1, 1
+    sheet = record.contact_sheet({"seed": red, "target": blue}, ["0.1", "0.2"], side=20)
+    assert sheet.size == (76 + 2 * 24, 20 + 2 * 24)
+    assert sheet.getpixel((76 + 10, 20 + 10)) == (255, 0, 0)
+    assert sheet.getpixel((76 + 10, 20 + 24 + 10)) == (0, 0, 0)
+    assert sheet.getpixel((76 + 24 + 10, 20 + 24 + 10)) == (0, 0, 255)

@@ -1,0 +1,161 @@
+"""The tables of report and summary hold the numbers of the results, and no setting is left out."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_results import CSV_OF_ACCURACIES, study_of_everything
+
+from univ.measures.cards import SHOWN
+from univ.show import differences, tables
+from univ.show.study import Study
+from univ.show.tables import Table
+
+IMAGES = {"standard": "regular images", "inverted": "inverted images"}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return study_of_everything(tmp_path_factory.mktemp("study"))
+
+
+def cell(table: Table, group: str, name: str, column: str) -> object:
+    plain = table.cells.rename(columns=lambda text: text.replace("\N{NO-BREAK SPACE}", " "))
+    plain.index = [(a, b.replace("\N{NO-BREAK SPACE}", " ")) for a, b in plain.index]
+    assert plain.index.is_unique
+    return plain.loc[[(group, name)], column].item()
+
+
+@pytest.mark.parametrize("kind", ["standard", "inverted"])
+def test_means_are_those_of_the_long_table(study, kind):
+    found = tables.means(study.scores)
+    table = tables.similarity("", found[found["input"] == kind])
+    rows = study.scores[study.scores["input"] == kind]
+    settings = rows.groupby(["dataset", "measure", "knn", "eps"], dropna=False)
+    for (dataset, measure, knn, eps), scores in settings["score"]:
+        label = SHOWN[measure].label + ("" if math.isnan(knn) else f" (k = {knn:g})")
+        similar = SHOWN[measure].similarity(scores)
+        assert cell(table, dataset, label, f"eps {eps:g}") == pytest.approx(similar.mean(), rel=1e-12)
+    assert len(settings) == table.cells.drop(columns="pairs").notna().sum().sum()
+    assert cell(table, "digits", "negative RTD", "pairs") == ("6" if kind == "standard" else "12")
+    spread = table.spread.loc[("digits", "CKA")].tolist()
+    of_cka = rows[(rows["measure"] == "cka") & (rows["dataset"] == "digits")].groupby("eps")["score"]
+    assert spread == pytest.approx(of_cka.std().tolist(), rel=1e-12)
+
+
+def test_other_kinds_of_images_and_unknown_measures_have_means_too(study):
+    found = tables.means(study.others["adv"])  # of 0.25 and 0.75; the third pair has no score
+    assert found[["mean", "n", "failed"]].values.tolist() == [[0.5, 2, 1]]
+    rows = {"measure": "mine", "score": [7.0, 3.0], "dataset": "digits", "input": "standard", "eps": 1.0, "knn": 5}
+    table = tables.similarity("", tables.means(pd.DataFrame(rows)))
+    assert cell(table, "digits", "mine (raw score)", "eps 1") == 5
+
+
+def test_agreement_lies_beside_its_bounds(study):
+    table = tables.agreement(study, tables.means(study.scores))
+    disagreement = study.scores[study.scores["measure"] == "dis"].groupby(["dataset", "input", "eps"])["score"]
+    assert len(table.cells) == len(disagreement) == 7
+    bounds = study.bounds.set_index(["dataset", "input", "eps"])
+    for (dataset, kind, eps), scores in disagreement:
+        row = f"{dataset}, {IMAGES[kind]}", f"eps {eps:g}"
+        assert cell(table, *row, "agreement") == pytest.approx(1 - scores.mean(), rel=1e-12)
+        for side in ("lower", "upper"):
+            assert cell(table, *row, side) == pytest.approx(bounds.at[(dataset, kind, eps), side], rel=1e-12)
+        assert cell(table, *row, "pairs") == len(scores)
+
+
+def test_accuracies_on_the_compared_images_and_on_the_test_part(study):
+    table, recorded = tables.accuracy(study), study.accuracies
+    for row in recorded[recorded["input"] == "standard"].itertuples():
+        shown = cell(table, f"{row.dataset}: compared images", row.model, f"eps {row.eps:g}")
+        assert shown == pytest.approx(100 * row.accuracy)
+    assert cell(table, "digits: test part, clean", "vgg11", "eps 1") == 98.5  # the last evaluation
+    assert cell(table, "digits: test part, attacked at eps 1", "vgg11", "eps 1") == 91.25
+    assert math.isnan(cell(table, "digits: test part, clean", "vgg11", "eps 0"))
+    inverted = recorded[(recorded["input"] == "inverted") & (recorded["eps"] == 2)]
+    own = inverted["source"] == inverted["model"]
+    for name, rows in (("the model inverted", inverted[own]), ("the other models", inverted[~own])):
+        shown = cell(tables.transfer(study), "digits", name, "eps 2")
+        assert shown == pytest.approx(100 * rows["accuracy"].mean())
+
+
+def test_subgroups_are_compared_over_the_pairs_that_have_both(study):
+    rows = study.subgroups
+    table = tables.subgroups(tables.subgroup_tests(rows))
+    assert len(table.cells) == 2 * 5  # two radii; cka, proc, rtd, jacc at two k
+    for metric, label, k in (("cka", "CKA", None), ("proc", "ProcrustesSim", None), ("jacc", "Jaccard (k = 50)", 50)):
+        of_metric = rows[(rows["metric"] == metric) & (rows["eps"] == 0)]
+        of_metric = of_metric[of_metric["k"] == k] if k else of_metric
+        both = of_metric.pivot_table(index=["model1", "model2"], columns="pred_type", values="score").dropna()
+        agree, disagree = (SHOWN[metric].similarity(both[group]).mean() for group in ("agree", "disagree"))
+        shown = [cell(table, "digits, regular images, eps 0", label, column) for column in table.cells]
+        p = differences.subgroup_difference(differences.subgroup_rows(of_metric, metric, k)).p
+        assert shown[:4] == pytest.approx([agree, disagree, agree - disagree, p])
+        assert shown[4] == (5 if metric == "cka" else 6)  # one score is missing
+    assert "4 models cannot give a p below 0.125" in table.note
+
+
+def test_subgroups_without_a_pair_are_named_as_missing(study):
+    rows = study.subgroups.copy()
+    rows.loc[(rows["metric"] == "rtd") & (rows["pred_type"] == "disagree"), "score"] = math.nan
+    tests = tables.subgroup_tests(rows)
+    without = tests[tests["pairs"] == 0]
+    assert without["measure"].tolist() == ["negative RTD"] * 2 and without["p"].isna().all()
+    lines = tables.missing(study, tables.means(study.scores), tests)
+    places = "digits, regular images, eps 0; digits, regular images, eps 2"
+    assert f"subgroups, negative RTD: no pair has a score in both groups ({places})" in lines
+
+
+def test_probes_and_classifiers(study):
+    table = tables.probes(study)
+    between = study.probes[study.probes["arch_1"] != study.probes["arch_2"]]["agreement"]
+    shown = [cell(table, "digits", "probes on eps 2 representations", column) for column in table.cells]
+    assert shown == pytest.approx([between.mean(), between.min(), between.max(), 24])
+    scores = study.scores[(study.scores["dataset"] == "digits") & (study.scores["input"] == "standard")]
+    robust = scores[(scores["measure"] == "dis") & (scores["eps"] == 2)]["score"]
+    assert cell(table, "digits", "classifiers eps 2", "mean") == pytest.approx(1 - robust.mean())
+
+
+def test_scores_of_single_models_and_of_the_set(study):
+    table = tables.singles(study)
+    own = [cell(table, "digits: magnitude, own inverted images", model, "eps 1") for model in "abc"]
+    assert own == [1, 5, 9]
+    assert cell(table, "digits: ambiguity, regular images", "all models", "eps 1") == 0.375
+
+
+def test_a_tag_or_a_data_set_can_be_chosen(study):
+    other = Study(study.results, study.data, exp="other")
+    assert tables.means(other.scores)["mean"].tolist() == [0.5]
+    assert set(Study(study.results, exp="10.0").accuracies["exp"]) == {"10"}
+    assert set(Study(study.results, exp="10").evaluations["model"]) == {"vgg11"}  # the test part has no tag
+    assert set(Study(study.results, dataset="sat6").scores["dataset"]) == {"sat6"}
+
+
+def test_accuracies_are_found_where_the_readme_puts_them(tmp_path):
+    (tmp_path / "cifar10/accuracy").mkdir(parents=True)
+    for name in ("accuracy.csv", "cifar10/accuracy/all.csv"):
+        (tmp_path / name).write_text(CSV_OF_ACCURACIES + "resnet18,cifar10,81.5,0.1,eps3,0,0,t\n")
+    study = Study(tmp_path, evaluated=(tmp_path / "accuracy.csv",))  # named too: read once
+    assert study.evaluations[["model", "accuracy", "eps"]].values.tolist() == [["resnet18", 0.815, 3.0]]
+    assert cell(tables.accuracy(study), "CIFAR-10: test part, clean", "resnet18", "eps 3") == 81.5
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "text"),
+    [
+        (1 / 3, math.nan, "0.333"),
+        (-19.3912, 0.25, "-19.391 ± 0.250"),
+        (1234.56, 0.25, "1234.6 ± 0.2"),
+        (math.nan, math.nan, "–"),
+        ("word", math.nan, "word"),
+        ("", math.nan, "–"),
+        (12345, math.nan, "12,345"),
+    ],
+)
+def test_a_number_is_rounded_for_reading_and_kept_in_full(value, spread, text):
+    names = pd.MultiIndex.from_tuples([("group", "row")], names=["group", "name"])
+    one, other = (pd.DataFrame({"n": [what]}, index=names, dtype=object) for what in (value, spread))
+    shown = Table("", one, spread=other.astype(float)).groups()["group"][0][1][0]
+    assert " ± ".join(filter(None, (shown.text, shown.spread))) == text
+    assert shown.value == (value if isinstance(value, float) and not np.isnan(value) else None)

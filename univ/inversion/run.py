@@ -1,0 +1,127 @@
+"""A job of inversion.py, done: images in batches, saved part by part, and then one file and what lies beside it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from loguru import logger
+from torch import Tensor
+from tqdm import tqdm
+
+from univ import files, runs
+from univ.data import Images
+from univ.data.images import to_float
+from univ.data.loaders import batches, stream
+from univ.errors import InputError
+from univ.inversion import record
+from univ.inversion.jobs import Job, images_of
+from univ.inversion.optimise import Inversion, Inverter
+from univ.inversion.parts import Parts
+from univ.models import load_model
+from univ.models.precision import arithmetic
+
+SHEET_COLUMNS = 8
+
+
+def make(args: argparse.Namespace, job: Job, processes: runs.Distributed) -> None:
+    """Do this process's share of a job; the first process waits for the others and writes the file."""
+    started, n = time.perf_counter(), len(job.targets)
+    if done := n - sum(map(len, job.missing)):
+        logger.info("{}: {:,} of {:,} images are there, continuing", job.output.stem, done, n)
+    if share := job.missing[processes.rank :: processes.world_size]:
+        invert(args, job, share, processes.device)
+    if processes.is_main:
+        parts = job.parts()
+        parts.wait()
+        distance = assemble(args, job, parts)
+        words = "{}: {:,} images in {:.0f} s; relative distance min {min:.3f}, median {median:.3f}, max {max:.3f}"
+        logger.info(words, job.output, n, time.perf_counter() - started, **distance)
+
+
+def invert(args: argparse.Namespace, job: Job, share: Sequence[range], device: torch.device) -> None:
+    """Invert the images at some positions, and save them batch by batch.
+
+    Raises:
+        InputError: the device's memory does not hold a batch, or a distance is NaN.
+    """
+    model = load_model(job.arch, args.pretrain_dataset, job.checkpoint, device=device)
+    parts, work = job.parts(), [len(positions) * args.iterations for positions in share]
+    with arithmetic(args.precision, device):
+        inversion = Inversion(args.iterations, args.step_size, args.tol)
+        inverter = Inverter(model, inversion, cuda_graph=not args.no_cuda_graph)
+        bar = tqdm(total=sum(work), desc=job.output.stem, unit="img·it", unit_scale=True, disable=args.quiet)
+        with bar:
+            for number, (positions, start, targets) in enumerate(_pairs(args, job, share, device), start=1):
+                try:
+                    inverted = inverter(start, targets, on_step=bar.update)
+                except torch.OutOfMemoryError as error:
+                    raise InputError(f"{len(start)} images at a time do not fit on {device}: lower -b") from error
+                parts.save(positions.start, inverted)
+                bar.set_postfix_str(f"distance {inverted.final_distance.median():.3f}", refresh=False)
+                bar.update(sum(work[:number]) - bar.n)  # the steps that --tol saved
+
+
+def _pairs(
+    args: argparse.Namespace, job: Job, share: Sequence[range], device: torch.device
+) -> Iterator[tuple[range, Tensor, Tensor]]:
+    """(positions, first iterates, target images), decoded ahead by the workers."""
+    images = images_of(args, job.input_size)
+    for size, group in itertools.groupby(share, key=len):
+        group = list(group)
+        chosen = torch.cat([index[p.start : p.stop] for p in group for index in (job.seeds, job.targets)])
+        decoded = iter(batches(images, size, device=device, workers=args.workers, indices=chosen))
+        for positions, (seeds, _), (targets, _) in zip(group, decoded, decoded):
+            yield positions, _first_iterates(args, seeds, positions), targets
+
+
+def _first_iterates(args: argparse.Namespace, seeds: Tensor, positions: Sequence[int]) -> Tensor:
+    """The seed images, or uniform noise that depends on an image's position alone."""
+    if args.init == "seed":
+        return seeds
+    noise = [torch.rand(seeds.shape[1:], generator=stream("inversion", args.random_state, p)) for p in positions]
+    return torch.stack(noise).to(seeds.device)
+
+
+def _labels(images: Images) -> Tensor:
+    """(N,) labels; -1 for image files whose labels are not there, which inversion does without."""
+    try:
+        return images.labels
+    except FileNotFoundError:
+        return torch.full((len(images),), -1)
+
+
+def assemble(args: argparse.Namespace, job: Job, parts: Parts) -> dict[str, float]:
+    """Put the parts together and write CSV, contact sheet, settings and images; returns what to log."""
+    inverted, images = parts.collect(), images_of(args, job.input_size)
+    final = inverted.final_distance
+    distance = {"min": final.min().item(), "median": final.median().item(), "max": final.max().item()}
+    table = record.table(job.targets, job.seeds, _labels(images), inverted)
+    files.write_text(job.output.with_suffix(".csv"), table)
+
+    chosen = final.argsort()[torch.linspace(0, len(final) - 1, min(SHEET_COLUMNS, len(final))).round().long()]
+    seeds, targets = (
+        next(iter(batches(images, len(chosen), device="cpu", indices=index[chosen])))[0]
+        for index in (job.seeds, job.targets)
+    )
+    rows = {
+        args.init: _first_iterates(args, seeds, chosen.tolist()),
+        "target": targets,
+        "inverted": to_float(inverted.images[chosen]),
+    }
+    sheet = record.contact_sheet(rows, [f"{value:.3f}" for value in final[chosen].tolist()])
+    with files.atomic_path(job.output.with_suffix(".png")) as temporary:
+        sheet.save(temporary, format="PNG")
+
+    about = {"settings": job.settings, "distance": distance, "arguments": vars(args), **runs.provenance()}
+    about["csv_sha256"] = hashlib.sha256(table.encode()).hexdigest()
+
+    def describe(sha256: str) -> None:
+        files.write_json(job.output.with_suffix(".json"), {**about, "images_sha256": sha256})
+
+    parts.finish(inverted, describe)  # last: where the images are, the rest is too
+    return distance

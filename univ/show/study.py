@@ -1,0 +1,100 @@
+"""The files of a study -> the tables that figures and reports show; each file is read once, when it is needed."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from univ import results
+from univ.show import quantities
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where the numbers and pictures of figures and reports come from.
+
+    Attributes:
+        results, data: the folders of the results and of the data.
+        exp: tag of the results to show; None pools all.
+        knn: number of neighbours where a figure shows one.
+        evaluated: CSVs of the training scripts' --results-file besides those found in the results folder.
+        dataset: the only data set to show; None shows all.
+    """
+
+    results: Path = Path("results")
+    data: Path = Path("data")
+    exp: str | None = None
+    knn: int = 10
+    evaluated: tuple[Path, ...] = ()
+    dataset: str | None = None
+
+    def _chosen(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows of the tag and the data set asked for; those that have no tag count for any."""
+        if self.dataset is not None:
+            rows = rows[rows["dataset"] == self.dataset]
+        if self.exp is not None and "exp" in rows:
+            rows = rows[rows["exp"].isin(["", results.canonical_exp(self.exp)])]
+        return rows
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """The long table, with the number of neighbours."""
+        return self._chosen(results.load_long_table(self.results, settings=["knn"]))
+
+    @cached_property
+    def accuracies(self) -> pd.DataFrame:
+        """On the compared images, as `results.load_accuracies` gives them."""
+        return self._chosen(results.load_accuracies(self.results))
+
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """On the test part, clean and attacked, as `results.load_evaluations` gives them."""
+        return self._chosen(results.load_evaluations(results.find_evaluations(self.results, self.evaluated)))
+
+    @cached_property
+    def bounds(self) -> pd.DataFrame:
+        """Of agreement, by data set, input and radius: `quantities.mean_bounds`."""
+        return quantities.mean_bounds(results.complete_accuracies(self.accuracies, self.evaluations))
+
+    @cached_property
+    def others(self) -> dict[str, pd.DataFrame]:
+        """Kind of comparison besides the plain one (adv, sample, base) -> its long table."""
+        parsed = (results.parse_path(path, self.results) for path in results.score_csvs(self.results))
+        kinds = sorted({file.kind for file in parsed if file is not None} - {"plain"})
+        tables = (results.load_long_table(self.results, settings=["knn"], kind=kind) for kind in kinds)
+        return dict(zip(kinds, map(self._chosen, tables)))
+
+    @cached_property
+    def singles(self) -> pd.DataFrame:
+        """Scores that are not about pairs, as `results.load_model_table` gives them."""
+        return self._chosen(results.load_model_table(self.results))
+
+    @cached_property
+    def subgroups(self) -> pd.DataFrame:
+        """As `results.load_subgroups` gives them."""
+        return self._chosen(results.load_subgroups(self.results))
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """As `results.load_probe_agreement` gives them."""
+        return self._chosen(results.load_probe_agreement(self.results))
+
+    @cached_property
+    def probe_accuracies(self) -> dict[str, float]:
+        """Share of images each probe gets right; nan where it is not recorded."""
+        paths = sorted(self.results.rglob(results.PROBES_NAME))
+        recorded = [results.read_record(path).get("probes", {}) for path in paths]
+        accuracies = {name: probe.get("accuracy") for probes in recorded for name, probe in probes.items()}
+        return {name: math.nan if share is None else share for name, share in accuracies.items()}
+
+    def left_out(self) -> list[Path]:
+        """CSVs of scores that no table shows: another tag or preprocessing (uncentred, Euclidean neighbours, ...)."""
+        shown = set()
+        for kind in ("plain", *self.others):
+            for found in results.find_results(self.results, kind=kind):
+                if self.exp is None or found.file.exp == results.canonical_exp(self.exp):
+                    shown.add(found.path)
+        paths = sorted(path for path in results.score_csvs(self.results) if path not in shown)
+        return [path.relative_to(self.results) for path in paths if results.parse_path(path, self.results)]

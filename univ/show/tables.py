@@ -1,0 +1,376 @@
+"""The tables of a study -> the tables that its report and summary show, as DataFrames of what stands in each cell."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+
+from univ.measures.cards import SHOWN, find_card
+from univ.show import differences, quantities
+from univ.show.plots import INPUT_LABELS
+from univ.show.study import Study
+
+NBSP = "\N{NO-BREAK SPACE}"
+NOTHING = "–"  # in cells of what there is not
+SINGLES = {"mag": "magnitude", "con": "concentricity", "amb": "ambiguity", "disc": "discrepancy"}
+
+
+class Cell(NamedTuple):
+    """What a cell shows, all digits of its number (None in cells of words), and the number's spread."""
+
+    text: str
+    value: float | None = None
+    spread: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people.
+
+    Attributes:
+        title, note: what it shows; how to read it.
+        cells: rows by (group, name), in order; floats, counts (int) and words, nan where there is nothing.
+        spread: standard deviations of the columns that have one, in rows like `cells`.
+        digits: decimals; fewer from 100 on.
+        words: the columns that hold words.
+    """
+
+    title: str
+    cells: pd.DataFrame
+    note: str = ""
+    spread: pd.DataFrame | None = None
+    digits: int = 3
+    words: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """All headers, that of the rows' names first."""
+        return [self.cells.index.names[1], *self.cells.columns]
+
+    @property
+    def classes(self) -> list[str]:
+        """`number` for each column that holds numbers, as in `columns`."""
+        return ["", *("" if column in self.words else "number" for column in self.cells.columns)]
+
+    def groups(self) -> dict[str, list[tuple[str, list[Cell]]]]:
+        """Name of a group of rows ('' for none) -> name and cells of each."""
+        spreads = self.cells.map(lambda _: math.nan) if self.spread is None else self.spread
+        spreads = spreads.reindex(columns=self.cells.columns)
+        groups: dict[str, list[tuple[str, list[Cell]]]] = {}
+        for row, spread in zip(self.cells.itertuples(), spreads.itertuples(index=False)):
+            (group, name), *values = row
+            cells = [self._cell(column, *pair) for column, *pair in zip(self.cells.columns, values, spread)]
+            groups.setdefault(group, []).append((name, cells))
+        return groups
+
+    def _cell(self, column: str, value: float | int | str, spread: float) -> Cell:
+        if not isinstance(value, float):
+            return Cell((value if isinstance(value, str) else f"{value:,}") or NOTHING)
+        if math.isnan(value):
+            return Cell(NOTHING)
+        digits = self.digits if abs(value) < 100 else min(self.digits, 1)
+        text = "< 0.001" if column == "p" and value < 0.001 else f"{value:.{digits}f}"
+        return Cell(text, float(value), "" if math.isnan(spread) else f"{spread:.{digits}f}")
+
+
+def dataset_label(name: str) -> str:
+    """A data set as tables name it: `sat6/imagenet` is SAT-6 seen by models of ImageNet."""
+    base, _, models = name.partition("/")
+    return quantities.dataset_label(base) + (f", models of {quantities.dataset_label(models)}" if models else "")
+
+
+def measure_label(key: str, knn: float = math.nan) -> str:
+    """A measure as tables name it, with its number of neighbours."""
+    label = SHOWN[key].label if key in SHOWN else f"{key} (raw score)"
+    return label if math.isnan(knn) else f"{label} (k{NBSP}={NBSP}{knn:g})"
+
+
+def _place(column: pd.Series) -> pd.Series:
+    """Key for sorting: data sets, measures and kinds of images in the study's order, models as they come."""
+    match column.name:
+        case "dataset":
+            order = quantities.order_datasets(column)
+        case "measure":
+            order = [*SHOWN, *sorted(set(column))]
+        case "input":
+            order = list(INPUT_LABELS)
+        case "model":
+            order = list(column)
+        case _:
+            return column
+    return column.map({value: place for place, value in enumerate(dict.fromkeys(order))})
+
+
+def _by_eps(rows: pd.DataFrame, name: str, value: str) -> pd.DataFrame:
+    """Mean of a column by (group, name), in order of appearance, and radius."""
+    wide = rows.groupby(["group", name, "eps"])[value].mean().unstack("eps")
+    wide = wide.reindex(pd.MultiIndex.from_frame(rows[["group", name]].drop_duplicates()))
+    return wide.set_axis([f"eps{NBSP}{eps:g}" for eps in wide.columns], axis=1)
+
+
+def _labels(rows: pd.DataFrame) -> list[str]:
+    """The group of rows of one data set and kind of images."""
+    return [f"{dataset_label(name)}, {INPUT_LABELS[kind]}" for name, kind in zip(rows["dataset"], rows["input"])]
+
+
+# --- accuracy -------------------------------------------------------------------------------------------------------
+
+
+def accuracy(study: Study) -> Table | None:
+    """Per model and radius: on the compared images, on the test part clean and attacked."""
+    compared = study.accuracies[study.accuracies["input"] == "standard"].assign(attack_eps=-1.0)
+    rows = pd.concat([part for part in (compared, study.evaluations) if len(part)] or [compared])
+    if rows.empty:
+        return None
+    rows = rows.sort_values(["dataset", "attack_eps", "model"], key=_place)
+    images = {-1: "compared images", 0: "test part, clean"}
+    rows["group"] = [
+        f"{dataset_label(name)}: {images.get(eps, f'test part, attacked at eps {eps:g}')}"
+        for name, eps in zip(rows["dataset"], rows["attack_eps"])
+    ]
+    title = "Accuracy in percent, by the radius that a model was trained with."
+    return Table(title, 100 * _by_eps(rows, "model", "accuracy"), digits=1)
+
+
+def transfer(study: Study) -> Table | None:
+    """How inverted images are classified by the model inverted and by the others."""
+    rows = study.accuracies[study.accuracies["input"] == "inverted"]
+    if rows.empty:
+        return None
+    own = rows["source"] == rows["model"]
+    rows = rows.assign(
+        group=rows["dataset"].map(dataset_label),
+        own=~own,
+        name=own.map({True: "the model inverted", False: "the other models"}),
+    ).sort_values(["dataset", "own"], key=_place)
+    return Table(
+        "Inverted images classified as their target's class, in percent.",
+        100 * _by_eps(rows, "name", "accuracy").rename_axis(["group", "classified by"]),
+        "Where other models see the target too, they respond to what the image was made to show one model.",
+        digits=1,
+    )
+
+
+# --- similarity -----------------------------------------------------------------------------------------------------
+
+
+def means(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean similarity over pairs of models, one row per setting.
+
+    Args:
+        scores: long table with the column `knn`; self-comparisons are not in it. A measure that the figures do not
+            know is taken as it is.
+
+    Returns:
+        Columns input, dataset, measure, knn (nan for measures without neighbours), eps, mean, spread (standard
+        deviation, nan for one pair), n (comparisons), failed (comparisons without a score); in the study's order.
+    """
+    keys = ["input", "dataset", "measure", "knn", "eps"]
+    known = scores["measure"].isin(list(SHOWN))
+    others = scores[~known].assign(similarity=scores.loc[~known, "score"])
+    rows = pd.concat([part for part in (quantities.with_similarity(scores), others) if len(part)] or [others])
+    neighbors = rows["measure"].map(lambda key: find_card(key).neighbors).astype(bool)
+    rows["knn"] = rows["knn"].astype(float).where(neighbors)
+    groups = rows.groupby(keys, dropna=False)["similarity"]
+    table = groups.agg(mean="mean", spread="std", n="count", failed=lambda values: values.isna().sum()).reset_index()
+    return table.sort_values(keys, key=_place, ignore_index=True)
+
+
+def similarity(title: str, rows: pd.DataFrame) -> Table:
+    """Means by data set and measure (rows) and radius (columns).
+
+    Args:
+        title: what the table shows.
+        rows: those of `means` to show.
+    """
+    names = [measure_label(key, knn) for key, knn in zip(rows["measure"], rows["knn"])]
+    rows = rows.assign(group=rows["dataset"].map(dataset_label), measure=names)
+    spread = _by_eps(rows, "measure", "spread")
+    cells = _by_eps(rows, "measure", "mean")
+    pairs = rows.groupby(["group", "measure"])["n"].agg(["min", "max"]).reindex(cells.index)
+    cells["pairs"] = [f"{low:,}" if low == high else f"{low:,} to {high:,}" for low, high in pairs.itertuples(False)]
+    note = "Larger is more alike; the mean over pairs of models, ± the standard deviation between pairs."
+    return Table(title, cells, note, spread)
+
+
+def change(found: pd.DataFrame, dataset: str, kind: str) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """CKA and agreement at the smallest and the largest radius: measure -> both rows of `means`."""
+    rows = found[(found["dataset"] == dataset) & (found["input"] == kind)].dropna(subset="mean")
+    both = {measure: rows[rows["measure"] == measure] for measure in ("cka", "dis")}
+    return {measure: (rows.iloc[0], rows.iloc[-1]) for measure, rows in both.items() if len(rows) > 1}
+
+
+def agreement(study: Study, found: pd.DataFrame) -> Table | None:
+    """Agreement of predictions beside what the accuracies alone would give.
+
+    Args:
+        found: as `means` gives it.
+    """
+    keys = ["dataset", "input", "eps"]
+    rows = found[found["measure"] == "dis"]
+    if rows.empty:
+        return None
+    rows = rows.merge(study.bounds.astype({"eps": float}), how="left", on=keys).sort_values(keys, key=_place)
+    rows = rows.assign(group=_labels(rows), radius=[f"eps {eps:g}" for eps in rows["eps"]])
+    rows = rows.rename(columns={"mean": "agreement", "n": "pairs"}).set_index(["group", "radius"])
+    note = (
+        "The bounds follow from the accuracies alone (Fort, Hu and Lakshminarayanan 2020). Lower: errors are "
+        "independent. Upper: the worse model is a perturbed copy of the better one. All are means over pairs; a pair "
+        "can lie outside."
+    )
+    spread = rows[["spread"]].set_axis(["agreement"], axis=1)
+    cells = rows[["lower", "agreement", "upper", "pairs"]].astype({"pairs": object})
+    return Table("Share of images on which two models predict the same class.", cells, note, spread)
+
+
+# --- subgroups ------------------------------------------------------------------------------------------------------
+
+
+def subgroup_tests(subgroups: pd.DataFrame) -> pd.DataFrame:
+    """Similarity where predictions agree and where they differ, for every measure, k and radius, regular images first.
+
+    Args:
+        subgroups: as `results.load_subgroups` gives them; scores that could not be computed count as absent.
+
+    Returns:
+        Columns group (data set, images and radius), measure (with its k), agree, differ (mean similarity of the pairs
+        that have both, nan without any), pairs (their number), and difference, p, models, smallest_p of the test.
+    """
+    rows = subgroups[subgroups["metric"].isin(list(SHOWN))].rename(columns={"metric": "measure"})
+    rows = rows.astype({"score": float, "k": float, "perc_k": float})
+    keys = ["dataset", "input", "eps", "measure", "k", "perc_k"]
+    tests = []
+    rows = quantities.with_similarity(rows).sort_values(keys, key=_place)
+    for (dataset, kind, eps, measure, k, percent), of_setting in rows.groupby(keys, dropna=False, sort=False):
+        both = differences.by_pair(of_setting).dropna()
+        test = differences.subgroup_difference(of_setting.dropna(subset="similarity"))
+        label = measure_label(measure, k)
+        if not math.isnan(percent):
+            label = f"{SHOWN[measure].label} (k{NBSP}={NBSP}{percent:g}{NBSP}% of the images)"
+        place = ", ".join(filter(None, (dataset_label(dataset), INPUT_LABELS[kind], f"eps {eps:g}")))
+        group = both["agree"].mean(), both["disagree"].mean(), test.mean, test.p, len(both)
+        tests.append((place, label, *group, test.models, test.smallest_p))
+    columns = ["group", "measure", "agree", "differ", "difference", "p", "pairs", "models", "smallest_p"]
+    return pd.DataFrame(tests, columns=columns)
+
+
+def subgroups(tests: pd.DataFrame) -> Table | None:
+    """The settings of `subgroup_tests` in which some pair has a score in both groups."""
+    tests = tests[tests["pairs"] > 0]
+    if tests.empty:
+        return None
+    note = (
+        "Means over the pairs of models that have a score in both groups; p of a two-sided permutation test that swaps "
+        "the groups model by model."
+    )
+    coarse = tests[tests["smallest_p"] > 0.05]
+    if len(coarse):
+        worst = coarse.loc[coarse["smallest_p"].idxmax()]
+        note += f" {worst['models']} models cannot give a p below {worst['smallest_p']:.3g}"
+        note += ": a large p is no sign that there is no difference."
+    cells = tests.set_index(["group", "measure"])[["agree", "differ", "difference", "p", "pairs"]]
+    title = "Similarity on the images where two models predict the same class, and where they do not."
+    return Table(title, cells.astype({"pairs": object}), note)
+
+
+# --- probes, single models ------------------------------------------------------------------------------------------
+
+
+def probes(study: Study) -> Table | None:
+    """Agreement of classifiers and of linear probes."""
+    named = [name for name in quantities.order_datasets(study.probes["dataset"]) if name]
+    datasets = named or quantities.order_datasets(study.scores["dataset"]) if len(study.probes) else []
+    rows = []
+    for dataset in datasets:
+        compared = quantities.classifier_and_probe_agreement(study.scores, study.probes, dataset)
+        for group, values in compared.groupby("group", sort=False)["agreement"]:
+            values = values.astype(float)
+            name = " ".join(group.split()).replace("eps ", f"eps{NBSP}")
+            rows.append((dataset_label(dataset), name, values.mean(), values.min(), values.max(), len(values)))
+    if not rows:
+        return None
+    cells = pd.DataFrame(rows, columns=["group", "pairs of", "mean", "least", "most", "pairs"])
+    title = "Share of images on which two classifiers, or two linear probes, predict the same class."
+    return Table(title, cells.astype({"pairs": object}).set_index(["group", "pairs of"]))
+
+
+def probe_accuracies(study: Study) -> Table | None:
+    """Accuracy of each probe."""
+    if not study.probe_accuracies:
+        return None
+    names = pd.MultiIndex.from_tuples([("", name) for name in study.probe_accuracies], names=["group", "probe"])
+    cells = pd.DataFrame({"accuracy": list(study.probe_accuracies.values())}, index=names, dtype=float)
+    return Table("Accuracy of each probe in percent.", 100 * cells, digits=1)
+
+
+def singles(study: Study) -> Table | None:
+    """Scores of one model's representation, and of the whole set of models."""
+    rows = study.singles
+    # on inverted images: a model on the images made through itself; mag and con through others stay in the CSVs
+    rows = rows[(rows["source"] == rows["model"]) | (rows["source"] == "") | (rows["model"] == "")]
+    if rows.empty:
+        return None
+    rows = rows.sort_values("dataset", key=_place, kind="stable")
+    images = {**INPUT_LABELS, "inverted": "own inverted images"}
+    rows = rows.assign(
+        model=[model or source or "all models" for model, source in zip(rows["model"], rows["source"])],
+        group=[
+            f"{dataset_label(dataset)}: {SINGLES.get(measure, measure)}, {images[kind]}"
+            for dataset, measure, kind in zip(rows["dataset"], rows["measure"], rows["input"])
+        ],
+    )
+    note = (
+        "Magnitude: norm of the mean representation. Concentricity: mean cosine to it. Ambiguity: share of images on "
+        "which any two models differ. Discrepancy: the largest disagreement of two models."
+    )
+    title = "Scores of one model's representations, and of the predictions of a whole set."
+    return Table(title, _by_eps(rows, "model", "score"), note)
+
+
+# --- what is missing ------------------------------------------------------------------------------------------------
+
+
+def missing(study: Study, found: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
+    """What the study has and this folder has not, a line each.
+
+    Args:
+        found, tests: as `means` and `subgroup_tests` give them.
+    """
+    scores = study.scores
+    absent = [name for name in quantities.studied() if name not in set(scores["dataset"])]
+    lines = quantities.missing(scores, [*quantities.REPRESENTATIONAL, *quantities.FUNCTIONAL])
+    lines = [line for line in lines if line not in {f"{name}: no results" for name in absent}]
+    if absent:
+        lines.append(f"no comparisons of {', '.join(map(dataset_label, absent))}")
+    lines += _missing_models(scores)
+    for row in found[found["failed"] > 0].itertuples():
+        pairs = "1 pair" if row.failed == 1 else f"{row.failed:,} pairs"
+        measure = measure_label(row.measure, row.knn)
+        lines.append(f"{row.dataset}, {row.input}: {measure} at eps {row.eps:g} has {pairs} without a score")
+    compared = found[found["measure"] == "dis"]
+    known = set(zip(study.accuracies["dataset"], study.accuracies["input"], study.accuracies["eps"]))
+    for (dataset, kind), rows in compared.groupby(["dataset", "input"]):
+        if without := [f"{eps:g}" for eps in rows["eps"] if (dataset, kind, eps) not in known]:
+            lines.append(f"{dataset}, {kind}: no accuracies beside the disagreement at eps {', '.join(without)}")
+    if study.subgroups.empty:
+        lines.append("no subgroups: subgroup_sim.py writes them")
+    for label, rows in tests[tests["pairs"] == 0].groupby("measure", sort=False):
+        lines.append(f"subgroups, {label}: no pair has a score in both groups ({'; '.join(rows['group'])})")
+    if study.probes.empty:
+        lines.append("no agreement of probes: compare_probes.py writes it")
+    return lines
+
+
+def _missing_models(scores: pd.DataFrame) -> list[str]:
+    """Models that one radius or measure of a data set has and another has not."""
+    lines = []
+    for (dataset, kind), rows in scores.groupby(["dataset", "input"]):
+        everyone = {*rows["model1"], *rows["model2"]}
+        lacking: dict[tuple[str, ...], list[str]] = {}
+        for (measure, eps), of_setting in rows.groupby(["measure", "eps"]):
+            if absent := tuple(sorted(everyone - {*of_setting["model1"], *of_setting["model2"]})):
+                lacking.setdefault(absent, []).append(f"{measure} at eps {eps:g}")
+        for models, where in lacking.items():
+            lines.append(f"{dataset}, {kind}: no {', '.join(models)} in {'; '.join(where)}")
+    return lines

@@ -17,8 +17,10 @@ sys.path.insert(1, str(ROOT))  # univ, when it is not installed
 from loguru import logger
 
 from univ import cli, files, runs
+from univ.data import DATASETS
 from univ.show import report
 from univ.show.study import Study
+from univ.show.summary import summarize
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,6 +34,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = "CSVs of the training scripts' --results-file; those called accuracy.csv or in folders accuracy are found"
     add("--accuracy", nargs="+", type=cli.existing_file, default=[], metavar="CSV", help=text)
     add("--readme", type=cli.existing_file, default=ROOT / "README.md", help="its section on differences is repeated")
+    text = "write summary.md about this data set, too, beside the page"
+    add("--summary", choices=list(DATASETS), metavar="DATASET", help=text)
+    add("--about", default="", help="a sentence for the summary: how the results were made")
     add("--quiet", action="store_true", help="warnings and errors only")
     return parser.parse_args(argv)
 
@@ -44,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = args.out or args.results / "report.html"
     files.write_text(out, page)
     logger.info("wrote {} ({:.1f} MB)", out, len(page.encode()) / 1e6)
+    if args.summary:
+        text = summarize(args.results, args.summary, args.results / "accuracy" / args.summary, scale=args.about)
+        files.write_text(out.with_name("summary.md"), text)
 
 
 if __name__ == "__main__":

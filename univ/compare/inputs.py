@@ -185,17 +185,17 @@ class Models:
         Args:
             flatten: False keeps activations (N, C, H, W), which are not cached.
         """
-        made = {name: partial(self._extract, name, images, flatten) for name in self.checkpoints}
+        ways = {name: partial(self._extract, name, images, flatten) for name in self.checkpoints}
         if self.cache_dir is None or not flatten:
-            return {name: extract_one() for name, extract_one in made.items()}
-        cache, found = RepCache(self.cache_dir, images.dataset, self.eps, images.inverted), {}
-        for name, extract_one in made.items():
+            return {name: extract_it() for name, extract_it in ways.items()}
+        cache, extractions = RepCache(self.cache_dir, images.dataset, self.eps, images.inverted), {}
+        for name, extract_it in ways.items():
             node = find_arch(name, self.train_set).node
             identity = Identity(images.identity, name, node, self.hashes[name], self.precision)
             key = f"{images.source}/{name}" if images.source else name
-            found[name] = cache.fetch(key, identity, extract_one)
+            extractions[name] = cache.fetch(key, identity, extract_it)
         cache.finish()  # also what a killed run left
-        return found
+        return extractions
 
     def _extract(self, name: str, images: ImageSet, flatten: bool) -> Extraction:
         if name not in self._loaded:

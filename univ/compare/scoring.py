@@ -241,17 +241,17 @@ class Scorer:
         for comparison in comparisons:
             if comparison.failure is not None:
                 continue
-            measure, kind = comparison.measure, _interval(comparison.measure)
+            measure, method = comparison.measure, _interval(comparison.measure)
             with reported([comparison], subject), full_precision():
                 joint = _join(measure, models) if joint is None else joint
                 score = comparison.scores.at[cell] = _compute(measure, joint)
-                if kind == "trials":
+                if method == "trials":
                     trials = joint.once(measure.per_trial).cpu().numpy()
                     spread = float(trials.std(ddof=1)) if len(trials) > 1 else 0.0
                     comparison.spread.at[cell] = spread
                     error = spread / math.sqrt(len(trials))
                     interval = uncertainty.t_interval(score, error, len(trials) - 1, self.ci) if self.ci else None
-                elif kind == "bootstrap" and self.ci:
+                elif method == "bootstrap" and self.ci:
                     draws = (draw.to(device) for draw in uncertainty.bootstrap_draws(len(models[0]), self.seed))
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore", UndefinedScore)

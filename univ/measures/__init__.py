@@ -12,9 +12,6 @@ To compare many models, make a measure once and prepare each model once (`univ.c
     measure.compare(prepared[0], prepared[1])
 """
 
-import importlib
-import pkgutil
-
 from univ.measures.base import Measure, Pair, Preparation, Prepared, UndefinedScore
 from univ.measures.cards import (
     CARDS,
@@ -28,6 +25,7 @@ from univ.measures.cards import (
     Card,
     build,
     find_card,
+    find_modules,
 )
 from univ.measures.cca import pwcca, svcca
 from univ.measures.cka import cka, rbf_cka
@@ -56,8 +54,7 @@ from univ.measures.shape import shape_distance
 from univ.measures.statistics import Statistic, concentricity, magnitude
 from univ.measures.streaming import StreamedPair
 
-for _module in pkgutil.iter_modules(__path__):  # a measure is there when its module is
-    importlib.import_module(f"{__name__}.{_module.name}")
+find_modules()
 
 __all__ = [
     "CARDS",

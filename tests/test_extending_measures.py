@@ -58,7 +58,7 @@ def mean_distance(tmp_path, monkeypatch):
 def test_a_measure_is_one_module(mean_distance, tmp_path, monkeypatch):
     study = write_study(tmp_path / "study")
     monkeypatch.chdir(tmp_path)
-    rep.main([*flags(study), "-r", "means", "-c", "0"])
+    rep.main([*flags(study), "-r", "means", "-c", "0", "--num-inputs", "40"])
     table = results.load_long_table("results").query("measure == 'means'")
     drawn = torch.tensor(pd.read_csv("results/indices/digits/indices_0.csv")["0"].tolist())
     reps = [forward(study, arch, own_images()[0][drawn])[0] for arch in ARCHS[:2]]

@@ -1,6 +1,5 @@
 """Measures from canonical correlations, SVCCA and PWCCA: (N, D_a), (N, D_b) -> similarity in [0, 1], 1 = alike."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -80,9 +79,7 @@ class PrincipalComponents(Preparation):
 
     def prepare(self, rep: Rep) -> Components:
         centered = Center(double=True).prepare(rep)
-        if centered.square_norm == 0:
-            raise ValueError("canonical correlations are not defined: the representation is constant")
-        rows = torch.cat(list(centered.blocks())) / math.sqrt(centered.square_norm)
+        rows = centered.scaled_rows("canonical correlations are")
         if len(rows) >= centered.width:
             values, vectors = torch.linalg.eigh(product(rows.T, rows))
             vectors = product(rows, vectors)

@@ -67,9 +67,7 @@ class Whiten(Preparation):
         n, width = centered.rows.shape
         if n < width:
             raise ValueError(f"GULP needs at least as many images as columns, got {n} images and {width} columns")
-        if centered.square_norm == 0:
-            raise ValueError("GULP is not defined: the representation is constant")
-        rows = torch.cat(list(centered.blocks())) / math.sqrt(centered.square_norm)  # now S = X'X
+        rows = centered.scaled_rows("GULP is")  # now S = X'X
         rows = whitened(rows, self.ridge, centered.rounding) * math.sqrt(n)
         own = product(rows.T, rows).square().sum().item() / n**2  # not from the eigenvalues: exactly that of the rows
         return Whitened(Centered(rows, None, rows.square().sum(dim=1)), own)

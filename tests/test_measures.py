@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from oracles import ORACLES, related, rotation
+from oracles import related, rotation
 
 from univ import measures
 from univ.measures import (
@@ -111,26 +111,7 @@ def test_without_centring_translation_matters(key, pair):
     assert measure(x + 3, y) != pytest.approx(measure(x, y), abs=1e-3)
 
 
-# The slow definitions, with other settings than in test_measures_hard.py
-
-
-@pytest.mark.parametrize("alpha", [0, 0.3, 1])
-@pytest.mark.parametrize("center", [True, False])
-def test_shape_settings_agree_with_the_definition(alpha, center, pair):
-    expected = oracles.shape(*(rep.numpy() for rep in pair), alpha, center)
-    assert measures.shape_distance(*pair, alpha=alpha, center=center) == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("key", "settings"),
-    [
-        ("cos", {"center": False}),
-        *(("proc", {"center": center, "normalize": normalize}) for center, normalize in ((0, 1), (1, 0), (0, 0))),
-    ],
-)
-def test_settings_agree_with_the_definition(key, settings, pair):
-    expected = ORACLES[key](*(rep.numpy() for rep in pair), **settings)
-    assert make(key, **settings)(*pair) == pytest.approx(expected, rel=1e-6)
+# Neighbours against the slow definition; the scores are in test_measures_hard.py
 
 
 @pytest.mark.parametrize("published", [False, True])

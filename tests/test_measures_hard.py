@@ -6,6 +6,7 @@ small values. Where float64 itself loses the definition, scores need only be fin
 
 import math
 import warnings
+from functools import partial
 
 import oracles
 import pytest
@@ -58,17 +59,22 @@ def near(distance):
     return x, x + distance * noise
 
 
+def scaled(scale):
+    x, y = related()
+    return scale * x, y
+
+
 HARD = {
-    **{name: (lambda shape: related(**shape), shape) for name, shape in SHAPES.items()},
-    **{f"one image {d:g} away": (far, d) for d in (100, 1e4, 1e5)},
-    **{f"the same image {d:g} away in both": (lambda d: far(d, other=3), d) for d in (100, 1e4, 1e5)},
-    **{f"different images {d:g} away": (lambda d: far(d, other=40), d) for d in (1e4, 1e5)},
-    **{f"wide, one image {d:g} away": (lambda d: far(d, n=20, p=45, q=31), d) for d in (1e4, 1e5)},
-    **{f"spectrum i^{power}": (spectrum, power) for power in (-0.5, -1, -1.5, -2)},
-    **{f"wide, spectrum i^{power}": (lambda power: spectrum(power, 30, 200), power) for power in (-0.5, -2)},
-    **{f"rotated, spectrum i^{power}": (lambda power: turned(spectrum(power)[0]), power) for power in (-0.5, -1, -2)},
-    **{f"{d:g} apart": (near, d) for d in (1e-2, 1e-4, 1e-6)},
-    **{f"values of {s:g}": (lambda s: (s * related()[0], related()[1]), s) for s in (1e-30, 1e-20, 1e20, 1e30)},
+    **{name: partial(related, **shape) for name, shape in SHAPES.items()},
+    **{f"one image {d:g} away": partial(far, d) for d in (100, 1e4, 1e5)},
+    **{f"the same image {d:g} away in both": partial(far, d, other=3) for d in (100, 1e4, 1e5)},
+    **{f"different images {d:g} away": partial(far, d, other=40) for d in (1e4, 1e5)},
+    **{f"wide, one image {d:g} away": partial(far, d, n=20, p=45, q=31) for d in (1e4, 1e5)},
+    **{f"spectrum i^{power}": partial(spectrum, power) for power in (-0.5, -1, -1.5, -2)},
+    **{f"wide, spectrum i^{power}": partial(spectrum, power, 30, 200) for power in (-0.5, -2)},
+    **{f"rotated, spectrum i^{power}": partial(turned, spectrum(power)[0]) for power in (-0.5, -1, -2)},
+    **{f"{d:g} apart": partial(near, d) for d in (1e-2, 1e-4, 1e-6)},
+    **{f"values of {scale:g}": partial(scaled, scale) for scale in (1e-30, 1e-20, 1e20, 1e30)},
 }
 
 
@@ -79,12 +85,32 @@ def test_every_measure_has_a_slow_definition():
 @pytest.mark.parametrize("case", HARD)
 @pytest.mark.parametrize("key", KEYS)
 def test_agrees_with_the_definition(key, case):
-    make, size = HARD[case]
-    x, y = make(size)
+    x, y = HARD[case]()
     if key in NEEDS_ROWS and len(x) < x.shape[1]:
         pytest.skip("not defined for fewer images than columns")
     score = CARDS[key].build(SETTINGS)(x, y)
     assert score == pytest.approx(ORACLES[key](x.numpy(), y.numpy()), abs=1e-6, rel=1e-6)
+
+
+LAMBDAS = [{"gulp_lambda": value} for value in (1e-12, 1e-6, 1e-3, 1)]
+SHAPES_OF = [{"alpha": alpha, "center": center} for alpha in (0, 0.3, 1) for center in (True, False)]
+OTHER_SETTINGS = [
+    ("gulp", LAMBDAS, ["tall", "low rank", "spectrum i^-2", "the same image 10000 away in both", "0.01 apart"]),
+    ("shape", SHAPES_OF[::2], ["0.01 apart", "0.0001 apart", "1e-06 apart", "rotated, spectrum i^-1"]),
+    ("shape", SHAPES_OF, ["tall"]),
+    ("cos", [{"center": False}], ["tall"]),
+    ("proc", [{"center": False}, {"normalize": False}, {"center": False, "normalize": False}], ["tall"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "settings", "case"),
+    [(key, one, case) for key, settings, cases in OTHER_SETTINGS for one in settings for case in cases],
+)
+def test_other_settings_agree_with_the_definition(key, settings, case):
+    x, y = HARD[case]()
+    expected = ORACLES[key](x.numpy(), y.numpy(), **settings)
+    assert CARDS[key].make(**settings)(x, y) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -150,31 +176,10 @@ def test_gulp_of_a_model_with_itself_is_zero(width, power):
         assert measures.gulp(*turned(x)) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("gulp_lambda", [1e-12, 1e-6, 1e-3, 1])
-@pytest.mark.parametrize(
-    "case", ["tall", "low rank", "spectrum i^-2", "the same image 10000 away in both", "0.01 apart"]
-)
-def test_gulp_with_a_ridge_agrees_with_the_definition(case, gulp_lambda):
-    make, size = HARD[case]
-    x, y = make(size)
-    expected = oracles.gulp(x.numpy(), y.numpy(), gulp_lambda)
-    assert measures.gulp(x, y, gulp_lambda=gulp_lambda) == pytest.approx(expected, rel=1e-6, abs=1e-6)
-
-
-@pytest.mark.parametrize("alpha", [0, 0.3, 1])
-@pytest.mark.parametrize("case", ["0.01 apart", "0.0001 apart", "1e-06 apart", "rotated, spectrum i^-1"])
-def test_shape_distance_of_near_models(case, alpha):
-    make, size = HARD[case]
-    x, y = make(size)
-    expected = oracles.shape(x.numpy(), y.numpy(), alpha)
-    assert measures.shape_distance(x, y, alpha=alpha) == pytest.approx(expected, abs=1e-6)
-
-
 @pytest.mark.parametrize("key", REP_STATISTICS)
 @pytest.mark.parametrize("case", ["tall", "one image 100000 away", "values of 1e-30", "values of 1e+30"])
 def test_statistics_agree_with_the_definition(key, case):
-    make, size = HARD[case]
-    x, _ = make(size)
+    x, _ = HARD[case]()
     assert REP_STATISTICS[key]()(x) == pytest.approx(ORACLES[key](x.numpy()), rel=1e-6)
 
 

@@ -3,9 +3,11 @@
 Needs torch (and NumPy, SciPy or gudhi where a measure does), and nothing else of this project:
 
     from univ.measures import cka, jaccard, procrustes
-    cka(x, y), procrustes(x, y), jaccard(x, y, k=10)      # x, y: tensors or arrays, row i from image i
+    cka(x, y), procrustes(x, y), jaccard(x, y, k=10)
 
-To compare many models, make a measure once and prepare each model once (`univ.compare` does it for whole sets):
+x and y are tensors or arrays (N, D_x) and (N, D_y), row i of both from the same image; other numbers of images, NaN and
+infinity are a ValueError. To compare many models, make a measure once and prepare each model once (`univ.compare` does
+it for whole sets):
 
     measure = REP_MEASURES["jacc"](k=10)
     prepared = [measure.prepare(rep) for rep in reps]

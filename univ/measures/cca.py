@@ -21,10 +21,7 @@ def svcca_measure(*, variance: float = 0.99) -> Measure:
         Sum of the canonical correlations over the smaller number of components, in [0, 1]; 1 = same subspaces.
         Unrelated models do not have 0: with r components about sqrt(r / N), which is why N should be far larger.
 
-    Raises:
-        ValueError: a constant representation.
-
-    Source: Raghu, Gilmer, Yosinski and Sohl-Dickstein, NeurIPS 2017.
+    Raises ValueError: a constant representation. Source: Raghu, Gilmer, Yosinski and Sohl-Dickstein, NeurIPS 2017.
     """
     return Measure(PrincipalComponents(variance), svcca_score)
 
@@ -40,11 +37,9 @@ def pwcca_measure() -> Measure:
         Similarity in [0, 1], 1 = the smaller model's columns are linear in the other's. As for `svcca`, unrelated
         models do not have 0.
 
-    Raises:
-        ValueError: a constant representation.
-
-    Source: Morcos, Raghu and Bengio, NeurIPS 2018, equation 2. Their released code leaves out an inverse root of the
-    covariance when it makes the canonical variables, so its weights, and scores, differ.
+    Raises ValueError: a constant representation. Source: Morcos, Raghu and Bengio, NeurIPS 2018, equation 2. Their
+    released code leaves out an inverse root of the covariance when it makes the canonical variables, so its weights,
+    and scores, differ.
     """
     return Measure(PrincipalComponents(1.0), pwcca_score)
 

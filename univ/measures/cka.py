@@ -45,10 +45,8 @@ def cka_measure(*, unbiased: bool = True, stream: bool = False) -> Measure:
         expectation (unbiased), so slightly negative values are right; they are not clamped. Nan, with an
         `UndefinedScore` warning, if a representation has no variance to compare.
 
-    Raises:
-        ValueError: fewer than 4 images.
-
-    Source: Kornblith et al., ICML 2019; HSIC_1: Song et al., JMLR 2012; Nguyen, Raghu and Kornblith, ICLR 2021.
+    Raises ValueError: fewer than 4 images. Source: Kornblith et al., ICML 2019; HSIC_1: Song et al., JMLR 2012; Nguyen,
+    Raghu and Kornblith, ICLR 2021.
     """
     return Measure(Center(stream=stream), unbiased_cka if unbiased else biased_cka)
 
@@ -71,11 +69,9 @@ def rbf_cka_measure(*, bandwidth: float = 1.0) -> Measure:
         Similarity of at most 1; 0 in expectation for unrelated models. Nan, with an `UndefinedScore` warning, if a
         self-HSIC is not positive.
 
-    Raises:
-        ValueError: fewer than 4 images, half of the images equal.
-
-    Source: Kornblith et al., ICML 2019, section 5; unbiased as `cka`. The kernel matrices are made again, in blocks,
-    for each pair: N^2 (D_x + D_y) operations and no N x N matrix.
+    Raises ValueError: fewer than 4 images, half of the images equal. Source: Kornblith et al., ICML 2019, section 5;
+    unbiased as `cka`. The kernel matrices are made again, in blocks, for each pair: N^2 (D_x + D_y) operations and no N
+    x N matrix.
     """
     return Measure(GaussianKernel(bandwidth), rbf_score)
 

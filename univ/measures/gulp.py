@@ -29,10 +29,8 @@ def gulp_measure(*, gulp_lambda: float = 0.0) -> Measure:
         Distance >= 0; 0 is "equal up to rotation and scale", at lambda = 0 "up to any invertible linear map", where
         unrelated models have D_x + D_y (their ranks).
 
-    Raises:
-        ValueError: fewer images than columns, a constant representation, a negative lambda.
-
-    Source: Boix-Adserà, Lawrence, Stepaniants and Rigollet, NeurIPS 2022. Squared, as in the study.
+    Raises ValueError: fewer images than columns, a constant representation, a negative lambda. Source: Boix-Adserà,
+    Lawrence, Stepaniants and Rigollet, NeurIPS 2022. Squared, as in the study.
     """
     return Measure(Whiten(gulp_lambda), gulp_score)
 

@@ -19,9 +19,10 @@ from univ import results
 from univ.compare.scoring import FAILURES, to_device
 from univ.measures import REP_MEASURES, Measure, Pair, UndefinedScore, build
 from univ.measures.base import as_tensor, full_precision
+from univ.measures.cards import in_study
 from univ.measures.cka import normalized, unbiased_hsics
 
-MEASURES = ("cka", "proc", "rtd", "jacc")
+MEASURES = in_study("reps")
 KS = (10, 50, 100)
 PERCENTS = (10.0, 1.0, 0.5)
 REPEATS = 10

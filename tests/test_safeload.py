@@ -164,6 +164,26 @@ def test_records_of_numbers_are_read(protocol, label):
     assert getattr(found, "dtype", None) == getattr(label, "dtype", None)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_containers_in_a_pickle_are_read(protocol):
+    shared = [1, "é", 2.5, None, True, 1 << 70]
+    value = {
+        "list": shared,
+        "again": (shared, ()),
+        b"bytes": {1: {"a": {}}},
+        (1, "b"): bytearray(b"\0\xff"),
+        None: b"\xff",
+    }
+    if protocol >= 4:  # older protocols name them, as in the test of foreign objects
+        value |= {"set": {1, "a", (2, 3)}, "frozen": frozenset([1, b"c"])}
+    if protocol < 5:
+        del value[1, "b"]  # by a call of bytearray
+    found = unpickle_allowed(pickle.dumps(value, protocol=protocol), what="record")
+    assert found == value and list(found) == list(value) and found["list"] is found["again"][0]
+    for name in found:
+        assert type(found[name]) is type(value[name])
+
+
 @pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
 def test_both_names_of_numpys_core_are_known_and_both_byte_orders(core):
     data = pickle.dumps((b"x", np.arange(3, dtype=">i4")), protocol=2)

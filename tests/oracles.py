@@ -1,11 +1,12 @@
 """Slow, literal float64 transcriptions of the definitions, sharing no code with the fast forms they check.
 
-In: NumPy arrays of the same images; out: the score. Loops and n x n matrices throughout. At the end, `ORACLES` of the
-representational measures, and views of the same points to compare them on.
+In: NumPy arrays of the same images; out: the score. Loops and n x n matrices throughout. At the end, `ORACLES`, one for
+each measure, and views of the same points to compare them on.
 """
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import scipy.linalg
@@ -13,6 +14,8 @@ import scipy.sparse.csgraph
 import scipy.spatial
 import scipy.stats
 import torch
+
+from univ.measures import Outputs
 
 
 def _center(x, center=True):
@@ -240,7 +243,7 @@ def rtd_lite(x, y):
 
 def error_consistency(a, b, labels):
     right = [[int(i == label) for i, label in zip(preds, labels)] for preds in (a, b)]
-    return kappa(*right, 2)
+    return kappa(*right)
 
 
 def capa(a, b, labels):
@@ -299,7 +302,8 @@ def normalized_disagreement(a, b, labels):
     return (disagreement(a, b) - least) / (min(e1 + e2, 1) - least)
 
 
-def kappa(a, b, num_classes):
+def kappa(a, b):
+    num_classes = max(*a, *b) + 1
     table = np.zeros((num_classes, num_classes))
     for i, j in zip(a, b):
         table[i, j] += 1 / len(a)
@@ -331,25 +335,57 @@ def discrepancy(predictions):
     return max(disagreement(a, b) for a, b in itertools.combinations(predictions, 2))
 
 
-ORACLES = {  # key -> definition, and the settings with which the measure is compared with it at 60 images
-    "cka": (cka, {}),
-    "proc": (procrustes, {}),
-    "jacc": (jaccard, {"k": 7}),
-    "rank": (rank_similarity, {"k": 7}),
-    "rank_jacc": (joint_similarity, {"k": 7}),
-    "gulp": (gulp, {}),
-    "rtd": (rtd, {"batch": 60}),
-    "cos": (second_order_cosine, {}),
-    "shape": (shape, {}),
-    "mutual_knn": (mutual_knn, {"k": 7}),
-    "cknna": (cknna, {"k": 7}),
-    "cka_biased": (cka_biased, {}),
-    "cka_rbf": (rbf_cka, {}),
-    "linreg": (linear_predictivity, {}),
-    "svcca": (svcca, {}),
-    "pwcca": (pwcca, {}),
-    "rsa": (rsa, {}),
-    "rtd_lite": (rtd_lite, {"batch": 60}),
+def _of_outputs(definition, labels=False, predictions=True):
+    """A definition on predictions (or logits) as one on `Outputs`."""
+
+    def oracle(a, b):
+        logits = [np.asarray(output.logits) for output in (a, b)]
+        values = [value.argmax(axis=1) for value in logits] if predictions else logits
+        return definition(*values, *([np.asarray(a.labels)] if labels else []))
+
+    return oracle
+
+
+K = 7  # neighbours, of 60 images
+SETTINGS = {"knn": K, "neighbors": K, "batch": 60, "trials": 2}  # as `Card.build` takes them
+ORACLES = {  # key -> definition, with these settings
+    "mag": magnitude,
+    "con": concentricity,
+    "cka": cka,
+    "proc": procrustes,
+    "jacc": partial(jaccard, k=K),
+    "rank": partial(rank_similarity, k=K),
+    "rank_jacc": partial(joint_similarity, k=K),
+    "gulp": gulp,
+    "rtd": rtd,
+    "cos": second_order_cosine,
+    "shape": shape,
+    "mutual_knn": partial(mutual_knn, k=K),
+    "cknna": partial(cknna, k=K),
+    "cka_biased": cka_biased,
+    "cka_rbf": rbf_cka,
+    "linreg": linear_predictivity,
+    "svcca": svcca,
+    "pwcca": pwcca,
+    "rsa": rsa,
+    "rtd_lite": rtd_lite,
+    "dis": _of_outputs(disagreement),
+    "norm": _of_outputs(normalized_disagreement, labels=True),
+    "kappa": _of_outputs(kappa),
+    "jsd": _of_outputs(jsd, predictions=False),
+    "churn": _of_outputs(partial(churn, alpha=1), predictions=False),
+    "amb": ambiguity,
+    "disc": discrepancy,
+    "error_consistency": _of_outputs(error_consistency, labels=True),
+    "capa": _of_outputs(capa, labels=True, predictions=False),
+}
+
+
+SHAPES = {
+    "tall": {"n": 60, "p": 12, "q": 9},
+    "wide": {"n": 20, "p": 45, "q": 31},
+    "one wide": {"n": 20, "p": 45, "q": 9},
+    "low rank": {"n": 60, "p": 30, "q": 40, "noise": 0},
 }
 
 
@@ -367,3 +403,11 @@ def related(n=60, p=12, q=9, noise=0.5, seed=0, dtype=torch.float32):
 
 def rotation(width, seed=1):
     return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)).double()).Q
+
+
+def outputs(n=80, classes=5, count=2, seed=0):
+    """Outputs of models that are right about two times in three, each in its own way."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=generator)
+    signal = 1.5 * torch.nn.functional.one_hot(labels, classes)
+    return [Outputs(signal + torch.randn(n, classes, generator=generator), labels) for _ in range(count)]

@@ -1,13 +1,12 @@
 """Drivers: tables by model name, shared work, baselines, failures by name, subgroups by agreement."""
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections import Counter
 
 import numpy as np
 import oracles
-import pandas as pd
 import pytest
 import scipy.stats
 import torch
@@ -26,6 +25,10 @@ from univ.measures import (
 )
 
 NAMES = ["vgg", "resnet", "densenet"]
+pairwise, rowwise, stir, subgroups = (
+    functools.partial(driver, quiet=True)
+    for driver in (compare.pairwise, compare.rowwise, compare.stir, compare.subgroups)
+)
 
 
 def representations(n=50, seed=0, names=NAMES):
@@ -42,20 +45,18 @@ def make(*keys, **settings):
 
 
 class CountingReps(dict):
-    """Counts how often each representation is read."""
+    """Counts how often representations are read."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.reads = Counter()
+    reads = 0
 
     def __getitem__(self, name):
-        self.reads[name] += 1
+        self.reads += 1
         return super().__getitem__(name)
 
 
 def test_pairwise_scores_every_pair_as_the_functions_do():
     reps = representations()
-    found = compare.pairwise(reps, make("cka", "proc", "jacc", "mag"), quiet=True)
+    found = pairwise(reps, make("cka", "proc", "jacc", "mag"))
     for name, function in {"cka": measures.cka, "proc": measures.procrustes}.items():
         scores = found[name].scores
         assert list(scores.index) == list(scores.columns) == NAMES
@@ -69,17 +70,14 @@ def test_pairwise_scores_every_pair_as_the_functions_do():
 def test_a_representation_is_read_once_per_preparation_and_finished_measures_are_reported_at_once():
     reps = CountingReps(representations())
     order = []
-    compare.pairwise(
-        reps, make("cka", "jacc", "proc", "rank"), quiet=True,
-        on_result=lambda comparison: order.append((comparison.name, sum(reps.reads.values()))),
-    )  # fmt: skip
+    pairwise(reps, make("cka", "jacc", "proc", "rank"), on_result=lambda each: order.append((each.name, reps.reads)))
     assert order == [("cka", 3), ("proc", 3), ("jacc", 6), ("rank", 6)]
 
 
 def test_permutation_baseline():
     reps = representations()
-    found = compare.pairwise(reps, make("cka", "jacc"), permutations=4, seed=1, quiet=True)
-    alone = compare.pairwise({name: reps[name] for name in NAMES[:2]}, make("cka"), permutations=4, seed=1, quiet=True)
+    found = pairwise(reps, make("cka", "jacc"), permutations=4, seed=1)
+    alone = pairwise({name: reps[name] for name in NAMES[:2]}, make("cka"), permutations=4, seed=1)
     cka = found["cka"]
     assert all(len(cell) == 4 for cell in cka.permuted.to_numpy().flatten())
     assert cka.permuted.at["vgg", "resnet"] == alone["cka"].permuted.at["vgg", "resnet"], "depends on the pair alone"
@@ -94,7 +92,7 @@ def test_permutation_baseline():
 
 
 def test_spread_over_trials_is_reported():
-    found = compare.pairwise(representations(), make("rtd", batch=20, trials=3), quiet=True)["rtd"]
+    found = pairwise(representations(), make("rtd", batch=20, trials=3))["rtd"]
     assert (found.spread.to_numpy()[np.triu_indices(3, 1)] > 0).all()
     assert (np.diag(found.spread) == 0).all()
     assert found.spread.equals(found.spread.T)
@@ -104,11 +102,7 @@ def test_rowwise_columns_are_the_models_whose_images_were_used():
     on_images_of = {source: representations(seed=i) for i, source in enumerate(NAMES)}
     asked = []
 
-    def inputs_of(source):
-        asked.append(source)
-        return on_images_of[source]
-
-    found = compare.rowwise(NAMES, inputs_of, make("cka", "jacc", "mag"), quiet=True)
+    found = rowwise(NAMES, lambda source: asked.append(source) or on_images_of[source], make("cka", "jacc", "mag"))
     assert asked == NAMES
     scores = found["cka"].scores
     for source, other in itertools.permutations(NAMES, 2):
@@ -123,12 +117,12 @@ def test_stir_compares_a_model_with_itself_on_targets_and_on_inverted_images():
     targets = representations()
     inverted_through = {source: representations(seed=i + 1) for i, source in enumerate(NAMES)}
     inverted_through["vgg"]["vgg"] = 2 * targets["vgg"]  # perfect inversion
-    found = compare.stir(targets, inverted_through.__getitem__, quiet=True)
+    found = stir(targets, inverted_through.__getitem__)
     assert found.name == "stir"
     assert found.scores.loc["vgg", "vgg"] == pytest.approx(1)
     expected = measures.cka(targets["resnet"], inverted_through["vgg"]["resnet"])
     assert found.scores.loc["resnet", "vgg"] == pytest.approx(expected, abs=1e-12)
-    short = compare.stir(targets, lambda source: representations(40), quiet=True)
+    short = stir(targets, lambda source: representations(40))
     assert short.failure.startswith("vgg on the images of vgg: a comparison needs the same images")
 
 
@@ -136,54 +130,34 @@ def test_stir_compares_a_model_with_itself_on_targets_and_on_inverted_images():
 
 
 def test_p_values_and_calibrated_scores_by_hand():
-    found = compare.pairwise(representations(), make("cka", "proc"), permutations=19, quiet=True)
+    null = np.array([*range(18), 30.0])
+    assert uncertainty.p_value(40, null) == 1 / 20, "closer than every permutation"
+    assert uncertainty.p_value(16, null) == 4 / 20, "16, 17 and 30 are as close, and itself"
+    assert uncertainty.calibrated(40, null, 100, 0.95) == (40 - 30) / (100 - 30)  # the 19th of 20: ceil(0.95 * 20)
+    assert uncertainty.calibrated(20, null, 100, 0.95) == 0
+
+
+def test_p_values_and_calibrated_scores_are_of_each_pair():
+    found = pairwise(representations(), make("cka", "proc"), permutations=19)
     for name, sign in (("cka", 1), ("proc", -1)):
-        comparison = found[name]
-        null = np.array(comparison.permuted.at["vgg", "resnet"])
-        score = comparison.scores.at["vgg", "resnet"]
-        assert comparison.p_values.at["vgg", "resnet"] == 1 / 20, "closer than every permutation"
-        threshold = sign * np.sort(sign * np.array([*null, score]))[18]  # the 19th of 20: ceil(0.95 * 20)
-        expected = (score - threshold) / (comparison.measure.self_score - threshold)
-        assert comparison.calibrated().at["vgg", "resnet"] == pytest.approx(expected)
-        assert 0 < expected < 1
+        comparison, cell = found[name], ("vgg", "resnet")
+        null, best = np.array(comparison.permuted.at[cell]), comparison.measure.self_score
+        expected = uncertainty.calibrated(sign * comparison.scores.at[cell], sign * null, sign * best, 0.95)
+        assert comparison.calibrated().at[cell] == expected and 0 < expected < 1
+        assert comparison.p_values.at[cell] == 1 / 20
         assert np.isnan(np.diag(comparison.p_values)).all()
-        comparison.scores.at["vgg", "resnet"] = null[3]  # not counting itself, as many as are closer
-        closer = np.sum(sign * null >= sign * null[3])
-        assert comparison.p_values.at["vgg", "resnet"] == (1 + closer) / 20
-        if closer > 1:
-            assert comparison.calibrated().at["vgg", "resnet"] == 0
-    assert compare.pairwise(representations(), make("cka"), quiet=True)["cka"].p_values is None
+    assert pairwise(representations(), make("cka"))["cka"].p_values is None
     linear = build(MORE_REP_MEASURES, ["linreg"])
-    found = compare.pairwise(representations(), linear, permutations=3, quiet=True)["linreg"]
     with pytest.raises(ValueError, match="no fixed score"):
-        found.calibrated()
+        pairwise(representations(), linear, permutations=3)["linreg"].calibrated()
 
 
 @pytest.mark.parametrize("k", [10, 19, 99])
 def test_exchangeable_scores_are_calibrated_above_zero_in_at_most_5_percent(k):
     """Of 1000 draws of a score and its null; with a quantile of the null alone it is 12 % at k = 10."""
-    generator = np.random.default_rng(0)
-    above = 0
-    for _ in range(1000):
-        scores = pd.DataFrame(0.1 * generator.normal(), index=NAMES[:1], columns=NAMES[1:2])
-        null = pd.DataFrame([[None]], index=NAMES[:1], columns=NAMES[1:2], dtype=object)
-        null.iat[0, 0] = list(0.1 * generator.normal(size=k))
-        found = compare.Comparison(make("cka")[0], scores, null).calibrated().iat[0, 0]
-        assert found >= 0
-        above += found > 0
-    assert above <= 50 + 3 * math.sqrt(1000 * 0.05 * 0.95)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("k", [10, 19, 99])
-def test_unrelated_models_are_calibrated_above_zero_in_at_most_5_percent(k):
-    generator = torch.Generator().manual_seed(0)
-    above = 0
-    for seed in range(400):
-        reps = {name: torch.randn(30, 5, generator=generator) for name in NAMES[:2]}
-        found = compare.pairwise(reps, make("cka"), permutations=k, seed=seed, quiet=True)["cka"]
-        above += found.calibrated().at["vgg", "resnet"] > 0
-    assert above <= 20 + 3 * math.sqrt(400 * 0.05 * 0.95)
+    draws = 0.1 * np.random.default_rng(0).normal(size=(1000, k + 1))
+    calibrated = np.array([uncertainty.calibrated(score, null, 1.0, 0.95) for score, *null in draws])
+    assert (calibrated >= 0).all() and (calibrated > 0).sum() <= 50 + 3 * math.sqrt(1000 * 0.05 * 0.95)
 
 
 def test_jackknife_groups_are_even_and_hold_each_image_once():
@@ -209,7 +183,7 @@ def test_a_measure_without_memory_is_reported_and_the_others_go_on(error, where)
     broken = Broken(error)
     cka, jacc = make("cka", "jacc")
     cka = dataclasses.replace(cka, **{where: broken if where == "prepare" else broken.prepare})
-    found = compare.pairwise(representations(), [cka, jacc], permutations=1, quiet=True)
+    found = pairwise(representations(), [cka, jacc], permutations=1)
     assert "out of memory: compare fewer images" in found["cka"].failure
     assert "GPU 0" not in found["cka"].failure
     assert found["jacc"].failure is None
@@ -217,29 +191,24 @@ def test_a_measure_without_memory_is_reported_and_the_others_go_on(error, where)
 
 def test_intervals_hold_the_score_and_grow_with_the_level():
     measures_ = make("cka", "jacc", "mag", "rtd", batch=20, trials=4)
-    at95 = compare.pairwise(representations(), measures_, ci=0.95, quiet=True)
-    at50 = compare.pairwise(representations(), measures_, ci=0.5, quiet=True)
+    at95 = pairwise(representations(), measures_, ci=0.95)
+    at50 = pairwise(representations(), measures_, ci=0.5)
     for name, wide in at95.items():
         narrow = at50[name]
         cells = [(0, "vgg")] if name == "mag" else [("vgg", "resnet"), ("resnet", "vgg")]
         for cell in cells:
-            assert (
-                wide.low.at[cell]
-                < narrow.low.at[cell]
-                < wide.scores.at[cell]
-                < narrow.high.at[cell]
-                < wide.high.at[cell]
-            )
+            ends = [table.at[cell] for table in (wide.low, narrow.low, wide.scores, narrow.high, wide.high)]
+            assert sorted(set(ends)) == ends
     assert (np.diag(at95["cka"].low) == 1).all()
-    assert compare.pairwise(representations(), measures_, quiet=True)["cka"].low is None
+    assert pairwise(representations(), measures_)["cka"].low is None
     with pytest.raises(ValueError, match="between 0 and 1"):
-        compare.pairwise(representations(), measures_, ci=95, quiet=True)
+        pairwise(representations(), measures_, ci=95)
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
     """`mag` of one column is the absolute mean: leaving one image out gives the textbook standard error."""
     x = torch.randn(20, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
-    found = compare.pairwise({"model": x}, make("mag"), ci=0.95, quiet=True)["mag"]
+    found = pairwise({"model": x}, make("mag"), ci=0.95)["mag"]
     half = scipy.stats.t.ppf(0.975, 19) * x.std().item() / math.sqrt(20)
     assert found.low.at[0, "model"] == pytest.approx(x.mean().item() - half)
     assert found.high.at[0, "model"] == pytest.approx(x.mean().item() + half)
@@ -247,7 +216,7 @@ def test_jackknife_of_a_mean_is_its_standard_error():
 
 def test_intervals_of_predictions_and_of_inverted_images():
     registry = {**FUNC_MEASURES, **MORE_FUNC_MEASURES, **FUNC_STATISTICS}
-    found = compare.pairwise(outputs(400), build(registry, registry), ci=0.95, quiet=True)
+    found = pairwise(outputs(400), build(registry, registry), ci=0.95)
     for name, comparison in found.items():
         cell = ("vgg", "resnet") if name in {**FUNC_MEASURES, **MORE_FUNC_MEASURES} else (0, name)
         assert comparison.low.at[cell] <= comparison.scores.at[cell] <= comparison.high.at[cell], name
@@ -256,15 +225,13 @@ def test_intervals_of_predictions_and_of_inverted_images():
     share = dis.scores.at["vgg", "resnet"]
     error = 1.96 * math.sqrt(share * (1 - share) / 400)
     assert dis.high.at["vgg", "resnet"] - share == pytest.approx(error, rel=0.15)
-    rows = compare.rowwise(
-        NAMES, lambda source: representations(seed=len(source)), make("cka", "mag"), ci=0.9, quiet=True
-    )
+    rows = rowwise(NAMES, lambda source: representations(seed=len(source)), make("cka", "mag"), ci=0.9)
     assert (rows["cka"].low <= rows["cka"].scores).all().all()
     assert (rows["mag"].low < rows["mag"].high).all().all()
 
 
 def test_no_interval_says_why():
-    found = compare.pairwise(representations(21), build(REP_MEASURES, ["jacc"], k=20), ci=0.95, quiet=True)["jacc"]
+    found = pairwise(representations(21), build(REP_MEASURES, ["jacc"], k=20), ci=0.95)["jacc"]
     assert found.failure is None
     assert found.scores.at["vgg", "resnet"] == 1
     assert math.isnan(found.low.at["vgg", "resnet"])
@@ -286,16 +253,13 @@ def test_coverage_of_95_percent_intervals(key):
         }
 
     measure = build({**REP_MEASURES, **FUNC_MEASURES}, [key], k=15)[0]
-    settings = {"quiet": True}
     if key == "jacc":  # its expectation depends on N: the truth is the mean over samples of that size
-        truth = np.mean(
-            [compare.pairwise(sample(300), [measure], **settings)[key].scores.at["a", "b"] for _ in range(100)]
-        )
+        truth = np.mean([pairwise(sample(300), [measure])[key].scores.at["a", "b"] for _ in range(100)])
     else:
-        truth = compare.pairwise(sample(20_000), [measure], **settings)[key].scores.at["a", "b"]
+        truth = pairwise(sample(20_000), [measure])[key].scores.at["a", "b"]
     hits = 0
     for _ in range(100):
-        found = compare.pairwise(sample(300), [measure], ci=0.95, **settings)[key]
+        found = pairwise(sample(300), [measure], ci=0.95)[key]
         hits += found.low.at["a", "b"] <= truth <= found.high.at["a", "b"]
     assert hits >= 88  # jacc covers 99 %: each group left out also moves the k-th neighbours of the images that stay
 
@@ -310,13 +274,13 @@ def outputs(n=60, seed=0):
 def test_functional_measures_and_statistics_of_the_set():
     models = outputs()
     registry = {**FUNC_MEASURES, **FUNC_STATISTICS}
-    found = compare.pairwise(models, build(registry, registry), permutations=2, quiet=True)
+    found = pairwise(models, build(registry, registry), permutations=2)
     preds = {name: output.logits.argmax(1) for name, output in models.items()}
     assert found["dis"].scores.at["vgg", "resnet"] == measures.disagreement(preds["vgg"], preds["resnet"])
     assert found["amb"].scores.shape == found["disc"].scores.shape == (1, 1)
     assert found["amb"].scores.at[0, "amb"] == measures.ambiguity(list(preds.values()))
     assert found["disc"].scores.at[0, "disc"] == found["dis"].scores.max().max()
-    rows = compare.rowwise(NAMES, lambda source: outputs(seed=len(source)), build(registry, registry), quiet=True)
+    rows = rowwise(NAMES, lambda source: outputs(seed=len(source)), build(registry, registry))
     assert rows["amb"].scores.index.tolist() == [0]
     assert list(rows["amb"].scores.columns) == NAMES
     assert rows["amb"].scores.at[0, "vgg"] == found["amb"].measure(list(outputs(seed=3).values()))
@@ -325,25 +289,23 @@ def test_functional_measures_and_statistics_of_the_set():
 
 def test_a_failing_measure_is_reported_with_the_model_and_the_rest_go_on():
     reps = representations()
-    found = compare.pairwise(reps, build(REP_MEASURES, ["jacc", "cka"], k=50), quiet=True)
+    found = pairwise(reps, build(REP_MEASURES, ["jacc", "cka"], k=50))
     assert found["jacc"].failure.startswith("vgg: k=50 neighbours")
     assert found["cka"].failure is None
     reps["resnet"] = reps["resnet"].clone()
     reps["resnet"][4, 0] = math.nan
-    found = compare.pairwise(reps, make("cka", "jacc", "mag", "con"), quiet=True)
+    found = pairwise(reps, make("cka", "jacc", "mag", "con"))
     assert all(comparison.failure.startswith("resnet: the representation holds NaN") for comparison in found.values())
-    found = compare.rowwise(NAMES, lambda source: reps, make("cka"), quiet=True)
+    found = rowwise(NAMES, lambda source: reps, make("cka"))
     assert found["cka"].failure.startswith("resnet on the images of vgg: ")
     short = {**representations(), "resnet": representations(40)["resnet"]}
-    assert (
-        "vgg and resnet: a comparison needs the same images"
-        in compare.pairwise(short, make("cka"), quiet=True)["cka"].failure
-    )
+    failure = pairwise(short, make("cka"))["cka"].failure
+    assert "vgg and resnet: a comparison needs the same images" in failure
 
 
 def test_an_undefined_score_is_nan_with_a_note():
     reps = {**representations(), "resnet": torch.ones(50, 3)}
-    found = compare.pairwise(reps, make("cka", "proc"), quiet=True)
+    found = pairwise(reps, make("cka", "proc"))
     assert math.isnan(found["cka"].scores.at["vgg", "resnet"])
     assert not math.isnan(found["cka"].scores.at["vgg", "densenet"])
     assert found["cka"].notes[0].startswith("vgg and resnet: CKA is not defined")
@@ -352,9 +314,9 @@ def test_an_undefined_score_is_nan_with_a_note():
 
 def test_a_missing_model_and_a_measure_asked_for_twice_are_errors():
     with pytest.raises(ValueError, match="the images of vgg lack the models densenet"):
-        compare.rowwise(NAMES, lambda source: representations(names=NAMES[:2]), make("cka"), quiet=True)
+        rowwise(NAMES, lambda source: representations(names=NAMES[:2]), make("cka"))
     with pytest.raises(ValueError, match="once"):
-        compare.pairwise(representations(), make("cka", "cka"), quiet=True)
+        pairwise(representations(), make("cka", "cka"))
 
 
 # Subgroups
@@ -370,7 +332,7 @@ def agreeing(n=200, share=0.7, seed=0):
 
 def test_subgroups_score_each_group_by_itself():
     reps, preds = agreeing()
-    table = compare.subgroups(reps, preds, ["cka", "proc", "jacc"], quiet=True)
+    table = subgroups(reps, preds, ["cka", "proc", "jacc"])
     assert list(table.columns) == subgroup_scores.COLUMNS
     assert len(table) == 3 * 2 * (1 + 1 + 6)
     agree = preds["vgg"] == preds["resnet"]
@@ -392,7 +354,7 @@ def test_subgroups_score_each_group_by_itself():
 
 def test_subgroups_published_adds_the_hsics_of_agreeing_images():
     reps, preds = agreeing()
-    table = compare.subgroups(reps, preds, ["cka", "jacc"], published=True, quiet=True)
+    table = subgroups(reps, preds, ["cka", "jacc"], published=True)
     pair = table[(table.model1 == "vgg") & (table.model2 == "resnet")]
     agree = preds["vgg"] == preds["resnet"]
     hsics = np.zeros(3)
@@ -408,18 +370,18 @@ def test_subgroups_published_adds_the_hsics_of_agreeing_images():
 
 def test_size_matched_groups_have_the_size_of_the_smaller():
     reps, preds = agreeing()
-    table = compare.subgroups(reps, preds, ["jacc", "cka"], size_matched=True, quiet=True)
+    table = subgroups(reps, preds, ["jacc", "cka"], size_matched=True)
     assert table.groupby(["model1", "model2"]).n.nunique().eq(1).all()
     smaller = table[(table.pred_type == "disagree") & (table.k == 10)]
     larger = table[(table.pred_type == "agree") & (table.k == 10)]
     assert smaller.spread.abs().max() < 1e-12, "the smaller group is always the same images"
     assert (larger.spread > 0).all()
-    assert table.equals(compare.subgroups(reps, preds, ["jacc", "cka"], size_matched=True, quiet=True))
+    assert table.equals(subgroups(reps, preds, ["jacc", "cka"], size_matched=True))
 
 
 def test_subgroups_too_small_say_why():
     reps, preds = agreeing(share=1.0)
-    table = compare.subgroups(reps, preds, ["cka", "proc", "jacc", "rtd"], workers=1, quiet=True)
+    table = subgroups(reps, preds, ["cka", "proc", "jacc", "rtd"], workers=1)
     empty = table[table.pred_type == "disagree"]
     assert (empty.n == 0).all()
     assert empty.score.isna().all()
@@ -430,10 +392,10 @@ def test_subgroups_too_small_say_why():
 def test_subgroups_of_some_pairs_and_errors():
     reps, preds = agreeing()
     pairs = [("vgg", "densenet"), ("resnet", "densenet")]
-    table = compare.subgroups(reps, preds, ["cka", "proc"], pairs=pairs, quiet=True)
+    table = subgroups(reps, preds, ["cka", "proc"], pairs=pairs)
     assert len(table) == 2 * 4 and set(zip(table.model1, table.model2)) == set(pairs)
-    assert compare.subgroups(reps, preds, ["proc"], pairs=[], quiet=True).empty
+    assert subgroups(reps, preds, ["proc"], pairs=[]).empty
     with pytest.raises(ValueError, match="choose from cka, proc, rtd, jacc"):
-        compare.subgroups(reps, preds, ["mag"])
+        subgroups(reps, preds, ["mag"])
     with pytest.raises(ValueError, match="same images"):
-        compare.subgroups(reps, {name: pred[:-1] for name, pred in preds.items()}, ["cka"], quiet=True)
+        subgroups(reps, {name: pred[:-1] for name, pred in preds.items()}, ["cka"])

@@ -5,24 +5,12 @@ FakeTensorMode carries no measure past its check for NaN, whose answer depends o
 
 import pytest
 import torch
+from oracles import SETTINGS, outputs, related
 from pretend_cuda import Pretend, PretendCuda
 
 from univ import compare
 from univ.compare import uncertainty
-from univ.measures import (
-    FUNC_MEASURES,
-    FUNC_STATISTICS,
-    MORE_FUNC_MEASURES,
-    MORE_REP_MEASURES,
-    REP_MEASURES,
-    REP_STATISTICS,
-    Outputs,
-    build,
-)
-
-REP = {**REP_MEASURES, **MORE_REP_MEASURES}
-FUNC = {**FUNC_MEASURES, **MORE_FUNC_MEASURES}
-SETTINGS = {"k": 7, "neighbors": 7, "batch": 40, "trials": 2}
+from univ.measures import CARDS, Outputs
 
 
 @pytest.fixture(autouse=True)
@@ -32,24 +20,6 @@ def tf32():
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     yield
     torch.backends.cuda.matmul.fp32_precision = before
-
-
-def representations(n=60):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n, 12, generator=generator)
-    return {
-        "a": x,
-        "b": x[:, :9] + torch.randn(n, 9, generator=generator),
-        "c": torch.randn(n, 70, generator=generator),
-    }
-
-
-def outputs(n=80):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(4, (n,), generator=generator)
-    return {
-        name: (labels[:, None] == torch.arange(4)) + torch.randn(n, 4, generator=generator) for name in "abc"
-    }, labels
 
 
 def same(found, expected):
@@ -62,36 +32,35 @@ def same(found, expected):
                 assert mine.to_numpy() == pytest.approx(cpu.to_numpy(), abs=1e-6, rel=1e-6, nan_ok=True), (name, table)
 
 
-@pytest.mark.parametrize("key", REP)
+@pytest.mark.parametrize("key", [key for key, card in CARDS.items() if card.of == "reps" and card.pairs])
 @pytest.mark.parametrize("far", [0, 1e5])
 def test_representations_on_a_device(key, far):
-    reps = representations()
-    names = ("a", "b") if key == "gulp" else ("a", "b", "c")
-    reps = {name: reps[name].clone() for name in names}
+    reps = dict(zip("abc", [*related(), *related(p=70)[: key != "gulp"]]))
     for rep in reps.values():
         rep[3] += far
     settings = {"permutations": 1, "ci": 0.9 if key == "cka" else None, "quiet": True}
-    expected = compare.pairwise(reps, build(REP, [key], **SETTINGS), **settings)
+    expected = compare.pairwise(reps, [CARDS[key].build(SETTINGS)], **settings)
     with PretendCuda():
         here = {name: Pretend(rep) for name, rep in reps.items()}
-        same(compare.pairwise(here, build(REP, [key], **SETTINGS), **settings), expected)
+        same(compare.pairwise(here, [CARDS[key].build(SETTINGS)], **settings), expected)
         if far == 0:
-            same(compare.pairwise(reps, build(REP, [key], **SETTINGS), device="cuda:0", **settings), expected)
+            same(compare.pairwise(reps, [CARDS[key].build(SETTINGS)], device="cuda:0", **settings), expected)
 
 
-@pytest.mark.parametrize("registry", [FUNC, FUNC_STATISTICS, REP_STATISTICS])
-def test_predictions_and_statistics_on_a_device(registry, monkeypatch):
+@pytest.mark.parametrize("of", ["reps", "outputs"])
+def test_predictions_and_statistics_on_a_device(of, monkeypatch):
     monkeypatch.setattr(uncertainty, "BOOTSTRAP_DRAWS", 20)
-    logits, labels = outputs()
-    cpu, here = logits, {name: Pretend(values) for name, values in logits.items()}
-    if registry is not REP_STATISTICS:
-        cpu = {name: Outputs(values, labels) for name, values in cpu.items()}
-        here = {name: Outputs(values, Pretend(labels)) for name, values in here.items()}
+    cpu = dict(zip("abc", outputs(classes=4, count=3)))
+    here = {name: Outputs(Pretend(model.logits), Pretend(model.labels)) for name, model in cpu.items()}
+    if of == "reps":
+        cpu, here = ({name: model.logits for name, model in models.items()} for models in (cpu, here))
+    kinds = [[card for card in CARDS.values() if card.of == of and card.pairs == pairs] for pairs in (False, True)]
     settings = {"permutations": 2, "ci": 0.9, "quiet": True}
-    expected = compare.pairwise(cpu, build(registry, registry), **settings)
-    with PretendCuda():
-        same(compare.pairwise(here, build(registry, registry), **settings), expected)
-        same(compare.pairwise(cpu, build(registry, registry), device="cuda:0", **settings), expected)
+    for cards in kinds if of == "outputs" else kinds[:1]:
+        expected = compare.pairwise(cpu, [card.make() for card in cards], **settings)
+        with PretendCuda():
+            same(compare.pairwise(here, [card.make() for card in cards], **settings), expected)
+            same(compare.pairwise(cpu, [card.make() for card in cards], device="cuda:0", **settings), expected)
 
 
 def test_what_pretends_to_be_on_a_device_is_as_strict_as_one():

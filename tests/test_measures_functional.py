@@ -1,102 +1,78 @@
-"""Measures of predictions: properties over the registry, closed forms, values by hand, slow definitions."""
+"""Measures of predictions: properties over the registry, slow definitions, closed forms, values by hand."""
 
 import math
+from functools import partial
 
 import numpy as np
 import oracles
 import pytest
 import torch
+from oracles import ORACLES, outputs
 
 from univ import measures
-from univ.measures import FUNC_MEASURES, FUNC_STATISTICS, MORE_FUNC_MEASURES, Outputs, UndefinedScore
+from univ.measures import CARDS, FUNC_MEASURES, FUNC_STATISTICS, MORE_FUNC_MEASURES, Outputs, UndefinedScore
 
 REGISTRY = {**FUNC_MEASURES, **MORE_FUNC_MEASURES}
 KEYS = list(REGISTRY)
-
-
-def models(n=80, classes=5, count=2, seed=0):
-    """Outputs of models that are right about two times in three, each in its own way."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (n,), generator=generator)
-    signal = 1.5 * torch.nn.functional.one_hot(labels, classes)
-    return [Outputs(signal + torch.randn(n, classes, generator=generator), labels) for _ in range(count)]
-
-
-def predictions(output):
-    return np.asarray(output.logits).argmax(axis=1)
+ORDER = torch.randperm(80, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_self_score_symmetry_and_sense(key):
-    a, b = models()
+def test_scores_are_as_the_card_says(key):
+    a, b = outputs()
+    measure, card = REGISTRY[key](), CARDS[key]
+    if card.self_score is not None:
+        assert measure(a, a) == pytest.approx(card.self_score, abs=1e-12)
+    assert card.symmetric and measure(a, b) == pytest.approx(measure(b, a), abs=1e-12)
+    scores = [measure(a, b), measure(a, Outputs(a.logits + 0.3 * (b.logits - a.logits), a.labels))]
+    assert scores == sorted(scores, reverse=not card.larger_is_closer)
+    assert all(card.range[0] <= score <= card.range[1] for score in scores)
+
+
+NAMES = torch.tensor([4, 2, 0, 1, 3])  # of the classes
+TRANSFORMATIONS = {  # what a card can say that a measure does not see -> an example of it, on both models or the second
+    "classes": lambda a, b: [Outputs(model.logits[:, NAMES], NAMES.argsort()[model.labels]) for model in (a, b)],
+    "shift": lambda a, b: [a, Outputs(b.logits + torch.arange(80)[:, None], b.labels)],
+    "confidence": lambda a, b: [a, Outputs(3 * b.logits, b.labels)],
+}
+
+
+@pytest.mark.parametrize("change", TRANSFORMATIONS)
+@pytest.mark.parametrize("key", KEYS)
+def test_invariances_hold_and_others_fail(key, change):
+    a, b = outputs()
     measure = REGISTRY[key]()
-    if measure.self_score is not None:
-        assert measure(a, a) == pytest.approx(measure.self_score, abs=1e-12)
-    assert measure(a, b) == pytest.approx(measure(b, a), abs=1e-12)
-    near = Outputs(a.logits + 0.3 * (b.logits - a.logits), a.labels)
-    assert (measure(a, near) > measure(a, b)) == measure.larger_is_closer
+    changed = measure(*TRANSFORMATIONS[change](a, b))
+    assert (changed == pytest.approx(measure(a, b), abs=1e-4)) == (change in CARDS[key].invariances)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_order_of_images_and_kind_of_input_do_not_matter(key):
-    a, b = models()
+    a, b = outputs()
     measure = REGISTRY[key]()
-    expected = measure(a, b)
-    order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
-    shuffled = [Outputs(output.logits[order], output.labels[order]) for output in (a, b)]
-    assert measure(*shuffled) == pytest.approx(expected, abs=1e-12)
+    moved_a, moved_b = (Outputs(output.logits[ORDER], output.labels[ORDER]) for output in (a, b))
+    assert measure(moved_a, moved_b) == pytest.approx(measure(a, b), abs=1e-12)
     arrays = [Outputs(output.logits.numpy(), output.labels.numpy().astype(np.int32)) for output in (a, b)]
-    assert measure(*arrays) == expected
-    renamed = [
-        Outputs(output.logits[:, [4, 2, 0, 1, 3]], torch.tensor([2, 3, 1, 4, 0])[output.labels]) for output in (a, b)
-    ]
-    assert measure(*renamed) == pytest.approx(expected, abs=1e-12), "classes in another order"
-    shifted = [Outputs(output.logits + torch.arange(80)[:, None], output.labels) for output in (a, b)]
-    assert measure(*shifted) == pytest.approx(expected, abs=1e-4), "a constant added to an image's logits"
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_only_predictions_count_where_only_they_should(key):
-    a, b = models()
-    sharper = Outputs(3 * b.logits, b.labels)
-    measure = REGISTRY[key]()
-    same = measure(a, sharper) == pytest.approx(measure(a, b), abs=1e-9)
-    assert same == (key in {"dis", "norm", "kappa", "error_consistency"})
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_permuting_what_was_prepared(key):
-    a, b = models()
-    order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
-    measure = REGISTRY[key]()
-    moved = Outputs(b.logits[order], b.labels[order])
-    expected = measure(a, moved)
-    assert measure.compare(measure.prepare(a), measure.prepare(b).permute(order)) == pytest.approx(expected, abs=1e-12)
+    assert measure(*arrays) == measure(a, b)
+    permuted = measure.compare(measure.prepare(a), measure.prepare(b).permute(ORDER))
+    assert permuted == pytest.approx(measure(a, moved_b), abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_the_definition(seed):
-    outputs = models(count=4, seed=seed)
-    a, b = outputs[:2]
-    pa, pb = predictions(a), predictions(b)
-    expected = {
-        "dis": oracles.disagreement(pa, pb),
-        "norm": oracles.normalized_disagreement(pa, pb, a.labels.numpy()),
-        "kappa": oracles.kappa(pa, pb, 5),
-        "jsd": oracles.jsd(a.logits.numpy(), b.logits.numpy()),
-        "churn": oracles.churn(a.logits.numpy(), b.logits.numpy(), 1),
-        "error_consistency": oracles.error_consistency(pa, pb, a.labels.numpy()),
-        "capa": oracles.capa(a.logits.numpy(), b.logits.numpy(), a.labels.numpy()),
-    }
-    assert set(expected) == set(KEYS)
-    for key, value in expected.items():
-        assert REGISTRY[key]()(a, b) == pytest.approx(value, abs=1e-12), key
-    assert measures.churn(a.logits, b.logits, alpha=3) == pytest.approx(
-        oracles.churn(a.logits.numpy(), b.logits.numpy(), 3), abs=1e-12
-    )
-    preds = [predictions(output) for output in outputs]
-    assert FUNC_STATISTICS["amb"]()(outputs) == pytest.approx(oracles.ambiguity(preds), abs=1e-12)
-    assert FUNC_STATISTICS["disc"]()(outputs) == pytest.approx(oracles.discrepancy(preds), abs=1e-12)
+@pytest.mark.parametrize("key", [*KEYS, *FUNC_STATISTICS])
+def test_agrees_with_the_definition(key, seed):
+    models = outputs(count=4, seed=seed)
+    if key in FUNC_STATISTICS:
+        expected = ORACLES[key]([model.logits.argmax(dim=1).numpy() for model in models])
+        assert FUNC_STATISTICS[key]()(models) == pytest.approx(expected, abs=1e-12)
+    else:
+        assert REGISTRY[key]()(*models[:2]) == pytest.approx(ORACLES[key](*models[:2]), abs=1e-12)
+
+
+def test_churn_with_another_exponent_agrees_with_the_definition():
+    a, b = (output.logits for output in outputs())
+    expected = oracles.churn(a.numpy(), b.numpy(), 3)
+    assert measures.churn(a, b, alpha=3) == pytest.approx(expected, abs=1e-12)
 
 
 def test_jsd_of_disjoint_predictions_is_ln_2_even_where_float32_saturates():
@@ -106,10 +82,9 @@ def test_jsd_of_disjoint_predictions_is_ln_2_even_where_float32_saturates():
 
 
 def test_churn_of_sharp_confidence_is_disagreement():
-    a, b = models()
-    assert measures.churn(a.logits, b.logits, alpha=1e6) == pytest.approx(
-        measures.disagreement(predictions(a), predictions(b)), abs=1e-9
-    )
+    a, b = outputs()
+    different = measures.disagreement(a.logits.argmax(dim=1), b.logits.argmax(dim=1))
+    assert measures.churn(a.logits, b.logits, alpha=1e6) == pytest.approx(different, abs=1e-9)
 
 
 def test_kappa_by_hand():
@@ -144,43 +119,49 @@ def test_error_consistency_and_capa_by_hand():
     assert measures.capa(wrong, wrong, labels[:1]) == pytest.approx(1)
 
 
-def test_undefined_scores_say_why():
-    same = torch.zeros(4, dtype=torch.long)
-    with pytest.warns(UndefinedScore, match="same one class"):
-        assert math.isnan(measures.kappa(same, same))
-    with pytest.warns(UndefinedScore, match="leave no room"):
-        assert math.isnan(measures.normalized_disagreement(same, same, same))
-    with pytest.warns(UndefinedScore, match="always right"):
-        assert math.isnan(measures.error_consistency(same, same, same))
-    certain = torch.tensor([[1e3, 0.0]])
-    with pytest.warns(UndefinedScore, match="always right"):
-        assert math.isnan(measures.capa(certain, certain, torch.tensor([0])))
+@pytest.mark.parametrize(
+    ("measure", "inputs", "words"),
+    [
+        (measures.kappa, [torch.zeros(4).long()] * 2, "same one class"),
+        (measures.normalized_disagreement, [torch.zeros(4).long()] * 3, "leave no room"),
+        (measures.error_consistency, [torch.zeros(4).long()] * 3, "always right"),
+        (measures.capa, [torch.tensor([[1e3, 0.0]])] * 2 + [torch.tensor([0])], "always right"),
+    ],
+)
+def test_undefined_scores_say_why(measure, inputs, words):
+    with pytest.warns(UndefinedScore, match=words):
+        assert math.isnan(measure(*inputs))
 
 
-def test_wrong_input_is_an_error():
-    a, b = models()
-    for key in ("norm", "error_consistency", "capa"):
+A, B = outputs()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_missing_labels_and_nan_are_errors(key):
+    measure = REGISTRY[key]()
+    if key in ("norm", "error_consistency", "capa"):
         with pytest.raises(ValueError, match="needs labels"):
-            REGISTRY[key]()(a.logits, b.logits)
-    with pytest.raises(ValueError, match="80 and 70"):
-        measures.jsd(a.logits, b.logits[:70])
-    for function in (measures.jsd, measures.churn):
-        with pytest.raises(ValueError, match="same classes"):
-            function(a.logits, b.logits[:, :4])
-    broken = a.logits.clone()
+            measure(A.logits, B.logits)
+    broken = A.logits.clone()
     broken[5, 1] = math.nan
-    for key in KEYS:
-        with pytest.raises(ValueError, match="first in row 5"):
-            REGISTRY[key]()(Outputs(broken, a.labels), b)
-    with pytest.raises(ValueError, match="one column per class"):
-        measures.jsd(a.logits[0], b.logits[0])
-    with pytest.raises(ValueError, match="one class index per image"):
-        measures.disagreement(a.logits, b.logits)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        measures.kappa(torch.tensor([0, 2]), torch.tensor([0, 1]), num_classes=2)
-    with pytest.raises(ValueError, match="as many labels"):
-        REGISTRY["norm"]()(Outputs(a.logits, a.labels[:3]), b)
-    with pytest.raises(ValueError, match="at least two models"):
-        measures.ambiguity([torch.tensor([0])])
-    with pytest.raises(ValueError, match="same images"):
-        measures.discrepancy([torch.tensor([0]), torch.tensor([0, 1])])
+    with pytest.raises(ValueError, match="first in row 5"):
+        measure(Outputs(broken, A.labels), B)
+
+
+@pytest.mark.parametrize(
+    ("measure", "inputs", "words"),
+    [
+        (measures.jsd, (A.logits, B.logits[:70]), "80 and 70"),
+        (measures.jsd, (A.logits, B.logits[:, :4]), "same classes"),
+        (measures.churn, (A.logits, B.logits[:, :4]), "same classes"),
+        (measures.jsd, (A.logits[0], B.logits[0]), "one column per class"),
+        (measures.disagreement, (A.logits, B.logits), "one class index per image"),
+        (partial(measures.kappa, num_classes=2), (torch.tensor([0, 2]), torch.tensor([0, 1])), "between 0 and 1"),
+        (REGISTRY["norm"](), (Outputs(A.logits, A.labels[:3]), B), "as many labels"),
+        (measures.ambiguity, ([torch.tensor([0])],), "at least two models"),
+        (measures.discrepancy, ([torch.tensor([0]), torch.tensor([0, 1])],), "same images"),
+    ],
+)
+def test_wrong_input_is_an_error(measure, inputs, words):
+    with pytest.raises(ValueError, match=words):
+        measure(*inputs)

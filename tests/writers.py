@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -42,7 +43,7 @@ class Command:
     """
 
     main: Callable[[list[str]], None]
-    words: Callable[[Path], list[object]]
+    words: Callable[[Path], list[str]]
     again: tuple[str, ...] = ()
     old: dict[str, bytes] = field(default_factory=dict)
     volatile: tuple[str, ...] = ()
@@ -73,138 +74,76 @@ def make_inputs(root: Path) -> None:
 
 def commands(inputs: Path) -> dict[str, Command]:
     """Every command that writes, but the downloads."""
-    one, common = inputs / "cnns/digits/eps1/vgg11.pt", ["--device", "cpu", "--quiet"]
-    models = ["-d", "digits", "-m", "digits", "-o", "eps1", "--model-names", *ARCHS, "--model-dir", inputs / "cnns"]
-    models += ["--inverted-imgs-dir", inputs / "inverted", "--num-inputs", 20, "--workers", 0, *common]
-    train = ["--dataset", "digits", "-m", "vgg11", "-b", 256, "-e", 2, "-k", 1, "-w", 0, *common]
+    one, common = inputs / "cnns/digits/eps1/vgg11.pt", "--device cpu --quiet"
+    compare = f"-d digits -m digits -o eps1 --model-names {' '.join(ARCHS)} --model-dir {inputs}/cnns --num-inputs 20"
+    compare += f" --inverted-imgs-dir {inputs}/inverted --workers 0 {common} --results {{0}} --index-file-dir {{0}}/i"
+    train = f"--dataset digits -m vgg11 -b 256 -e 2 -k 1 -w 0 {common}"
+    invert = (
+        f"-d digits -m vgg11 -e eps1 -n 16 -u 100 --iterations 1 -b 8 --model-dir {one.parent} --workers 0 {common}"
+    )
     table = "model,dataset,acc,loss,trained_eps,attack_lr,attack_eps,timestamp\n"
+    page = table + "x" * (4090 - len(table)) + "\n"  # a page of the disk but 5 bytes
+    scores = "cka/standard/10000/digits/cka_eps1_0"
 
-    def compared(folder: Path) -> list[object]:
-        return [*models, "--results", folder, "--index-file-dir", folder / "indices"]
+    def command(main: Callable[[list[str]], None], words: str, *old: str, volatile: tuple[str, ...] = (), **more: Any):
+        """Words with {0} for the folder; `old` files are there before."""
+        before = {name: b"{}" if name.endswith(".json") else b"old" for name in old}
+        options = {"old": before, "volatile": volatile} | more
+        return Command(main, lambda folder: words.format(folder).split(), **options)
 
     return {
-        "train": Command(cifar10_training.main, lambda folder: [*train, "-s", folder], ("--resume",), volatile=("*",)),
-        "evaluate": Command(
+        "train": command(cifar10_training.main, f"{train} -s {{0}}", again=("--resume",), volatile=("*",)),
+        "evaluate": command(
             cifar10_training.main,
-            lambda folder: [*train, "-t", 0, "-v", one, "-p", 0, "--results-file", folder / "accuracy.csv"],
-            old={"accuracy.csv": (table + "x" * (4090 - len(table)) + "\n").encode()},  # a page of the disk but 5 bytes
+            f"{train} -t 0 -v {one} -p 0 --results-file {{0}}/accuracy.csv",
+            old={"accuracy.csv": page.encode()},
             volatile=("accuracy.csv",),
         ),
-        "invert": Command(
+        "invert": command(
             inversion.main,
-            lambda folder: [
-                "-d",
-                "digits",
-                "-m",
-                "vgg11",
-                "-e",
-                "eps1",
-                "-n",
-                16,
-                "-u",
-                100,
-                "--iterations",
-                1,
-                "-b",
-                8,
-                "--model-dir",
-                one.parent,
-                "-i",
-                folder,
-                "--workers",
-                0,
-                "--overwrite",
-                *common,
-            ],
-            old={"vgg11_eps1.pt": b"old", "vgg11_eps1.csv": b"old", "vgg11_eps1.png": b"old"},
+            f"{invert} {common} -i {{0}} --overwrite",
+            *("vgg11_eps1.pt", "vgg11_eps1.csv", "vgg11_eps1.png"),
             volatile=("*.json",),
         ),
-        "rep": Command(
+        "rep": command(
             rep.main,
-            lambda folder: [*compared(folder), "-r", "cka", "proc", "--ci", "--overwrite", "--cache-dir", folder / "c"],
-            old={
-                "cka/standard/10000/digits/cka_eps1_0.csv": b"old",
-                "cka/standard/10000/digits/cka_eps1_0.json": b"{}",
-            },
+            f"{compare} -r cka proc --ci --overwrite --cache-dir {{0}}/c",
+            *(f"{scores}.csv", f"{scores}.json"),
             volatile=("*.json", "c/*"),
         ),
-        "func": Command(
-            func.main,
-            lambda folder: [*compared(folder), "-f", "dis", "-i", 1, "--cache-dir", folder / "c"],
-            volatile=("*.json", "c/*"),
-        ),
-        "probe": Command(
+        "func": command(func.main, f"{compare} -f dis -i 1 --cache-dir {{0}}/c", volatile=("*.json", "c/*")),
+        "probe": command(
             train_probe.main,
-            lambda folder: [
-                "-m",
-                one,
-                "-d",
-                "digits",
-                "--epochs",
-                2,
-                "-w",
-                0,
-                "--num-probes",
-                2,
-                "--runs",
-                folder,
-                *common,
-            ],
+            f"-m {one} -d digits --epochs 2 -w 0 --num-probes 2 --runs {{0}} {common}",
             volatile=("*",),
         ),
-        "compare probes": Command(
+        "compare probes": command(
             compare_probes.main,
-            lambda folder: ["--runs", inputs / "runs", "--out", folder / "probes.csv", "--overwrite", *common],
-            old={"probes.csv": b"old", "probes.json": b"{}"},
+            f"--runs {inputs}/runs --out {{0}}/probes.csv --overwrite {common}",
+            *("probes.csv", "probes.json"),
             volatile=("*.json",),
         ),
-        "subgroups": Command(
+        "subgroups": command(
             subgroup_sim.main,
-            lambda folder: [
-                "--cache-dir",
-                inputs / "cache",
-                "--dataset",
-                "digits",
-                "--eps",
-                "eps1",
-                "--measures",
-                "cka",
-                "proc",
-                "--results",
-                folder,
-                "--workers",
-                0,
-                *common,
-            ],
+            f"--cache-dir {inputs}/cache --dataset digits --eps eps1 --measures cka proc --results {{0}} --workers 0 "
+            + common,
             volatile=("*.json",),
         ),
-        "plots": Command(
+        "plots": command(
             plots.main,
-            lambda folder: ["--results", inputs / "study", "--figs", folder, "--only", "rep_vs_pred_sim", "--quiet"],
-            old={"rep_vs_pred_digits_standard.pdf": b"old", "rep_vs_pred_digits_standard.png": b"old"},
+            f"--results {inputs}/study --figs {{0}} --only rep_vs_pred_sim --quiet",
+            *("rep_vs_pred_digits_standard.pdf", "rep_vs_pred_digits_standard.png"),
         ),
-        "report": Command(
+        "report": command(
             report.main,
-            lambda folder: ["--results", inputs / "few", "--data", inputs, "--out", folder / "report.html", "--quiet"],
-            old={"report.html": b"old"},
+            f"--results {inputs}/few --data {inputs} --out {{0}}/report.html --quiet",
+            "report.html",
             volatile=("report.html",),
         ),
-        "pack": Command(
-            folder2lmdb.main,
-            lambda folder: ["-f", inputs / "images", "--out", folder, "--overwrite", "--quiet"],
-            old={"train.lmdb": b"old"},
+        "pack": command(folder2lmdb.main, f"-f {inputs}/images --out {{0}} --overwrite --quiet", "train.lmdb"),
+        "pack with readers": command(folder2lmdb.main, f"-f {inputs}/images --out {{0}} --quiet -p 2 --verify"),
+        "labels": command(
+            labels_csv.main, f"{inputs}/images/train.lmdb --out {{0}}/labels.csv --overwrite --quiet", "labels.csv"
         ),
-        "pack with readers": Command(
-            folder2lmdb.main,
-            lambda folder: ["-f", inputs / "images", "--out", folder, "--quiet", "-p", 2, "--verify"],
-        ),
-        "labels": Command(
-            labels_csv.main,
-            lambda folder: [inputs / "images/train.lmdb", "--out", folder / "labels.csv", "--overwrite", "--quiet"],
-            old={"labels.csv": b"old"},
-        ),
-        "subset": Command(
-            imagenet50.main,
-            lambda folder: ["-f", inputs / "images", "-s", "val", "--out", folder, "--quiet"],
-        ),
+        "subset": command(imagenet50.main, f"-f {inputs}/images -s val --out {{0}} --quiet"),
     }

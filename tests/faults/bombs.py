@@ -42,9 +42,22 @@ def _called_over_and_over(function: bytes, argument: bytes, times: int = 50_000)
     return _stored(function, argument) + P.MARK + call * times + P.LIST
 
 
+def _called(module: str, name: str, *arguments: bytes) -> bytes:
+    return _global(module, name) + P.MARK + b"".join(arguments) + P.TUPLE + P.REDUCE
+
+
+def _reference(kind: bytes, key: bytes, count: bytes) -> bytes:
+    """A tensor's reference to its storage."""
+    return P.MARK + _text("storage") + kind + key + _text("cpu") + count + P.NONE + P.TUPLE + P.BINPERSID
+
+
+_ONE = P.BININT1 + b"\1"
+_PAIR = P.MARK + P.MARK + DOUBLED + P.NONE + P.TUPLE + P.LIST
 _DOUBLED_LIST = (
     P.EMPTY_LIST + (P.BINPUT + b"\1" + P.POP + P.EMPTY_LIST + P.MARK + (P.BINGET + b"\1") * 2 + P.APPENDS) * 60
 )
+_BOTH = P.BINGET + b"\1" + P.BINGET + b"\2"
+_LARGE_INTEGER = P.LONG4 + struct.pack("<i", 1 << 20) + b"\1" * (1 << 20)
 _HUGE = (1 << 42).to_bytes(8, "little")
 
 BODIES: dict[str, bytes] = {
@@ -53,80 +66,35 @@ BODIES: dict[str, bytes] = {
     "doubled tuple as key, old instruction": P.MARK + DOUBLED + P.NONE + P.DICT,
     "doubled tuple in a set": P.EMPTY_SET + P.MARK + DOUBLED + P.ADDITEMS,
     "doubled tuple in a frozen set": P.MARK + DOUBLED + P.FROZENSET,
-    "doubled tuple in a called set": _global("builtins", "set") + P.MARK + DOUBLED + P.LIST + P.TUPLE1 + P.REDUCE,
-    "doubled tuple in a called dict": _global("collections", "OrderedDict")
-    + P.MARK
-    + P.MARK
-    + DOUBLED
-    + P.NONE
-    + P.TUPLE
-    + P.LIST
-    + P.TUPLE1
-    + P.REDUCE,
-    "doubled tuple in a counter": _global("collections", "Counter") + P.MARK + DOUBLED + P.LIST + P.TUPLE1 + P.REDUCE,
+    "doubled tuple in a called set": _called("builtins", "set", P.MARK + DOUBLED + P.LIST),
+    "doubled tuple in a called dict": _called("collections", "OrderedDict", _PAIR),
+    "doubled tuple in a counter": _called("collections", "Counter", P.MARK + DOUBLED + P.LIST),
     "doubled tuple": DOUBLED,
     "doubled list": _DOUBLED_LIST,
-    "doubled tuple as dtype": _global("numpy", "dtype") + DOUBLED + P.TUPLE1 + P.REDUCE,
-    "doubled tuple as state": _global("numpy", "ndarray") + P.EMPTY_TUPLE + P.REDUCE + DOUBLED + P.BUILD,
+    "doubled tuple as dtype": _called("numpy", "dtype", DOUBLED),
+    "doubled tuple as state": _called("numpy", "ndarray") + DOUBLED + P.BUILD,
     "doubled tuple as reference": DOUBLED + P.BINPERSID,
-    "doubled tuple as storage": P.MARK
-    + _text("storage")
-    + DOUBLED
-    + _text("0")
-    + _text("cpu")
-    + P.BININT1
-    + b"\1"
-    + P.NONE
-    + P.TUPLE
-    + P.BINPERSID,
-    "doubled tuple as storage's key": P.MARK
-    + _text("storage")
-    + _global("torch", "FloatStorage")
-    + DOUBLED
-    + _text("cpu")
-    + P.BININT1
-    + b"\1"
-    + P.NONE
-    + P.TUPLE
-    + P.BINPERSID,
+    "doubled tuple as storage": _reference(DOUBLED, _text("0"), _ONE),
+    "doubled tuple as storage's key": _reference(_global("torch", "FloatStorage"), DOUBLED, _ONE),
     "list in itself": P.EMPTY_LIST + P.DUP + P.APPEND,
     "deep tuple": _deep(1_000_000),
     "deep tuple as key": P.EMPTY_DICT + _deep(1_000_000) + P.NONE + P.SETITEM,
     "deep list": P.EMPTY_LIST * 300_000 + P.APPEND * 299_999,
-    "one large integer as many keys": P.LONG4
-    + struct.pack("<i", 1 << 20)
-    + b"\1" * (1 << 20)
-    + P.BINPUT
-    + b"\1"
-    + P.POP
-    + P.EMPTY_DICT
-    + P.MARK
-    + (P.BINGET + b"\1" + P.NONE) * 50_000
-    + P.SETITEMS,
+    "one large integer as many keys": _stored(_LARGE_INTEGER)
+    + (P.EMPTY_DICT + P.MARK + (P.BINGET + b"\1" + P.NONE) * 50_000 + P.SETITEMS),
     "text encoded over and over": _called_over_and_over(_global("_codecs", "encode"), _text("x" * (1 << 20))),
-    "list copied over and over": _called_over_and_over(
-        _global("torch", "Size"), P.MARK + (P.BININT1 + b"\1") * (1 << 18) + P.LIST
-    ),
+    "list copied over and over": _called_over_and_over(_global("torch", "Size"), P.MARK + _ONE * (1 << 18) + P.LIST),
     "name copied over and over": _stored(_text("m"), _text("x" * (1 << 20)))
-    + P.MARK
-    + (P.BINGET + b"\1" + P.BINGET + b"\2" + P.STACK_GLOBAL) * 50_000
-    + P.LIST,
+    + (P.MARK + (_BOTH + P.STACK_GLOBAL) * 50_000 + P.LIST),
     "arguments copied over and over": _stored(_global("m", "x"), P.MARK + P.NONE * (1 << 20) + P.TUPLE)
-    + P.MARK
-    + (P.BINGET + b"\1" + P.BINGET + b"\2" + P.REDUCE) * 50_000
-    + P.LIST,
+    + (P.MARK + (_BOTH + P.REDUCE) * 50_000 + P.LIST),
     "memory cell of a claimed index": P.NONE + P.LONG_BINPUT + struct.pack("<I", (1 << 32) - 1),
     "bytes of a claimed length": P.BINBYTES8 + _HUGE,
     "text of a claimed length": P.BINUNICODE8 + _HUGE,
     "bytearray of a claimed length": P.BYTEARRAY8 + _HUGE,
     "frame of a claimed length": P.FRAME + _HUGE,
     "integer of a claimed length": P.LONG4 + struct.pack("<i", (1 << 31) - 1),
-    "bytearray of a claimed size": _global("builtins", "bytearray")
-    + P.LONG1
-    + b"\x06"
-    + _HUGE[:6]
-    + P.TUPLE1
-    + P.REDUCE,
+    "bytearray of a claimed size": _called("builtins", "bytearray", P.LONG1 + b"\x06" + _HUGE[:6]),
 }
 
 
@@ -156,11 +124,9 @@ def _tensor(size: int, stride: int, count: int) -> bytes:
 
 def _rebuilt(size: int, stride: int, count: int) -> bytes:
     long = [P.LONG1 + b"\x08" + n.to_bytes(8, "little") for n in (size, stride, count)]
-    reference = (
-        P.MARK + _text("storage") + _global("torch", "FloatStorage") + _text("0") + _text("cpu") + long[2] + P.TUPLE
-    )
-    view = P.BININT1 + b"\0" + long[0] + P.TUPLE1 + long[1] + P.TUPLE1 + P.NEWFALSE + P.EMPTY_DICT
-    return _global("torch._utils", "_rebuild_tensor_v2") + P.MARK + reference + P.BINPERSID + view + P.TUPLE + P.REDUCE
+    storage = _reference(_global("torch", "FloatStorage"), _text("0"), long[2])
+    view = (P.BININT1 + b"\0", long[0] + P.TUPLE1, long[1] + P.TUPLE1, P.NEWFALSE, P.EMPTY_DICT)
+    return _called("torch._utils", "_rebuild_tensor_v2", storage, *view)
 
 
 def files() -> dict[str, bytes]:

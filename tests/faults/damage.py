@@ -1,5 +1,6 @@
 """Every kind of file that is read back: how to make one, how to read it, and how to damage it."""
 
+import contextlib
 import copy
 import hashlib
 import io
@@ -56,27 +57,48 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        make: writes good files into a folder; the path of the one to damage.
+        name: of the file that is damaged, below a folder.
+        make: writes it, and what belongs beside it, given the folder.
         read: what the programs read of it, given its path.
         checked: whether its format, or what lies beside it, tells a changed value from the one written.
     """
 
-    make: Callable[[Path], Path]
+    name: str
+    make: Callable[[Path], Any]
     read: Callable[[Path], Any]
-    checked: bool
+    checked: bool = False
 
 
-KINDS_OF_FILE: dict[str, Kind] = {}
+def _written(name: str, content: Any) -> Callable[[Path], Any]:
+    """Makes a file of a text, bytes, JSON, an array or a tensor."""
+
+    def make(folder: Path) -> None:
+        path = folder / name
+        if isinstance(content, np.ndarray):
+            np.save(path, content)
+        elif isinstance(content, torch.Tensor):
+            files.save_torch(path, content)
+        else:
+            text = content if isinstance(content, str | bytes) else json.dumps(content)
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    return make
 
 
-def kind(name: str, read: Callable[[Path], Any], *, checked: bool) -> Callable:
-    """Register the decorated function, which makes the file."""
+def _file(name: str, content: Any, read: Callable[[Path], Any], checked: bool = False) -> Kind:
+    return Kind(name, _written(name, content), read, checked)
 
-    def register(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
-        KINDS_OF_FILE[name] = Kind(make, read, checked)
-        return make
 
-    return register
+def _naming(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """A reader whose messages name the file's content otherwise: by its address, or by its folder."""
+
+    def named(path: Path) -> Any:
+        try:
+            return read(path)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    return named
 
 
 # --- results --------------------------------------------------------------------------------------------------------
@@ -84,6 +106,7 @@ def kind(name: str, read: Callable[[Path], Any], *, checked: bool) -> Callable:
 CKA = results.ResultFile("cka", "digits", "digits", "eps1", exp="10")
 MODELS = ("vgg11", "resnet10", "densenet17")
 MATRIX = pd.DataFrame(np.arange(9.0).reshape(3, 3), index=MODELS, columns=MODELS)
+EVALUATION = "model,dataset,acc,trained_eps,attack_eps\nvgg11,digits,91.5,eps1,0.0\nresnet10,digits,77.25,0.0,1.0\n"
 
 
 def _read_result(path: Path) -> Any:
@@ -93,94 +116,59 @@ def _read_result(path: Path) -> Any:
     return done, results.load_long_table(root, settings=["knn"]), runs
 
 
-@kind("scores", _read_result, checked=True)
-def _(folder: Path) -> Path:
-    return results.write(folder, CKA, MATRIX, {"knn": 3}, {"arguments": {"a": 1}, "versions": {"torch": "2"}})
+def _write_result(folder: Path) -> None:
+    results.write(folder, CKA, MATRIX, {"knn": 3}, {"arguments": {"a": 1}, "versions": {"torch": "2"}})
 
 
-@kind("JSON beside scores", _read_result, checked=False)
-def _(folder: Path) -> Path:
-    return made.record_path(results.write(folder, CKA, MATRIX, {"knn": 3}, {"versions": {"torch": "2"}}))
+def _accuracies(path: Path) -> Any:
+    return results.load_accuracies(path.parents[3]), Study(path.parents[3]).bounds
 
 
-def _accuracies(root: Path) -> Any:
-    return results.load_accuracies(root), Study(root).bounds
+def _subgroups(path: Path) -> Any:
+    return results.load_subgroups(path.parents[3])
 
 
-@kind("JSON beside disagreement", lambda path: _accuracies(path.parents[3]), checked=False)
-def _(folder: Path) -> Path:
-    write_scores(folder, eps=["eps0"], inputs=["standard"], ks=[10])
-    return folder / "disagreement/standard/digits/dis_eps0_10.json"
+def _agreement(path: Path) -> Any:
+    return results.load_probe_agreement(path.parents[1])
 
 
-@kind("JSON beside disagreement on inverted images", lambda path: _accuracies(path.parents[3]), checked=False)
-def _(folder: Path) -> Path:
-    write_scores(folder, eps=["eps0"], inputs=["inverted"], ks=[10])
-    return folder / "disagreement/inverted/digits/dis_eps0_10.json"
+def _disagreement(images: str) -> Kind:
+    name = f"disagreement/{images}/digits/dis_eps0_10.json"
+    return Kind(name, lambda folder: write_scores(folder, eps=["eps0"], inputs=[images], ks=[10]), _accuracies)
 
 
-@kind("subgroups", lambda path: results.load_subgroups(path.parents[3]), checked=True)
-def _(folder: Path) -> Path:
-    write_subgroups(folder)
-    return folder / "subgroups/digits/standard" / results.SUBGROUPS_NAME
+SCORES, SUBGROUPS = f"{CKA.path(Path())}", f"subgroups/digits/standard/{results.SUBGROUPS_NAME}"
+PROBES = f"probing/{results.PROBES_NAME}"
 
-
-@kind("JSON beside subgroups", lambda path: results.load_subgroups(path.parents[3]), checked=False)
-def _(folder: Path) -> Path:
-    write_subgroups(folder)
-    return (folder / "subgroups/digits/standard" / results.SUBGROUPS_NAME).with_suffix(".json")
-
-
-@kind("agreement of probes", lambda path: results.load_probe_agreement(path.parents[1]), checked=True)
-def _(folder: Path) -> Path:
-    write_probe_agreement(folder)
-    return folder / "probing" / results.PROBES_NAME
-
-
-@kind("JSON beside agreement of probes", lambda path: results.load_probe_agreement(path.parents[1]), checked=False)
-def _(folder: Path) -> Path:
-    write_probe_agreement(folder)
-    return (folder / "probing" / results.PROBES_NAME).with_suffix(".json")
-
-
-EVALUATION = "model,dataset,acc,trained_eps,attack_eps\nvgg11,digits,91.5,eps1,0.0\nresnet10,digits,77.25,0.0,1.0\n"
-
-
-@kind("accuracies", lambda path: results.load_evaluations([path]), checked=False)
-def _(folder: Path) -> Path:
-    path = folder / "accuracy.csv"
-    path.write_text(EVALUATION)
-    return path
-
+RESULTS = {
+    "scores": Kind(SCORES, _write_result, _read_result, checked=True),
+    "JSON beside scores": Kind(str(made.record_path(Path(SCORES))), _write_result, _read_result),
+    "JSON beside disagreement": _disagreement("standard"),
+    "JSON beside disagreement on inverted images": _disagreement("inverted"),
+    "subgroups": Kind(SUBGROUPS, write_subgroups, _subgroups, checked=True),
+    "JSON beside subgroups": Kind(str(made.record_path(Path(SUBGROUPS))), write_subgroups, _subgroups),
+    "agreement of probes": Kind(PROBES, write_probe_agreement, _agreement, checked=True),
+    "JSON beside agreement of probes": Kind(str(made.record_path(Path(PROBES))), write_probe_agreement, _agreement),
+    "accuracies": _file("accuracy.csv", EVALUATION, lambda path: results.load_evaluations([path])),
+}
 
 # --- images, indices ------------------------------------------------------------------------------------------------
+
+ARRAY = np.random.default_rng(0).random((3, 3, 4, 4), np.float32)
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
+BATCH = pickle.dumps({"data": PIXELS, "labels": [1, 2, 3]}, protocol=2)
+REPORT = "target_index,seed_index,target_label,final_distance\n5,7,3,0.1\n2,11,0,0.3\n"
+RECORD = {"settings": {"iterations": 3, "init": "seed"}, "distance": {"min": 0.1}}
+ENCODED = [(encoded_image(KINDS[i % len(KINDS)], seed=i), i) for i in range(5)]
+OLD_RECORDS = [([image], np.array(label)) for image, label in ENCODED]
 
 
 def _inverted(path: Path) -> Any:
     return open_inverted(path).floats(slice(None)).clone()
 
 
-@kind("inverted images", _inverted, checked=True)
-def _(folder: Path) -> Path:
-    files.save_torch(folder / "vgg11_eps1.pt", torch.rand(3, 3, 4, 4))
-    return folder / "vgg11_eps1.pt"
-
-
-@kind("inverted images, NumPy", _inverted, checked=False)
-def _(folder: Path) -> Path:
-    np.save(folder / "vgg11_eps1.npy", np.random.default_rng(0).random((3, 3, 4, 4), np.float32))
-    return folder / "vgg11_eps1.npy"
-
-
 def _report(path: Path) -> Any:
     return read_column(path, "target_index"), read_column(path, "target_label")
-
-
-@kind("report beside inverted images", _report, checked=False)
-def _(folder: Path) -> Path:
-    path = folder / "vgg11_eps1.csv"
-    path.write_text("target_index,seed_index,target_label,final_distance\n5,7,3,0.1\n2,11,0,0.3\n")
-    return path
 
 
 def _inversions(path: Path) -> Any:
@@ -190,60 +178,25 @@ def _inversions(path: Path) -> Any:
     return found
 
 
-@kind("report beside inverted images, in a figure", _inversions, checked=False)
-def _(folder: Path) -> Path:
-    write_inversions(folder, MODELS[:1], n=4)
-    return folder / "vgg11_eps0.csv"
-
-
-@kind("JSON beside inverted images", lambda path: schemas.read_json(path, schemas.InversionRecord), checked=False)
-def _(folder: Path) -> Path:
-    path = folder / "vgg11_eps1.json"
-    path.write_text(json.dumps({"settings": {"iterations": 3, "init": "seed"}, "distance": {"min": 0.1}}))
-    return path
-
-
-def _parts(path: Path) -> Any:
-    parts = inversion.Parts(path.parents[1] / "net_eps0.pt", {"iterations": 3}, count=4)
+@contextlib.contextmanager
+def _parts(folder: Path) -> Iterator[inversion.Parts]:
+    parts = inversion.Parts(folder / "net_eps0.pt", {"iterations": 3}, count=4)
     parts.open()
     try:
-        return parts.missing(4), parts.collect()
+        yield parts
     finally:
         parts.close()
 
 
-def _write_part(folder: Path) -> inversion.Parts:
-    parts = inversion.Parts(folder / "net_eps0.pt", {"iterations": 3}, count=4)
-    parts.open()
+def _write_part(folder: Path) -> None:
     values = torch.arange(4.0)
-    parts.save(0, inversion.Inverted(torch.rand(4, 3, 2, 2), values, values, torch.arange(4)))
-    parts.close()
-    return parts
+    with _parts(folder) as parts:
+        parts.save(0, inversion.Inverted(torch.rand(4, 3, 2, 2), values, values, torch.arange(4)))
 
 
-@kind("settings of parts of an inversion", _parts, checked=True)
-def _(folder: Path) -> Path:
-    return _write_part(folder).folder / "settings.json"
-
-
-@kind("part of an inversion", _parts, checked=True)
-def _(folder: Path) -> Path:
-    return next(_write_part(folder).folder.glob("*.pt"))
-
-
-@kind("indices", lambda path: indices.read_indices(path, 20), checked=False)
-def _(folder: Path) -> Path:
-    indices.write_indices(folder / "indices_0.csv", torch.arange(3, 17))
-    return folder / "indices_0.csv"
-
-
-@kind("labels", lambda path: indices.read_labels(path, 14), checked=False)
-def _(folder: Path) -> Path:
-    indices.write_labels(folder / "labels.csv", torch.arange(14) % 5)
-    return folder / "labels.csv"
-
-
-ENCODED = [(encoded_image(KINDS[i % len(KINDS)], seed=i), i) for i in range(5)]
+def _read_parts(path: Path) -> Any:
+    with _parts(path.parents[1]) as parts:
+        return parts.missing(4), parts.collect()
 
 
 def _read_lmdb(path: Path) -> Any:
@@ -251,32 +204,44 @@ def _read_lmdb(path: Path) -> Any:
     return images.labels, images.classes, [images.record(i) for i in range(len(images))]
 
 
-@kind("LMDB", _read_lmdb, checked=False)  # records and labels are checked, LMDB's own pages are not
-def _(folder: Path) -> Path:
+def _write_lmdb(folder: Path) -> None:
     folder2lmdb.write_lmdb(folder / "x.lmdb", ENCODED, list("abcde"))
-    return folder / "x.lmdb"
 
 
-@kind("older LMDB", _read_lmdb, checked=False)
-def _(folder: Path) -> Path:
-    write_legacy_lmdb(folder / "x.lmdb", [([image], np.array(label)) for image, label in ENCODED])
-    return folder / "x.lmdb"
-
-
-@kind("CIFAR-10 batch", cifar.read_batch, checked=False)
-def _(folder: Path) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
-    (folder / "data_batch_1").write_bytes(pickle.dumps({"data": pixels, "labels": [1, 2, 3]}, protocol=2))
-    return folder / "data_batch_1"
-
+IMAGES = {
+    "inverted images": _file("vgg11_eps1.pt", torch.tensor(ARRAY), _inverted, checked=True),
+    "inverted images, NumPy": _file("vgg11_eps1.npy", ARRAY, _inverted),
+    "report beside inverted images": _file("vgg11_eps1.csv", REPORT, _report),
+    "report beside inverted images, in a figure": Kind(
+        "vgg11_eps0.csv", lambda folder: write_inversions(folder, MODELS[:1], n=4), _inversions
+    ),
+    "JSON beside inverted images": _file(
+        "vgg11_eps1.json", RECORD, lambda path: schemas.read_json(path, schemas.InversionRecord)
+    ),
+    "settings of parts of an inversion": Kind("net_eps0.parts/settings.json", _write_part, _read_parts, checked=True),
+    "part of an inversion": Kind("net_eps0.parts/00000000-00000004.pt", _write_part, _read_parts, checked=True),
+    "indices": Kind(
+        "indices_0.csv",
+        lambda folder: indices.write_indices(folder / "indices_0.csv", torch.arange(3, 17)),
+        lambda path: indices.read_indices(path, 20),
+    ),
+    "labels": Kind(
+        "labels.csv",
+        lambda folder: indices.write_labels(folder / "labels.csv", torch.arange(14) % 5),
+        lambda path: indices.read_labels(path, 14),
+    ),
+    "LMDB": Kind("x.lmdb", _write_lmdb, _read_lmdb),  # records and labels are checked, LMDB's own pages are not
+    "older LMDB": Kind("x.lmdb", lambda folder: write_legacy_lmdb(folder / "x.lmdb", OLD_RECORDS), _read_lmdb),
+    "CIFAR-10 batch": _file("data_batch_1", BATCH, cifar.read_batch),
+}
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 RECIPE = loop.Recipe(epochs=3)
+EPOCHS = "".join(json.dumps({"epoch": i, "train_loss": 0.5}) + "\n" for i in (1, 2, 3))
 
 
-def _checkpoint(folder: Path, *, zip_format: bool) -> Path:
-    model = build_model("resnet10", "digits", seed=0)
+def _write_checkpoint(folder: Path) -> None:
     resume = {
         "recipe": {**vars(RECIPE)},
         "steps_per_epoch": 4,
@@ -286,19 +251,20 @@ def _checkpoint(folder: Path, *, zip_format: bool) -> Path:
         "scaler": {},
         "random_states": [checkpoints.random_state()],
     }
-    path = folder / checkpoints.LATEST
     about = {"arch": "resnet10", "train_set": "digits", "resume": resume}
-    checkpoints.save_checkpoint(path, model, epoch=2, nat_prec1=50.0, **about)
-    if not zip_format:
-        torch.save(safeload.load(path), path, _use_new_zipfile_serialization=False)
-    return path
+    model = build_model("resnet10", "digits", seed=0)
+    checkpoints.save_checkpoint(folder / checkpoints.LATEST, model, epoch=2, nat_prec1=50.0, **about)
 
 
+def _write_older_checkpoint(folder: Path) -> None:
+    _write_checkpoint(folder)
+    path = folder / checkpoints.LATEST
+    torch.save(safeload.load(path), path, _use_new_zipfile_serialization=False)
+
+
+@_naming
 def _read_checkpoint(path: Path) -> Any:
-    try:
-        path, found = checkpoints.newest_readable(path.parent)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    path, found = checkpoints.newest_readable(path.parent)
     model = build_model("resnet10", "digits", seed=1)
     checkpoints.load_weights(model, found["model"], path)
     if (resume := found.get("resume")) is not None:
@@ -307,141 +273,95 @@ def _read_checkpoint(path: Path) -> Any:
     return found
 
 
-@kind("checkpoint", _read_checkpoint, checked=True)
-def _(folder: Path) -> Path:
-    return _checkpoint(folder, zip_format=True)
-
-
-@kind("checkpoint in PyTorch's older format", _read_checkpoint, checked=False)
-def _(folder: Path) -> Path:
-    return _checkpoint(folder, zip_format=False)
-
-
-@kind("probe", probes.load, checked=True)
-def _(folder: Path) -> Path:
+def _write_probe(folder: Path) -> None:
     about = {"arch": "vgg11", "train_set": "digits", "eps": "eps1", "node": "head", "run": "r", "reps": {"val": "a/b"}}
     probes.save(folder / "best.pt", probes.Probe(torch.randn(3, 4), torch.randn(3), 0, 1, 0.5, 1.0), about)
-    return folder / "best.pt"
 
 
-@kind("log.jsonl", loop._read_log, checked=False)
-def _(folder: Path) -> Path:
-    (folder / "log.jsonl").write_text("".join(json.dumps({"epoch": i, "train_loss": 0.5}) + "\n" for i in (1, 2, 3)))
-    return folder / "log.jsonl"
-
+CHECKPOINTS = {
+    "checkpoint": Kind(checkpoints.LATEST, _write_checkpoint, _read_checkpoint, checked=True),
+    "checkpoint in PyTorch's older format": Kind(checkpoints.LATEST, _write_older_checkpoint, _read_checkpoint),
+    "probe": Kind("best.pt", _write_probe, probes.load, checked=True),
+    "log.jsonl": _file("log.jsonl", EPOCHS, loop._read_log),
+}
 
 # --- representations ------------------------------------------------------------------------------------------------
 
-
-@kind("representations", repfiles.open_reps, checked=True)
-def _(folder: Path) -> Path:
-    torch.save(torch.rand(5, 4), folder / "reps.pt")
-    return folder / "reps.pt"
+IDENTITY = Identity(Inputs("digits", "f00d", "as is", "1234", 5), "vgg11", "head", "abcd")
+ABOUT_REPS = {"dataset": "digits", "arch": "vgg11", "node": "head", "checkpoint": "ab", "classifier_accuracy": 0.5}
 
 
-@kind("representations, NumPy", repfiles.open_reps, checked=False)
-def _(folder: Path) -> Path:
-    np.save(folder / "reps.npy", np.random.default_rng(0).random((5, 4), np.float32))
-    return folder / "reps.npy"
+def _cache(folder: Path) -> RepCache:
+    return RepCache(folder, "digits", "eps1", inverted=False)
 
 
-@kind("reps.json", lambda path: repfiles.read_identity(path.with_suffix(".pt")), checked=False)
-def _(folder: Path) -> Path:
-    identity = {"dataset": "digits", "arch": "vgg11", "node": "head", "checkpoint": "ab", "n": 5}
-    (folder / "reps.json").write_text(json.dumps({**identity, "classifier_accuracy": 0.5}))
-    return folder / "reps.json"
+def _write_part_of_cache(folder: Path) -> None:
+    _cache(folder).put("vgg11", IDENTITY, Extraction(torch.randn(5, 7), torch.randn(5, 3)))
 
 
-INPUTS = Inputs("digits", "f00d", "as is", "1234", 5)
-IDENTITY = Identity(INPUTS, "vgg11", "head", "abcd")
-EXTRACTION = Extraction(torch.randn(5, 7), torch.randn(5, 3))
+def _write_cache(folder: Path) -> None:
+    _write_part_of_cache(folder)
+    _cache(folder).finish()
 
 
 def _read_cache(path: Path) -> Any:
-    found = RepCache(path.parent, "digits", "eps1", inverted=False).get("vgg11", IDENTITY)
+    found = _cache(path.parent).get("vgg11", IDENTITY)
     return found, *(read_cache(path.parent, which, "digits", "eps1") for which in ("reps", "output"))
 
 
-def _cache(folder: Path, *, finish: bool) -> RepCache:
-    store = RepCache(folder, "digits", "eps1", inverted=False)
-    store.put("vgg11", IDENTITY, EXTRACTION)
-    if finish:
-        store.finish()
-    return store
-
-
-@kind("cache of representations", _read_cache, checked=False)
-def _(folder: Path) -> Path:
-    return _cache(folder, finish=True).reps_path
-
-
-@kind("cache of outputs", _read_cache, checked=False)
-def _(folder: Path) -> Path:
-    return _cache(folder, finish=True).output_path
-
-
 def _finish_cache(path: Path) -> Any:
-    store = RepCache(path.parents[1], "digits", "eps1", inverted=False)
+    store = _cache(path.parents[1])
     found = store.get("vgg11", IDENTITY)
     store.finish()
-    return found, {name: cache.TensorFile(store.reps_path)[name] for name in cache.TensorFile(store.reps_path).names}
+    tensors = cache.TensorFile(store.reps_path)
+    return found, {name: tensors[name] for name in tensors.names}
 
 
-@kind("part of a cache", _finish_cache, checked=False)
-def _(folder: Path) -> Path:
-    store = _cache(folder, finish=False)
-    return store._part("vgg11")
-
+REPRESENTATIONS = {
+    "representations": _file("reps.pt", torch.tensor(ARRAY[0, 0]), repfiles.open_reps, checked=True),
+    "representations, NumPy": _file("reps.npy", ARRAY[0, 0], repfiles.open_reps),
+    "reps.json": _file("reps.json", ABOUT_REPS, lambda path: repfiles.read_identity(path.with_suffix(".pt"))),
+    "cache of representations": Kind("reps__digits_eps1_i0", _write_cache, _read_cache),
+    "cache of outputs": Kind("output__digits_eps1_i0", _write_cache, _read_cache),
+    "part of a cache": Kind(".parts__digits_eps1_i0/vgg11.safetensors", _write_part_of_cache, _finish_cache),
+}
 
 # --- the net --------------------------------------------------------------------------------------------------------
 
+NEW = {"key": "cifar10_eps1.zip", "size": 10, "checksum": "md5:" + "0" * 32, "links": {"self": "https://x/y"}}
+OLD = {"filename": "a.pt", "filesize": 10, "checksum": "0" * 32}
+LFS = {"sha256": "0" * 64, "size": 12, "pointerSize": 1}
+SIBLINGS = [{"rfilename": "resnet18_l2_eps3.ckpt", "size": 12, "lfs": LFS}, {"rfilename": "README"}]
 
-def _listed(path: Path, read: Callable[[], list]) -> Any:
+
+def _listed(read: Callable[[], list]) -> Callable[[Path], Any]:
     """What is made of a service's answer."""
-    answer = SimpleNamespace(content=path.read_bytes(), raise_for_status=lambda: None)
-    download_data._session = lambda: SimpleNamespace(get=lambda url, timeout: answer)
-    try:
+
+    def listed(path: Path) -> Any:
+        answer = SimpleNamespace(content=path.read_bytes(), raise_for_status=lambda: None)
+        download_data._session = lambda: SimpleNamespace(get=lambda url, timeout: answer)
         return list(map(vars, read()))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error  # named after its address
+
+    return _naming(listed)
 
 
-@kind("record of Zenodo", lambda path: _listed(path, lambda: download_data.list_zenodo("17")), checked=False)
-def _(folder: Path) -> Path:
-    entry = {"key": "cifar10_eps1.zip", "size": 10, "checksum": "md5:" + "0" * 32, "links": {"self": "https://x/y"}}
-    old = {"filename": "a.pt", "filesize": 10, "checksum": "0" * 32}
-    (folder / "17.json").write_text(json.dumps({"metadata": {"title": "Networks"}, "files": [entry, old]}))
-    return folder / "17.json"
+ANSWERS = {
+    "record of Zenodo": _file(
+        "17.json",
+        {"metadata": {"title": "Networks"}, "files": [NEW, OLD]},
+        _listed(lambda: download_data.list_zenodo("17")),
+    ),
+    "list of the hub": _file(
+        "hub.json", {"id": "a/b", "sha": "c0", "siblings": SIBLINGS}, _listed(download_data.list_hugging_face)
+    ),
+}
 
-
-@kind("list of the hub", lambda path: _listed(path, download_data.list_hugging_face), checked=False)
-def _(folder: Path) -> Path:
-    lfs = {"sha256": "0" * 64, "size": 12, "pointerSize": 1}
-    siblings = [{"rfilename": "resnet18_l2_eps3.ckpt", "size": 12, "blobId": "x", "lfs": lfs}, {"rfilename": "README"}]
-    (folder / "hub.json").write_text(json.dumps({"id": "a/b", "modelId": "a/b", "sha": "c0", "siblings": siblings}))
-    return folder / "hub.json"
-
+KINDS_OF_FILE: dict[str, Kind] = RESULTS | IMAGES | CHECKPOINTS | REPRESENTATIONS | ANSWERS
 
 # --- damage ---------------------------------------------------------------------------------------------------------
 
-VALUES = (
-    None,
-    True,
-    -1,
-    0,
-    2**70,
-    1.5,
-    float("nan"),
-    "",
-    "x",
-    "\ud800",
-    "a/../b",
-    "y" * 5000,
-    [],
-    [[]],
-    {},
-    {"": None},
-)
+NUMBERS = (None, True, -1, 0, 2**70, 1.5, float("nan"))
+VALUES = (*NUMBERS, "", "x", "\ud800", "a/../b", "y" * 5000, [], [[]], {}, {"": None})
 
 
 def _places(value: Any, at: tuple = ()) -> Iterator[tuple]:
@@ -578,7 +498,8 @@ def attempts(name: str, folder: Path, count: int, seed: int) -> Iterator[tuple[s
     Words: harmless (the same value), noticed (said in a warning), silent (another value), and those of `attempt`.
     """
     of_kind = KINDS_OF_FILE[name]
-    good = of_kind.make(folder)
+    of_kind.make(folder)
+    good = folder / of_kind.name
     data = good.read_bytes()
     others = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     word, expected = attempt(of_kind.read, good)

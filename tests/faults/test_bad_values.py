@@ -30,70 +30,19 @@ from univ.errors import InputError
 from univ.models import build_model, checkpoints
 from univ.utils import folder2lmdb
 
+# numbers, sums, devices, words, names of models, paths
+PLAIN = """
+    -1 0 1 2 1000000000 1000000000000 0.5 1e-320 1e30 1e38 1e400 nan -inf
+    1/0 2**9**9 9e99*9e99*9e99*9e99 0x10
+    mps meta xpu cpu:3 cuda:99 cuda:-1 cuda:999999999999 CPU privateuseone:0
+    x None .. a/../b $x^{ %s%d%(x)s {} -
+    vgg11: timm: timm:no_such torchvision: torchvision:resnet18:x torchvision:get_model :
+    there.txt there.txt/below folder folder/ /dev/null /dev/full /proc/self/mem loop gone
+"""
 HUGE = ("9223372036854775807", "9223372036854775808", "-9223372036854775809", "1" + "0" * 30, "9" * 5000)
-NUMBERS = ("-1", "0", "1", "2", "1000000000", "1000000000000", "0.5", "1e-320", "1e30", "1e38", "1e400", "nan", "-inf")
-SUMS = (
-    "1/0",
-    "2**9**9",
-    "9e99*9e99*9e99*9e99",
-    "(" * 500 + "1" + ")" * 500,
-    "1" + "+1" * 5000,
-    "1" + "/1" * 5000,
-    "0x10",
-)
-DEVICES = (
-    "mps",
-    "meta",
-    "xpu",
-    "cpu:3",
-    "cuda:99",
-    "cuda:-1",
-    "cuda:999999999999",
-    "CPU",
-    "privateuseone:0",
-    "cpu cuda",
-)
-WORDS = (
-    "",
-    " ",
-    "x",
-    "None",
-    "..",
-    "a/../b",
-    "a\nb",
-    "\x1b[2J",
-    "\0",
-    "\udcff\udcfe",
-    "\u202e",
-    "é",
-    "$x^{",
-    "%s%d%(x)s",
-    "{}",
-    "-",
-)
-NAMES = (
-    "vgg11:",
-    "timm:",
-    "timm:no_such",
-    "torchvision:",
-    "torchvision:resnet18:x",
-    "torchvision:get_model",
-    ":",
-    "x" * 300,
-)
-PATHS = (
-    "there.txt",
-    "there.txt/below",
-    "folder",
-    "folder/",
-    "/dev/null",
-    "/dev/full",
-    "/proc/self/mem",
-    "x/" * 3000,
-    "loop",
-    "gone",
-)
-VALUES = (*HUGE, *NUMBERS, *SUMS, *DEVICES, *WORDS, *NAMES, *PATHS)
+LONG = ("(" * 500 + "1" + ")" * 500, "1" + "+1" * 5000, "1" + "/1" * 5000, "x" * 300, "x/" * 3000)
+SIGNS = ("", " ", "cpu cuda", "a\nb", "\x1b[2J", "\0", "\udcff\udcfe", "\u202e", "é")
+VALUES = (*PLAIN.split(), *HUGE, *LONG, *SIGNS)
 SECONDS = 8
 MEMORY = 6 * 2**30
 
@@ -110,9 +59,8 @@ def place(tmp_path_factory):
     for arch in ("vgg11", "resnet10"):
         model = build_model(arch, "digits", seed=0)
         checkpoints.save_checkpoint(root / f"data/cnns/digits/eps1/{arch}.pt", model, epoch=1)
-        files.save_torch(
-            root / f"data/digits/inverted/{arch}_eps1.pt", torch.rand(20, *images[0][0].shape, generator=generator)
-        )
+        inverted = torch.rand(20, *images[0][0].shape, generator=generator)
+        files.save_torch(root / f"data/digits/inverted/{arch}_eps1.pt", inverted)
         report = pd.DataFrame({"target_index": range(20), "target_label": images.labels[:20], "seed_index": range(20)})
         report.to_csv(root / f"data/digits/inverted/{arch}_eps1.csv", index=False)
     write_scores(root / "results")
@@ -173,10 +121,8 @@ def cases(rng, scripts, count):
                 continue
             for value in VALUES:
                 words = [*command[1:], *base(command[0], rng)]
-                if action.option_strings:
-                    words += [f"{action.option_strings[-1]}={value}"]
-                else:
-                    words = [*words[1:], "--", value]
+                flag = action.option_strings[-1:]
+                words = [*words, f"{flag[0]}={value}"] if flag else [*words[1:], "--", value]
                 found.append((command, words, action.option_strings or [action.dest]))
     return found if count is None else rng.sample(found, count)
 

@@ -6,7 +6,7 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -185,21 +185,19 @@ class Models:
         Args:
             flatten: False keeps activations (N, C, H, W), which are not cached.
         """
+        ways = {name: partial(self._extract, name, images, flatten) for name in self.checkpoints}
         if self.cache_dir is None or not flatten:
-            return {name: self._extract(name, images, flatten) for name in self.checkpoints}
-        cache, found = RepCache(self.cache_dir, images.dataset, self.eps, images.inverted), {}
-        for name in self.checkpoints:
+            return {name: extract_it() for name, extract_it in ways.items()}
+        cache, extractions = RepCache(self.cache_dir, images.dataset, self.eps, images.inverted), {}
+        for name, extract_it in ways.items():
             node = find_arch(name, self.train_set).node
             identity = Identity(images.identity, name, node, self.hashes[name], self.precision)
             key = f"{images.source}/{name}" if images.source else name
-            found[name] = cache.get(key, identity)
-            if found[name] is None:
-                found[name] = self._extract(name, images)
-                cache.put(key, identity, found[name])
+            extractions[name] = cache.fetch(key, identity, extract_it)
         cache.finish()  # also what a killed run left
-        return found
+        return extractions
 
-    def _extract(self, name: str, images: ImageSet, flatten: bool = True) -> Extraction:
+    def _extract(self, name: str, images: ImageSet, flatten: bool) -> Extraction:
         if name not in self._loaded:
             self._loaded[name] = load_model(name, self.train_set, self.checkpoints[name], device=self.device)
         what = f"{name} on images of {images.source}" if images.source else name

@@ -69,8 +69,8 @@ def select(names: Sequence[str], of: str) -> list[str]:
 def fill_cache(models: Models, image_sets: Sequence[ImageSet]) -> None:
     """Extract what the cache lacks."""
     for images in image_sets:
-        found = models.extractions(images)
-        logger.info("cache {}: {} models on {}", models.cache_dir, len(found), images.source or images.dataset)
+        count = len(models.extractions(images))
+        logger.info("cache {}: {} models on {}", models.cache_dir, count, images.source or images.dataset)
 
 
 def run_measures(
@@ -220,8 +220,8 @@ def _by_source(facts: Mapping[str, Facts]) -> dict[str, Any]:
     if set(facts) == {""}:
         return dict(facts[""])
     merged: dict[str, Any] = {}
-    for source, found in facts.items():
-        for name, value in found.items():
+    for source, facts_on_it in facts.items():
+        for name, value in facts_on_it.items():
             if isinstance(value, Mapping):
                 merged.setdefault(name, {})[source] = value
             else:

@@ -120,17 +120,14 @@ class Comparison:
         self.failure = self.failure or f"{subject}: {reason}"
 
 
-def to_device(value: Any, device: torch.device | str | None) -> Any:
-    """A representation, or the logits and labels of `Outputs`, on `device` (None: where it is)."""
-    return _convert(value, lambda tensor: tensor if device is None else tensor.to(device))
-
-
-def _convert(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`change` a representation, or the logits and labels of `Outputs`."""
+def to_device(value: Any, device: torch.device | str | None, keep: Tensor | None = None) -> Any:
+    """A representation, or the logits and labels of `Outputs`, on `device` (None: where it is), cut to a mask."""
     if isinstance(value, Outputs):
-        labels = None if value.labels is None else change(as_tensor(value.labels))
-        return Outputs(change(as_tensor(value.logits)), labels)
-    return change(as_tensor(value))
+        labels = None if value.labels is None else to_device(value.labels, device, keep)
+        return Outputs(to_device(value.logits, device, keep), labels)
+    tensor = as_tensor(value)
+    tensor = tensor if keep is None else tensor[keep.to(tensor.device)]
+    return tensor if device is None else tensor.to(device)
 
 
 @contextlib.contextmanager
@@ -218,10 +215,7 @@ class Scorer:
         prepared, device = {}, None
         for name in dict.fromkeys(itertools.chain.from_iterable(cells)):
             with reported(comparisons, name + where):
-                value = inputs[name]
-                if keep is not None:
-                    value = _convert(value, lambda tensor: tensor[keep.to(tensor.device)])
-                value = to_device(value, self.device)
+                value = to_device(inputs[name], self.device, keep)
                 prepared[name] = prepare(value)
                 device = value.logits.device if isinstance(value, Outputs) else value.device
             if _all_failed(comparisons):
@@ -247,17 +241,17 @@ class Scorer:
         for comparison in comparisons:
             if comparison.failure is not None:
                 continue
-            measure, kind = comparison.measure, _interval(comparison.measure)
+            measure, method = comparison.measure, _interval(comparison.measure)
             with reported([comparison], subject), full_precision():
                 joint = _join(measure, models) if joint is None else joint
                 score = comparison.scores.at[cell] = _compute(measure, joint)
-                if kind == "trials":
+                if method == "trials":
                     trials = joint.once(measure.per_trial).cpu().numpy()
                     spread = float(trials.std(ddof=1)) if len(trials) > 1 else 0.0
                     comparison.spread.at[cell] = spread
                     error = spread / math.sqrt(len(trials))
                     interval = uncertainty.t_interval(score, error, len(trials) - 1, self.ci) if self.ci else None
-                elif kind == "bootstrap" and self.ci:
+                elif method == "bootstrap" and self.ci:
                     draws = (draw.to(device) for draw in uncertainty.bootstrap_draws(len(models[0]), self.seed))
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore", UndefinedScore)

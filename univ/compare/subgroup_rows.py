@@ -51,7 +51,7 @@ def cached_models(
         InputError: a model asked for is not in the cache; representations and outputs are of different images,
             checkpoints or precisions.
     """
-    reps, outputs = (read_cache(folder, kind, dataset, eps, inverted=inverted) for kind in ("reps", "output"))
+    reps, outputs = (read_cache(folder, which, dataset, eps, inverted=inverted) for which in ("reps", "output"))
     held = list(dict.fromkeys(_name(key) for key in reps.tensors))
     if missing := [name for name in names or () if name not in held]:
         raise InputError(f"--models {' '.join(missing)}: not in the cache of {eps}, which holds {', '.join(held)}")

@@ -19,9 +19,10 @@ from univ import results
 from univ.compare.scoring import FAILURES, to_device
 from univ.measures import REP_MEASURES, Measure, Pair, UndefinedScore, build
 from univ.measures.base import as_tensor, full_precision
+from univ.measures.cards import in_study
 from univ.measures.cka import normalized, unbiased_hsics
 
-MEASURES = ("cka", "proc", "rtd", "jacc")
+MEASURES = in_study("reps")
 KS = (10, 50, 100)
 PERCENTS = (10.0, 1.0, 0.5)
 REPEATS = 10
@@ -82,15 +83,15 @@ def subgroups(
             scores = defaultdict(list)
             for draw in _draws(agree, seed if size_matched else None):
                 hsics = [0.0, 0.0, 0.0] if published else None
-                for kind, images in draw.items():
+                for group, images in draw.items():
                     x, y = (to_device(rep[images.to(rep.device)], device) for rep in reps)
                     for k, percent, score, note in _scores(measure, x, y, hsics):
-                        scores[kind, len(images), k, percent].append((score, note))
-            for (kind, n, k, percent), repeats in scores.items():
+                        scores[group, len(images), k, percent].append((score, note))
+            for (group, n, k, percent), repeats in scores.items():
                 values = [score for score, _ in repeats]
                 note = next((note for _, note in repeats if note), "")
                 about = {"metric": measure.name, "model1": model1, "model2": model2, "note": note}
-                about |= {"k": k, "perc_k": percent, "pred_type": kind, "n": n, "score": float(np.mean(values))}
+                about |= {"k": k, "perc_k": percent, "pred_type": group, "n": n, "score": float(np.mean(values))}
                 rows.append({**about, "spread": float(np.std(values, ddof=1)) if size_matched else math.nan})
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -106,7 +107,7 @@ def _draws(agree: Tensor, seed: int | None) -> list[dict[str, Tensor]]:
     def cut(images: Tensor) -> Tensor:
         return images[torch.randperm(len(images), generator=generator)[:smaller]]
 
-    return [{kind: cut(images) for kind, images in groups.items()} for _ in range(REPEATS)]
+    return [{group: cut(images) for group, images in groups.items()} for _ in range(REPEATS)]
 
 
 def _scores(

@@ -157,6 +157,14 @@ class Reader(pickle._Unpickler):
         self.stack.pop()  # keyword arguments: only foreign classes are made this way
         self._load_reduce()
 
+    def _load_dict(self) -> None:
+        items = self.pop_mark()  # which changes where to append
+        self.append(Placeholder("dict", _flat_dict, (items,)))
+
+    def _load_frozenset(self) -> None:
+        members = self.pop_mark()
+        self.append(Placeholder("set", _frozenset, (members,)))
+
     def _load_bytearray8(self) -> None:
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
@@ -166,9 +174,9 @@ class Reader(pickle._Unpickler):
         pickle.NEWOBJ[0]: _load_reduce,
         pickle.NEWOBJ_EX[0]: _load_newobj_ex,
         pickle.EMPTY_DICT[0]: lambda self: self.append(Placeholder("dict", _dict, ())),
-        pickle.DICT[0]: lambda self: self.append(Placeholder("dict", _flat_dict, (self.pop_mark(),))),
+        pickle.DICT[0]: _load_dict,
         pickle.EMPTY_SET[0]: lambda self: self.append(Placeholder("set", _set, ())),
-        pickle.FROZENSET[0]: lambda self: self.append(Placeholder("set", _frozenset, (self.pop_mark(),))),
+        pickle.FROZENSET[0]: _load_frozenset,
         pickle.BYTEARRAY8[0]: _load_bytearray8,
     }
 

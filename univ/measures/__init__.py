@@ -3,17 +3,16 @@
 Needs torch (and NumPy, SciPy or gudhi where a measure does), and nothing else of this project:
 
     from univ.measures import cka, jaccard, procrustes
-    cka(x, y), procrustes(x, y), jaccard(x, y, k=10)      # x, y: tensors or arrays, row i from image i
+    cka(x, y), procrustes(x, y), jaccard(x, y, k=10)
 
-To compare many models, make a measure once and prepare each model once (`univ.compare` does it for whole sets):
+x and y are tensors or arrays (N, D_x) and (N, D_y), row i of both from the same image; other numbers of images, NaN and
+infinity are a ValueError. To compare many models, make a measure once and prepare each model once (`univ.compare` does
+it for whole sets):
 
     measure = REP_MEASURES["jacc"](k=10)
     prepared = [measure.prepare(rep) for rep in reps]
     measure.compare(prepared[0], prepared[1])
 """
-
-import importlib
-import pkgutil
 
 from univ.measures.base import Measure, Pair, Preparation, Prepared, UndefinedScore
 from univ.measures.cards import (
@@ -28,6 +27,7 @@ from univ.measures.cards import (
     Card,
     build,
     find_card,
+    find_modules,
 )
 from univ.measures.cca import pwcca, svcca
 from univ.measures.cka import cka, rbf_cka
@@ -56,8 +56,7 @@ from univ.measures.shape import shape_distance
 from univ.measures.statistics import Statistic, concentricity, magnitude
 from univ.measures.streaming import StreamedPair
 
-for _module in pkgutil.iter_modules(__path__):  # a measure is there when its module is
-    importlib.import_module(f"{__name__}.{_module.name}")
+find_modules()
 
 __all__ = [
     "CARDS",

@@ -5,9 +5,11 @@ one: scripts, result files, figures and tests read the cards.
 """
 
 import functools
+import importlib
 import inspect
 import math
 import operator
+import pkgutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -183,6 +185,12 @@ def build(registry: Mapping[str, Callable[..., T]], keys: Iterable[str], **setti
     return built
 
 
+def find_modules() -> None:
+    """Import all modules of this folder: a measure is there when its module is."""
+    for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
+        importlib.import_module(f"{__package__}.{module.name}")
+
+
 def find_card(key: str) -> Card:
     """The measure's card; one that is not registered has folder and file named as its key, and may be asymmetric."""
     return CARDS.get(key, Card(key, symmetric=False))
@@ -212,6 +220,11 @@ class Selection(Mapping[str, T]):
 
 SHOWN: Mapping[str, Card] = Selection(lambda card: bool(card.label), lambda card: card, FIGURES)
 """The measures that figures draw, in their order."""
+
+
+def in_study(of: str) -> tuple[str, ...]:
+    """The measures of the study's figures, of `reps` or of `outputs`, in the order of the figures."""
+    return tuple(key for key, card in SHOWN.items() if card.of == of and "paper" in card.lists)
 
 
 def _factories(of: str, statistics: bool, studied: bool = True) -> Mapping[str, Callable[..., Any]]:

@@ -1,6 +1,5 @@
 """Measures from canonical correlations, SVCCA and PWCCA: (N, D_a), (N, D_b) -> similarity in [0, 1], 1 = alike."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +21,7 @@ def svcca_measure(*, variance: float = 0.99) -> Measure:
         Sum of the canonical correlations over the smaller number of components, in [0, 1]; 1 = same subspaces.
         Unrelated models do not have 0: with r components about sqrt(r / N), which is why N should be far larger.
 
-    Raises:
-        ValueError: a constant representation.
-
-    Source: Raghu, Gilmer, Yosinski and Sohl-Dickstein, NeurIPS 2017.
+    Raises ValueError: a constant representation. Source: Raghu, Gilmer, Yosinski and Sohl-Dickstein, NeurIPS 2017.
     """
     return Measure(PrincipalComponents(variance), svcca_score)
 
@@ -41,11 +37,9 @@ def pwcca_measure() -> Measure:
         Similarity in [0, 1], 1 = the smaller model's columns are linear in the other's. As for `svcca`, unrelated
         models do not have 0.
 
-    Raises:
-        ValueError: a constant representation.
-
-    Source: Morcos, Raghu and Bengio, NeurIPS 2018, equation 2. Their released code leaves out an inverse root of the
-    covariance when it makes the canonical variables, so its weights, and scores, differ.
+    Raises ValueError: a constant representation. Source: Morcos, Raghu and Bengio, NeurIPS 2018, equation 2. Their
+    released code leaves out an inverse root of the covariance when it makes the canonical variables, so its weights,
+    and scores, differ.
     """
     return Measure(PrincipalComponents(1.0), pwcca_score)
 
@@ -80,9 +74,7 @@ class PrincipalComponents(Preparation):
 
     def prepare(self, rep: Rep) -> Components:
         centered = Center(double=True).prepare(rep)
-        if centered.square_norm == 0:
-            raise ValueError("canonical correlations are not defined: the representation is constant")
-        rows = torch.cat(list(centered.blocks())) / math.sqrt(centered.square_norm)
+        rows = centered.scaled_rows("canonical correlations are")
         if len(rows) >= centered.width:
             values, vectors = torch.linalg.eigh(product(rows.T, rows))
             vectors = product(rows, vectors)

@@ -1,5 +1,6 @@
 """Centred representations, (N, D) -> (N, D) rows read in blocks, and products of them that are exact enough."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -55,6 +56,12 @@ class Centered(Prepared):
     def blocks(self) -> Iterator[Tensor]:
         """All centred rows, in blocks to be multiplied."""
         return (self.block(start, start + BLOCK_ROWS) for start in range(0, len(self), BLOCK_ROWS))
+
+    def scaled_rows(self, name: str) -> Tensor:
+        """All centred rows, of Frobenius norm 1; a ValueError says of what `name` names that it is not defined."""
+        if self.square_norm == 0:
+            raise ValueError(f"{name} not defined: the representation is constant")
+        return torch.cat(list(self.blocks())) / math.sqrt(self.square_norm)
 
     def about_median(self) -> "Centered":
         """The same images as float64 differences from the median of each column, which few far images do not move."""

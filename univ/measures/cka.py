@@ -45,10 +45,8 @@ def cka_measure(*, unbiased: bool = True, stream: bool = False) -> Measure:
         expectation (unbiased), so slightly negative values are right; they are not clamped. Nan, with an
         `UndefinedScore` warning, if a representation has no variance to compare.
 
-    Raises:
-        ValueError: fewer than 4 images.
-
-    Source: Kornblith et al., ICML 2019; HSIC_1: Song et al., JMLR 2012; Nguyen, Raghu and Kornblith, ICLR 2021.
+    Raises ValueError: fewer than 4 images. Source: Kornblith et al., ICML 2019; HSIC_1: Song et al., JMLR 2012; Nguyen,
+    Raghu and Kornblith, ICLR 2021.
     """
     return Measure(Center(stream=stream), unbiased_cka if unbiased else biased_cka)
 
@@ -71,11 +69,9 @@ def rbf_cka_measure(*, bandwidth: float = 1.0) -> Measure:
         Similarity of at most 1; 0 in expectation for unrelated models. Nan, with an `UndefinedScore` warning, if a
         self-HSIC is not positive.
 
-    Raises:
-        ValueError: fewer than 4 images, half of the images equal.
-
-    Source: Kornblith et al., ICML 2019, section 5; unbiased as `cka`. The kernel matrices are made again, in blocks,
-    for each pair: N^2 (D_x + D_y) operations and no N x N matrix.
+    Raises ValueError: fewer than 4 images, half of the images equal. Source: Kornblith et al., ICML 2019, section 5;
+    unbiased as `cka`. The kernel matrices are made again, in blocks, for each pair: N^2 (D_x + D_y) operations and no N
+    x N matrix.
     """
     return Measure(GaussianKernel(bandwidth), rbf_score)
 
@@ -92,14 +88,14 @@ class Kernel(Prepared):
     scale: float | None = None  # Gaussian: K_ij = exp(-|x_i - x_j|^2 / scale); None is linear: K_ij = x_i'x_j
     by_image = ("rows",)
 
-    def blocks(self) -> Iterator[tuple[Tensor, bool]]:
-        """(rows, columns) float64 blocks on and above the diagonal, and whether each stands for its mirror image."""
+    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Float64 blocks on and above the diagonal, with their first row and column."""
         gaussian = self.scale is not None
         for row, column, values in square_distances(self.rows) if gaussian else inner_products(self.rows):
             block = (-values / self.scale).exp() if gaussian else values
             if row == column:
                 block.fill_diagonal_(0)
-            yield block, row != column
+            yield row, column, block
 
 
 @dataclass(frozen=True)
@@ -174,9 +170,9 @@ def kernel_hsic(pair: Pair) -> float:
     """HSIC_1 of two `Kernel`s, term by term; 0 where what is left of the terms is only their rounding."""
     n = len(pair.a)
     trace = 0.0
-    others = itertools.repeat((None, None)) if pair.a is pair.b else pair.b.blocks()
-    for (k, twice), (l, _) in zip(pair.a.blocks(), others):  # noqa: E741 - the symbols of the definition
-        trace += (1 + twice) * (k * (k if l is None else l)).sum().item()
+    others = itertools.repeat((None,)) if pair.a is pair.b else pair.b.blocks()
+    for (row, column, k), (*_, l) in zip(pair.a.blocks(), others):  # noqa: E741 - the symbols of the definition
+        trace += (1 + (row != column)) * (k * (k if l is None else l)).sum().item()  # a block stands for its mirror
     sums_a, sums_b = pair.a.once(row_sums), pair.b.once(row_sums)
     total = sums_a.sum().item() * sums_b.sum().item() / ((n - 1) * (n - 2))
     both = 2 / (n - 2) * torch.dot(sums_a, sums_b).item()
@@ -188,10 +184,9 @@ def kernel_hsic(pair: Pair) -> float:
 def row_sums(a: Kernel) -> Tensor:
     """(N,) float64 sums of the rows of a `Kernel`."""
     sums = torch.zeros(len(a), dtype=torch.float64, device=a.rows.rows.device)
-    starts = [(row, column) for row in range(0, len(a), _BLOCK) for column in range(row, len(a), _BLOCK)]
-    for (row, column), (block, twice) in zip(starts, a.blocks(), strict=True):
+    for row, column, block in a.blocks():
         sums[row : row + _BLOCK] += block.sum(dim=1)
-        if twice:
+        if row != column:
             sums[column : column + _BLOCK] += block.sum(dim=0)
     return sums
 
@@ -238,8 +233,7 @@ def self_hsic(a: Centered) -> float:
     """HSIC_1 of a model with itself."""
     if a.once_any_order(is_clear):
         return hsic_from_norms(a.once_any_order(self_cross_norm), a.square_norms, a.square_norms)
-    kernel = a.once(linear_kernel)
-    return kernel_hsic(Pair(kernel, kernel))
+    return kernel_self_hsic(a.once(linear_kernel))
 
 
 def is_clear(a: Centered) -> bool:

@@ -32,11 +32,9 @@ def cknna_measure(*, neighbors: int = 10) -> Measure:
         Similarity of at most about 1, 1 = alike; not quite the same when x and y are swapped, because the mask is not
         symmetric. Nan, with an `UndefinedScore` warning, if a self-term is not positive.
 
-    Raises:
-        ValueError: `neighbors` out of range, fewer than 4 images.
-
-    Source: Huh, Cheung, Wang and Isola, ICML 2024, appendix A and their released code (unbiased HSIC of the masked
-    kernels, without the 1e-6 that it adds to the denominator).
+    Raises ValueError: `neighbors` out of range, fewer than 4 images. Source: Huh, Cheung, Wang and Isola, ICML 2024,
+    appendix A and their released code (unbiased HSIC of the masked kernels, without the 1e-6 that it adds to the
+    denominator).
     """
     return Measure(FindNeighborSimilarities(neighbors), cknna_score)
 

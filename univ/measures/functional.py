@@ -247,9 +247,8 @@ class Predict(Preparation):
     """Predicted class per image: the largest logit, the first of equal ones."""
 
     def prepare(self, outputs: Outputs | Rep) -> Predictions:
-        outputs = as_outputs(outputs)
-        logits, preds = as_logits(outputs.logits)
-        return as_predictions(preds, outputs.labels, logits.shape[1])
+        logits, preds, labels = unpack(outputs)
+        return as_predictions(preds, labels, logits.shape[1])
 
 
 @dataclass(frozen=True)
@@ -259,14 +258,13 @@ class Softmax(Preparation):
     labelled: bool = False
 
     def prepare(self, outputs: Outputs | Rep) -> Probabilities:
-        outputs = as_outputs(outputs)
-        logits, _ = as_logits(outputs.logits)
+        logits, _, labels = unpack(outputs)
         probabilities = logits.softmax(dim=1, dtype=torch.float64)
         if not self.labelled:
             return Probabilities(probabilities)
         if logits.shape[1] < 2:
             raise ValueError("CAPA needs at least 2 classes")
-        labels = as_predictions(known(outputs.labels), num_classes=logits.shape[1]).preds
+        labels = as_predictions(known(labels), num_classes=logits.shape[1]).preds
         if len(labels) != len(logits):
             raise ValueError(f"{len(logits)} logits need as many labels, got {len(labels)}")
         return Probabilities(probabilities, labels.to(logits.device))
@@ -279,7 +277,7 @@ class RelativeConfidence(Preparation):
     alpha: float = 1.0
 
     def prepare(self, outputs: Outputs | Rep) -> Probabilities:
-        logits, preds = as_logits(as_outputs(outputs).logits)
+        logits, preds, _ = unpack(outputs)
         logits = logits.double()
         return Probabilities((self.alpha * (logits - logits.gather(1, preds[:, None]))).exp())
 
@@ -291,20 +289,16 @@ def known(labels: T | None) -> T:
     return labels
 
 
-def as_outputs(outputs: Outputs | Rep) -> Outputs:
-    """Outputs as they are, bare logits as Outputs without labels."""
-    return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
-
-
-def as_logits(logits: Rep) -> tuple[Tensor, Tensor]:
-    """Logits as an (N, C) tensor, and the class (N,) of the largest in each row, the first of equal ones.
+def unpack(outputs: Outputs | Rep) -> tuple[Tensor, Tensor, Rep | None]:
+    """Logits (N, C), the class (N,) of the largest in each row, the first of equal ones, and the labels if known.
 
     A logit of minus infinity (a class ruled out) is allowed.
 
     Raises:
-        ValueError: another shape, or a row whose largest value is NaN or infinite.
+        ValueError: logits of another shape, or a row whose largest value is NaN or infinite.
     """
-    logits = as_tensor(logits)
+    outputs = outputs if isinstance(outputs, Outputs) else Outputs(outputs)
+    logits = as_tensor(outputs.logits)
     if logits.ndim != 2 or logits.numel() == 0:
         raise ValueError(f"logits have one row per image and one column per class, got shape {tuple(logits.shape)}")
     if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
@@ -315,7 +309,7 @@ def as_logits(logits: Rep) -> tuple[Tensor, Tensor]:
     if not finite.all():
         row = int((~finite).nonzero()[0, 0])
         raise ValueError(f"the logits hold NaN or infinite values, first in row {row}")
-    return logits, preds
+    return logits, preds, outputs.labels
 
 
 def as_predictions(preds: Rep, labels: Rep | None = None, num_classes: int | None = None) -> Predictions:

@@ -29,10 +29,8 @@ def gulp_measure(*, gulp_lambda: float = 0.0) -> Measure:
         Distance >= 0; 0 is "equal up to rotation and scale", at lambda = 0 "up to any invertible linear map", where
         unrelated models have D_x + D_y (their ranks).
 
-    Raises:
-        ValueError: fewer images than columns, a constant representation, a negative lambda.
-
-    Source: Boix-Adserà, Lawrence, Stepaniants and Rigollet, NeurIPS 2022. Squared, as in the study.
+    Raises ValueError: fewer images than columns, a constant representation, a negative lambda. Source: Boix-Adserà,
+    Lawrence, Stepaniants and Rigollet, NeurIPS 2022. Squared, as in the study.
     """
     return Measure(Whiten(gulp_lambda), gulp_score)
 
@@ -67,9 +65,7 @@ class Whiten(Preparation):
         n, width = centered.rows.shape
         if n < width:
             raise ValueError(f"GULP needs at least as many images as columns, got {n} images and {width} columns")
-        if centered.square_norm == 0:
-            raise ValueError("GULP is not defined: the representation is constant")
-        rows = torch.cat(list(centered.blocks())) / math.sqrt(centered.square_norm)  # now S = X'X
+        rows = centered.scaled_rows("GULP is")  # now S = X'X
         rows = whitened(rows, self.ridge, centered.rounding) * math.sqrt(n)
         own = product(rows.T, rows).square().sum().item() / n**2  # not from the eigenvalues: exactly that of the rows
         return Whitened(Centered(rows, None, rows.square().sum(dim=1)), own)

@@ -31,10 +31,8 @@ def jaccard_measure(
     Returns:
         Similarity in [0, 1], 1 = same neighbours. Unrelated models have about k / (2N - k).
 
-    Raises:
-        ValueError: k out of range.
-
-    Source: Wang et al., 2022 (Towards understanding the instability of network embedding, TKDE).
+    Raises ValueError: k out of range. Source: Wang et al., 2022 (Towards understanding the instability of network
+    embedding, TKDE).
     """
     return Measure(FindNeighbors(k, function, center, published, ordered=False), jaccard_score)
 
@@ -74,10 +72,8 @@ def mutual_knn_measure(*, neighbors: int = 10) -> Measure:
     Returns:
         Similarity in [0, 1], 1 = same neighbours. Unrelated models have neighbors / (N - 1).
 
-    Raises:
-        ValueError: `neighbors` out of range.
-
-    Source: Huh, Cheung, Wang and Isola, ICML 2024 (The Platonic representation hypothesis).
+    Raises ValueError: `neighbors` out of range. Source: Huh, Cheung, Wang and Isola, ICML 2024 (The Platonic
+    representation hypothesis).
     """
     return Measure(FindNeighbors(neighbors, "cos_sim", center=False, ordered=False), mutual_knn_score)
 

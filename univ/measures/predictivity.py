@@ -33,11 +33,9 @@ def linear_predictivity_measure(*, ridge: float = 1e-3, folds: int = 5) -> Measu
         R^2 of at most 1, 1 = y is linear in x; negative if the mean predicts better. Nan, with an `UndefinedScore`
         warning, if y is constant.
 
-    Raises:
-        ValueError: too few images for the folds, x constant.
-
-    Source: as Kornblith et al., ICML 2019 (linear regression), but held out, and regularised as in brain-score
-    (Schrimpf et al., 2018): in-sample R^2 of unrelated models is D_x / N.
+    Raises ValueError: too few images for the folds, x constant. Source: as Kornblith et al., ICML 2019 (linear
+    regression), but held out, and regularised as in brain-score (Schrimpf et al., 2018): in-sample R^2 of unrelated
+    models is D_x / N.
     """
     return Measure(FitFolds(ridge, folds), r_squared)
 

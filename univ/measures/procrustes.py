@@ -1,6 +1,7 @@
 """Orthogonal Procrustes distance: (N, D_a), (N, D_b) -> distance, 0 = alike, in [0, 2] when normalised."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,30 +41,23 @@ def procrustes_measure(*, center: bool = True, normalize: bool = True, stream: b
 
     Source: Ding, Denain and Steinhardt, NeurIPS 2021. Squared, as in the study; netrep reports the root.
     """
-    return Measure(Center(center, stream), normalized_distance if normalize else distance)
+    return Measure(Center(center, stream), partial(distance, normalize=normalize))
 
 
 procrustes = as_function(procrustes_measure, "procrustes")
 
 
-def normalized_distance(pair: Pair) -> float:
-    """Squared Procrustes distance of two `Centered` models scaled to norm 1."""
-    return distance_from_norms(pair.a.square_norm, pair.b.square_norm, pair.once(cross_nuclear_norm))
-
-
-def distance(pair: Pair) -> float:
+def distance(pair: Pair, normalize: bool) -> float:
     """Squared Procrustes distance of two `Centered` models."""
-    return distance_from_norms(pair.a.square_norm, pair.b.square_norm, pair.once(cross_nuclear_norm), normalize=False)
+    return distance_from_norms(pair.a.square_norm, pair.b.square_norm, pair.once(cross_nuclear_norm), normalize)
 
 
-def distance_from_norms(a: float, b: float, nuclear: float, normalize: bool = True) -> float:
+def distance_from_norms(a: float, b: float, nuclear: float, normalize: bool) -> float:
     """a + b - 2 |A'B|_* with a = |A|_F^2, b = |B|_F^2; of models scaled to norm 1: 2 - 2 |A'B|_* / (|A| |B|)."""
-    if not normalize:
-        return max(0.0, a + b - 2 * nuclear)  # rounding can dip below 0
     scale = math.sqrt(a) * math.sqrt(b)
-    if scale == 0:
+    if normalize and scale == 0:
         return undefined("Procrustes is not defined: a representation has norm 0 and cannot be scaled to norm 1")
-    return max(0.0, 2 - 2 * nuclear / scale)
+    return max(0.0, 2 - 2 * nuclear / scale if normalize else a + b - 2 * nuclear)  # rounding can dip below 0
 
 
 def cross_nuclear_norm(pair: Pair) -> float:

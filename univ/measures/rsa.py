@@ -22,10 +22,8 @@ def rsa_measure(*, max_images: int = 4000, seed: int = 0) -> Measure:
         Correlation in [-1, 1], 1 = the same order of dissimilarities. Nan, with an `UndefinedScore` warning, if all
         dissimilarities of a model are equal.
 
-    Raises:
-        ValueError: fewer than 3 images or 2 columns, a row without variance.
-
-    Source: Kriegeskorte, Mur and Bandettini, Frontiers in Systems Neuroscience 2008.
+    Raises ValueError: fewer than 3 images or 2 columns, a row without variance. Source: Kriegeskorte, Mur and
+    Bandettini, Frontiers in Systems Neuroscience 2008.
     """
     return Measure(Subsamples(ranked_dissimilarities, max_images, seed=seed), spearman)
 

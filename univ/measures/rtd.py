@@ -35,10 +35,7 @@ def rtd_measure(*, batch: int = 500, trials: int = 10, seed: int = 0, workers: i
         Divergence >= 0 in units of the 0.9 quantile of distances; 0 if the distances agree up to scale. It grows
         with `batch`.
 
-    Raises:
-        ValueError: fewer than 3 images, nine tenths of the distances 0.
-
-    Source: Barannikov et al., ICML 2022.
+    Raises ValueError: fewer than 3 images, nine tenths of the distances 0. Source: Barannikov et al., ICML 2022.
     """
     per_trial = partial(divergence_per_trial, workers=workers)
     return Measure(Subsamples(drawn_distances, batch, trials, seed), mean_of(per_trial), per_trial)
@@ -57,10 +54,8 @@ def rtd_lite_measure(*, batch: int = 1000, trials: int = 10, seed: int = 0) -> M
     Returns:
         Divergence >= 0 in units of the 0.9 quantile of distances, 0 = alike. It grows with `batch`.
 
-    Raises:
-        ValueError: fewer than 3 images, nine tenths of the distances 0.
-
-    Source: Tulchinskii et al., 2025 (arXiv 2503.11910).
+    Raises ValueError: fewer than 3 images, nine tenths of the distances 0. Source: Tulchinskii et al., 2025 (arXiv
+    2503.11910).
     """
     per_trial = lite_divergence_per_trial
     return Measure(Subsamples(drawn_distances, batch, trials, seed), mean_of(per_trial), per_trial)

@@ -33,10 +33,8 @@ def shape_measure(*, alpha: float = 1.0, center: bool = True) -> Measure:
         Angle in radians, a metric in [0, pi / 2]: 0 = equal up to rotation and scale. Nan, with an `UndefinedScore`
         warning, if a representation is zero.
 
-    Raises:
-        ValueError: alpha outside [0, 1], activations that are neither (N, C, H, W) nor (N, D).
-
-    Source: Williams, Kunz, Kornblith and Linderman, NeurIPS 2021; same conventions as their `netrep` (LinearMetric).
+    Raises ValueError: alpha outside [0, 1], activations that are neither (N, C, H, W) nor (N, D). Source: Williams,
+    Kunz, Kornblith and Linderman, NeurIPS 2021; same conventions as their `netrep` (LinearMetric).
     """
     return Measure(PartlyWhiten(alpha, center), angle)
 

@@ -9,7 +9,7 @@ damaged one is not either.
 import json
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,14 @@ class RepCache:
                 if key in reps and key in output and reps.metadata.get(key) == output.metadata.get(key) == wanted:
                     return Extraction(reps[key], output[key])
         return None
+
+    def fetch(self, key: str, identity: Identity, extract: Callable[[], Extraction]) -> Extraction:
+        """The extraction stored under `key`; made and stored where there is none of this identity."""
+        found = self.get(key, identity)
+        if found is None:
+            found = extract()
+            self.put(key, identity, found)
+        return found
 
     def put(self, key: str, identity: Identity, extraction: Extraction) -> None:
         """Store one model's extraction."""

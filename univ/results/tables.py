@@ -13,7 +13,7 @@ from univ.data import DATASETS
 from univ.eps import eps_value
 from univ.errors import InputError
 from univ.files import schemas
-from univ.measures.cards import CARDS, find_card
+from univ.measures.cards import CARDS, find_card, in_study
 from univ.results import made
 from univ.results.layout import PROBES_NAME, SUBGROUPS_NAME, ResultFile
 from univ.results.scores import Found, find_results, read_matrix, read_record, warn_once
@@ -180,7 +180,7 @@ def _csvs(path: Path | str, name: str) -> list[Path]:
     return [path] if path.is_file() else sorted(path.rglob(name))
 
 
-_KEY_OF_METRIC = {name: key for key in ("cka", "proc", "rtd", "jacc") for name in (CARDS[key].folder, CARDS[key].file)}
+_KEY_OF_METRIC = {name: key for key in in_study("reps") for name in (CARDS[key].folder, CARDS[key].file)}
 
 
 def load_subgroups(path: Path | str) -> pd.DataFrame:

@@ -22,11 +22,10 @@ from univ.eps import eps_value
 from univ.errors import InputError
 from univ.inversion.images import SUFFIXES, open_inverted
 from univ.inversion.record import read_column
-from univ.measures.cards import CARDS, SHOWN
+from univ.measures.cards import CARDS, SHOWN, in_study
 
-REPRESENTATIONAL = ("cka", "proc", "rtd", "jacc")
-"""The study's four representational measures, in the order of its figures."""
-FUNCTIONAL = ("dis", "jsd")
+REPRESENTATIONAL, FUNCTIONAL = in_study("reps"), in_study("outputs")
+"""The measures of the study's figures, in their order."""
 
 
 def studied() -> list[str]:

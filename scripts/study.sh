@@ -59,11 +59,19 @@ exec {lock}>>"$out/.study-lock"
 flock --nonblock "$lock" || die "another study is running in $out"
 
 listed="$(IFS=,; echo "${stages[*]}")"
+export UNIV_SCRIPTS="$ROOT/scripts"
 set -m # a process group of its own, so that it can be ended with its jobs
-snakemake --snakefile scripts/Snakefile --directory "$out" --configfile "${files[@]}" \
+(
+    if [[ " ${devices[*]} " != *[0-9]* && " ${flags[*]} " != *" -n "* ]]; then # on CPUs jobs are forks of one process
+        export UNIV_WARM
+        UNIV_WARM="$(mktemp -d)/socket"
+        python scripts/warm.py --serve "$UNIV_WARM" {lock}>&- &
+    fi
+    exec snakemake --snakefile scripts/Snakefile --directory "$out" --configfile "${files[@]}" \
     --config "${keys[@]}" "stages=[$listed]" --cores "$((cores > ${#devices[@]} ? cores : ${#devices[@]}))" \
     --resources "gpu=${#devices[@]}" --logger study --rerun-incomplete --nolock --latency-wait 1 \
-    --rerun-triggers mtime params input "${flags[@]}" {lock}>&- &
+    --rerun-triggers mtime params input "${flags[@]}" {lock}>&-
+) &
 pid=$!
 set +m
 interrupted() {
@@ -77,4 +85,7 @@ interrupted() {
 trap 'interrupted 129' HUP
 trap 'interrupted 130' INT
 trap 'interrupted 143' TERM
-wait "$pid"
+status=0
+wait "$pid" || status=$?
+kill -TERM -- "-$pid" 2>/dev/null || true
+exit "$status"

@@ -19,7 +19,14 @@ STAGE_OF_RULE = {
     "report": "figures",
 }
 SILENT = ("all", "same_images", "link")
+REPEATED = ("RuleException", "Exiting because a job execution failed", "At least one job did not complete")
 TAIL = 15  # lines of a failed job's log
+
+
+def _said_already(record: logging.LogRecord) -> bool:
+    """Whether a message repeats that a job failed."""
+    text = record.getMessage()
+    return getattr(record, "exception", "") == "RuleException" or any(word in text for word in REPEATED)
 
 
 class LogHandler(LogHandlerBase):
@@ -37,6 +44,7 @@ class LogHandler(LogHandlerBase):
         self.done: dict[str, int] = {}
         self.began: dict[str, float] = {}
         self.bars: dict[str, tqdm] = {}
+        self.failed: list[str] = []
 
     def say(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)
@@ -51,7 +59,7 @@ class LogHandler(LogHandlerBase):
         }.get(event)
         if handler is not None:
             handler(record)
-        elif record.levelno >= logging.ERROR or (event is None and record.levelno >= logging.WARNING):
+        elif record.levelno >= logging.WARNING and not _said_already(record):
             self.say(record.getMessage())
 
     def plan(self, record: logging.LogRecord) -> None:
@@ -92,7 +100,10 @@ class LogHandler(LogHandlerBase):
 
     def fail(self, record: logging.LogRecord) -> None:
         stage, name, log, began = self.jobs.pop(record.jobid, (record.rule_name, str(record.jobid), "", 0))
+        self.failed.append(f"{stage} {name}")
         self.say(f"  {stage} {name}: FAILED after {time.monotonic() - began:.0f} s; the end of {log}:")
         if log and Path(log).is_file():
             lines = Path(log).read_text(errors="replace").replace("\r", "\n").splitlines()
             self.say("\n".join(f"    {line}" for line in lines[-TAIL:]))
+        waiting = len(self.jobs)
+        self.say(f"failed: {', '.join(self.failed)}" + (f"; waiting for {waiting} running jobs" if waiting else ""))

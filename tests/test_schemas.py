@@ -13,10 +13,11 @@ from synthetic_results import write_probe_agreement, write_scores, write_subgrou
 from univ import results
 from univ.errors import InputError, plain
 from univ.files import schemas
+from univ.files.tensors import write_tensors
 from univ.inversion import Parts
 from univ.models import build_model, checkpoints
 from univ.reps import probes
-from univ.reps.cache import RepCache, read_cache, write_tensors
+from univ.reps.cache import RepCache, read_cache
 from univ.reps.identity import Identity, Inputs
 from univ.results import made
 from univ.show import plots, report, summary

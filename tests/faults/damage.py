@@ -31,11 +31,12 @@ from univ.data import cifar, indices
 from univ.data.lmdb import ImageFolderLMDB
 from univ.errors import InputError
 from univ.files import safeload, schemas
+from univ.files.tensors import TensorFile
 from univ.inversion.images import open_inverted
 from univ.inversion.record import read_column
 from univ.models import build_model, checkpoints
-from univ.reps import cache, probes
 from univ.reps import files as repfiles
+from univ.reps import probes
 from univ.reps.cache import RepCache, read_cache
 from univ.reps.extract import Extraction
 from univ.reps.identity import Identity, Inputs
@@ -313,7 +314,7 @@ def _finish_cache(path: Path) -> Any:
     store = _cache(path.parents[1])
     found = store.get("vgg11", IDENTITY)
     store.finish()
-    tensors = cache.TensorFile(store.reps_path)
+    tensors = TensorFile(store.reps_path)
     return found, {name: tensors[name] for name in tensors.names}
 
 

@@ -26,8 +26,9 @@ from univ.models.architectures import DIGITS_ARCHS, Arch
 from univ.models.folding import fold_batchnorm
 from univ.models.layout import Strided1x1, channels_last
 from univ.runs import Distributed
-from univ.training import Data, Recipe, Saving, evaluate, fit
+from univ.training import AttackTarget, Data, Recipe, Saving, Trainer, evaluate
 from univ.training import loop as training
+from univ.training.recipe import differences
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Distributed(torch.device("cpu"))
@@ -79,7 +80,7 @@ def data() -> Data:
 def train(data: Data, folder, recipe: Recipe = RECIPE, model: Classifier | None = None, **kwargs):
     model = model or tiny()
     saving = kwargs.pop("saving", Saving(folder, checkpoint_every=0, tensorboard=False))
-    records = fit(model, data, recipe, saving, process=CPU, quiet=True, **kwargs)
+    records = Trainer(model, data, recipe, saving, CPU, quiet=True).fit(**kwargs)
     return model, records
 
 
@@ -160,14 +161,14 @@ class Stopped(Exception):
 
 def interrupt(monkeypatch, when) -> None:
     """Make the run end with an exception right after the first checkpoint for which `when(run)` holds."""
-    save = training.Run.save
+    save = training.Trainer.save
 
     def save_and_stop(run, **kwargs):
         save(run, **kwargs)
         if when(run):
             raise Stopped
 
-    monkeypatch.setattr(training.Run, "save", save_and_stop)
+    monkeypatch.setattr(training.Trainer, "save", save_and_stop)
 
 
 @pytest.mark.parametrize("recipe", VARIANTS.values(), ids=VARIANTS)
@@ -272,12 +273,12 @@ def test_a_longer_run_may_continue_a_shorter_one_with_the_step_schedule_only(dat
     recipe = dataclasses.replace(RECIPE, schedule="step", epochs=1)
     train(data, tmp_path, recipe)
     _, checkpoint = checkpoints.newest_readable(tmp_path)
-    assert training.differences(checkpoint, dataclasses.replace(recipe, epochs=2)) == []
+    assert differences(checkpoint, dataclasses.replace(recipe, epochs=2)) == []
     train(data, tmp_path, dataclasses.replace(recipe, schedule="onecycle"))
     _, checkpoint = checkpoints.newest_readable(tmp_path)
     longer = dataclasses.replace(recipe, schedule="onecycle", epochs=2, attack=ATTACK)
-    differing = training.differences(checkpoint, longer)
-    assert "epochs was 1, now 2" in differing and "attack eps was None, now 0.5" in differing
+    differing = differences(checkpoint, longer)
+    assert "epochs was 1, now 2" in differing and "attack eps was none, now 0.5" in differing
 
 
 def test_another_recipe_takes_weights_momentum_and_epoch_and_its_own_learning_rate(data, tmp_path):
@@ -350,14 +351,14 @@ def test_best_is_by_clean_accuracy_without_an_attack(data, tmp_path):
 def test_fp32_runs_take_deterministic_algorithms_of_cudnn(data, tmp_path, monkeypatch):
     cudnn, seen = torch.backends.cudnn, {}
     for precision in ("fp32", "tf32"):
-        step = training.Run.train_step
+        step = training.Trainer.train_step
 
         def train_step(*args, step=step, precision=precision):
             seen[precision] = cudnn.benchmark, cudnn.deterministic
             return step(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(training.Run, "train_step", train_step)
+            patch.setattr(training.Trainer, "train_step", train_step)
             train(data, tmp_path / precision, dataclasses.replace(RECIPE, epochs=1, precision=precision))
     assert seen == {"fp32": (False, True), "tf32": (True, False)}
     assert (cudnn.benchmark, cudnn.deterministic) == (False, False)
@@ -391,7 +392,7 @@ def test_a_step_on_an_odd_batch_with_two_threads(arch):
     """In a process of its own: oneDNN's fault on AVX-512 (`univ.models.layout`) ends the process."""
     program = f"""
 import torch
-from univ.training import loop as training
+from univ import training
 from univ.attacks import Attack
 from univ.data.images import TensorImages
 from univ.models import build_model
@@ -401,7 +402,7 @@ recipe = training.Recipe(epochs=3, batch_size=29, attack=Attack(steps=1))
 saving = training.Saving(None, tensorboard=False)
 process = Distributed(torch.device("cpu"))
 model = build_model({arch!r}, "digits", seed=0)
-run = training.Run(model, training.Data(images, images), recipe, saving, process, compile=False, quiet=True)
+run = training.Trainer(model, training.Data(images, images), recipe, saving, process, compile=False, quiet=True)
 for epoch in range(1, 4):
     run.train_epoch(epoch)  # forward and backward, of the folded network too
 """
@@ -458,7 +459,7 @@ class CachesInEvaluation(Tiny):
 
 def test_attacks_see_the_weights_of_the_moment(data):
     model = Classifier(CachesInEvaluation(10), Arch(CachesInEvaluation, head="head"), "tiny", "digits", 10).train()
-    target = training.AttackTarget(model)
+    target = AttackTarget(model)
     images = data.val.floats(slice(None))
     target.of_now()(images)
     with torch.no_grad():
@@ -495,7 +496,7 @@ def test_training_on_cuda(precision, data, tmp_path):
     recipe = dataclasses.replace(RECIPE, precision=precision, attack=ATTACK, epochs=4)
     model = tiny()
     saving = Saving(tmp_path, checkpoint_every=0, tensorboard=False)
-    records = fit(model, data, recipe, saving, process=Distributed(torch.device("cuda")), quiet=True)
+    records = Trainer(model, data, recipe, saving, Distributed(torch.device("cuda")), quiet=True).fit()
     _, expected = train(data, tmp_path / "cpu", dataclasses.replace(recipe, precision="fp32"))
     assert records[-1]["train_loss"] == pytest.approx(expected[-1]["train_loss"], abs=0.2)
 
@@ -508,7 +509,7 @@ def test_fp32_training_on_cuda_repeats_and_resumes_from_contiguous_momentum(data
     def ends(name, start_from=None):
         saving = Saving(tmp_path / name, checkpoint_every=1, tensorboard=False)
         model = tiny()
-        fit(model, data, recipe, saving, process=process, start_from=start_from, quiet=True)
+        Trainer(model, data, recipe, saving, process, quiet=True).fit(start_from)
         return model
 
     first = ends("first")

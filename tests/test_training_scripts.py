@@ -19,7 +19,7 @@ import imagenet_training
 from univ.data import open_training
 from univ.errors import InputError
 from univ.models import build_model, checkpoints, load_model
-from univ.training import flags as cli_training
+from univ.training import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--dataset", "digits", "-m", "vgg11", "-b", "256", "-k", "0", "--quiet", "--device", "cpu"]
@@ -62,8 +62,8 @@ def test_defaults_are_the_published_ones():
         assert {name: getattr(args, name) for name in shared} == shared
     assert (cifar10.batch, cifar10.ckpt, cifar10.lr, cifar10.eps) == (512, 15, 0.5, 1)
     assert (imagenet.batch, imagenet.ckpt, imagenet.lr, imagenet.eps, imagenet.num) == (256, 5, 2, 3, 1000)
-    assert cli_training.arch_of(cifar10, "cifar10") == "resnet18"
-    assert cli_training.arch_of(imagenet, "imagenet") == "tiny_vit_5m"
+    assert flags.arch_of(cifar10, "cifar10") == "resnet18"
+    assert flags.arch_of(imagenet, "imagenet") == "tiny_vit_5m"
     assert (str(cifar10.save), str(imagenet.save)) == ("data/cnns/cifar10", "data/cnns/imagenet")
 
 
@@ -109,11 +109,11 @@ def test_evaluation_prints_and_appends(trained, capsys, tmp_path):
 def test_the_architecture_is_read_from_name_or_content(trained):
     parse = cifar10_training.parse_args
     named = parse(["--dataset", "digits", "-t", "0", "-v", str(trained / "vgg11.pt")])
-    assert cli_training.arch_of(named, "digits") == "vgg11"
+    assert flags.arch_of(named, "digits") == "vgg11"
     stored = parse(["--dataset", "digits", "-t", "0", "-v", str(trained / "checkpoint.pt.best")])
-    assert cli_training.arch_of(stored, "digits") == "vgg11"
+    assert flags.arch_of(stored, "digits") == "vgg11"
     asked = parse(["--dataset", "digits", "-t", "0", "-m", "resnet10", "-v", str(trained / "vgg11.pt")])
-    assert cli_training.arch_of(asked, "digits") == "resnet10"
+    assert flags.arch_of(asked, "digits") == "resnet10"
 
 
 def test_a_complete_run_is_left_alone_and_its_model_comes_back(trained):
@@ -172,7 +172,7 @@ def test_a_table_with_other_columns_is_refused(trained, tmp_path, capsys):
 
 
 def test_an_unwritable_table_is_found_before_the_evaluation(trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli_training.training, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
+    monkeypatch.setattr(flags, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     make_device(tmp_path / "device")
@@ -303,7 +303,7 @@ def test_resuming_on_other_images_says_what_differs(one_epoch, tmp_path, monkeyp
         cifar10_training.main([*resume, "--no-augment"])
     with pytest.raises(InputError, match=r"decoding \(--fast-images\) was exact, now fast"):
         cifar10_training.main([*resume, "--fast-images"])
-    open_training = cli_training.open_training
+    open_training = flags.open_training
 
     def one_pixel_changed(*args, **options):
         train, val = open_training(*args, **options)
@@ -311,7 +311,7 @@ def test_resuming_on_other_images_says_what_differs(one_epoch, tmp_path, monkeyp
         return train, val
 
     with monkeypatch.context() as patch, pytest.raises(InputError, match=r"training images was \w{16}, now \w{16}$"):
-        patch.setattr(cli_training, "open_training", one_pixel_changed)
+        patch.setattr(flags, "open_training", one_pixel_changed)
         cifar10_training.main(resume)
     assert (tmp_path / checkpoints.LATEST).read_bytes() == before
     cifar10_training.main(resume)
@@ -378,7 +378,7 @@ def test_a_run_with_nothing_to_resume_begins(tmp_path):
 
 def test_the_best_epoch_can_be_chosen_on_held_out_training_images(tmp_path):
     args = cifar10_training.parse_args([*QUICK, "--select-on", "held-out", "-s", str(tmp_path)])
-    data = cli_training._open_data(args, "digits")
+    data = flags.open_data(args, "digits")
     whole, _ = open_training("digits")
     assert (len(data.train), len(data.val)) == (1437 - 144, 144)
     # every image is in one of the two
@@ -395,7 +395,7 @@ def test_more_classes_than_the_data_set_has_are_refused(tmp_path, monkeypatch, c
         train.labels[0] = 10
         return train, val
 
-    monkeypatch.setattr(cli_training, "open_training", open_with_an_eleventh_class)
+    monkeypatch.setattr(flags, "open_training", open_with_an_eleventh_class)
     message = refused(cifar10_training.main, [*QUICK, "-s", tmp_path, "-e", "1"], capsys)
     assert "11 classes" in message and "digits has 10" in message
 

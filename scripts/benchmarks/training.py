@@ -20,9 +20,9 @@ from univ.data import DATASETS
 from univ.data.images import TensorImages
 from univ.data.loaders import stream
 from univ.models import Classifier, build_model
-from univ.models.precision import PRECISIONS, arithmetic
+from univ.models.precision import PRECISIONS, training_arithmetic
 from univ.runs import Distributed
-from univ.training import Data, Recipe, Run, Saving
+from univ.training import Data, Recipe, Saving, Trainer
 
 from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table
 
@@ -91,15 +91,15 @@ class Ours:
         part = TensorImages(images, labels, name="benchmark")
         saving = Saving(Path(), tensorboard=False)  # nothing is written: only steps are taken
         process = Distributed(args.device)
-        self.device, self.tf32 = args.device, "fp32" if recipe.precision == "fp32" else "tf32"
-        self.run = Run(model, Data(part, part), recipe, saving, process, compile=args.compile, quiet=True)
+        self.device, self.precision = args.device, recipe.precision
+        self.trainer = Trainer(model, Data(part, part), recipe, saving, process, compile=args.compile, quiet=True)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step; returns the loss."""
-        before = self.run.totals.sums[0].clone()
-        with arithmetic(self.tf32, self.device):
-            self.run.train_step(1, images, labels)
-        return (self.run.totals.sums[0] - before) / len(images)
+        before = self.trainer.totals.sums[0].clone()
+        with training_arithmetic(self.precision, self.device):
+            self.trainer.train_step(1, images, labels)
+        return (self.trainer.totals.sums[0] - before) / len(images)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ import dill
 import numpy as np
 import pytest
 import torch
+from networks import shake
 from robustness.attacker import AttackerModel
-from test_models import shake
 
 from univ.errors import InputError
 from univ.files import disk as files

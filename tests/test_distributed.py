@@ -184,24 +184,7 @@ def test_torchrun_trains_and_continues_after_a_process_dies(tmp_path):
         "cifar10_training.main(sys.argv[1:])\n"
     )
     save = tmp_path / "eps1"
-    words = [
-        "--dataset",
-        "digits",
-        "-m",
-        "vgg11",
-        "-b",
-        "256",
-        "-k",
-        "0",
-        "-e",
-        "3",
-        "-a",
-        "1",
-        "-p",
-        "1",
-        "-s",
-        str(save),
-    ]
+    words = f"--dataset digits -m vgg11 -b 256 -k 0 -e 3 -a 1 -p 1 -s {save}".split()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     place = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *torchrun, str(script), *words], env=place, capture_output=True, text=True)

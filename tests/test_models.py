@@ -8,6 +8,7 @@ import robustness.cifar_models
 import timm
 import torch
 import torchvision
+from networks import every_model, shake
 from torch import nn
 
 from univ.data import DATASETS
@@ -36,28 +37,6 @@ QUICK = {
     ("cifar10", "resnet18"),
     ("cifar10", "vgg16"),
 }
-
-
-def every_model(quick):
-    return [
-        pytest.param(
-            train_set, arch, id=f"{train_set}-{arch}", marks=() if (train_set, arch) in quick else pytest.mark.slow
-        )
-        for train_set in ("imagenet", "cifar10", "digits")
-        for arch in ARCHS[train_set]
-    ]
-
-
-def shake(model: nn.Module, seed: int = 0) -> None:
-    """Batch statistics and affine parameters as after training: at their initial values they hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1, generator=generator)
-                module.running_var.uniform_(0.5, 1.5, generator=generator)
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.1, generator=generator)
 
 
 # --- the same networks and nodes, written out ---------------------------------------------------------------------

@@ -13,10 +13,11 @@ Writes checkpoint.pt.latest, checkpoint.pt.best, <epoch>_checkpoint.pt, log.json
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from univ import cli
 from univ.data import DATASETS, trainable
-from univ.training import flags as cli_training
+from univ.training import flags
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -24,31 +25,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     small = [name for name in trainable() if DATASETS[name].architectures != "imagenet"]
     text = "what to train and evaluate on"
-    parser.add_argument(
-        "--dataset",
-        choices=small,
-        default="cifar10",
-        help=text,
-    )
-    cli_training.add_arguments(
-        parser,
-        model="resnet18",
-        data="./data/cifar10/",
-        batch=512,
-        ckpt=15,
-        lr="0.5",
-        eps="1",
-        save="./data/cnns/cifar10/",
-    )
-    args = parser.parse_args(argv)
-    cli_training.check_arguments(parser, args)
-    return args
+    parser.add_argument("--dataset", choices=small, default="cifar10", help=text)
+    published = {"model": "resnet18", "batch": 512, "ckpt": 15, "lr": "0.5", "eps": "1"}
+    return flags.parse(parser, argv, data="./data/cifar10/", save=Path("data/cnns/cifar10"), **published)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     args = parse_args(argv)
-    cli_training.run(args, args.dataset)
+    flags.run(args, args.dataset)
 
 
 if __name__ == "__main__":

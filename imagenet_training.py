@@ -15,9 +15,10 @@ complete, the best epoch as <save>/<arch>.ckpt.
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from univ import cli
-from univ.training import flags as cli_training
+from univ.training import flags
 
 TRAIN_SETS = {1000: "imagenet", 100: "imagenet100", 50: "imagenet50"}
 
@@ -27,25 +28,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     text = "classes: of ImageNet-1k, or of its subset of 100 or 50 classes"
     parser.add_argument("-n", "--num", type=int, choices=sorted(TRAIN_SETS), default=1000, help=text)
-    cli_training.add_arguments(
-        parser,
-        model="tiny_vit_5m",
-        data="./data/imagenet/ILSVRC/; with -n 100 or 50 ./data/imagenet/imagenet100/ or imagenet50/",
-        batch=256,
-        ckpt=5,
-        lr="2",
-        eps="3",
-        save="./data/cnns/imagenet/",
-    )
-    args = parser.parse_args(argv)
-    cli_training.check_arguments(parser, args)
-    return args
+    data = "./data/imagenet/ILSVRC/; with -n 100 or 50 ./data/imagenet/imagenet100/ or imagenet50/"
+    published = {"model": "tiny_vit_5m", "batch": 256, "ckpt": 5, "lr": "2", "eps": "3"}
+    return flags.parse(parser, argv, data=data, save=Path("data/cnns/imagenet"), **published)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     args = parse_args(argv)
-    cli_training.run(args, TRAIN_SETS[args.num])
+    flags.run(args, TRAIN_SETS[args.num])
 
 
 if __name__ == "__main__":

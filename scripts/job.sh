@@ -36,8 +36,11 @@ release_devices() {
 }
 
 [ -n "${SLURM_JOB_ID:-}" ] || [ -z "${UNIV_DEVICES:-}" ] || take_device
-if [ -S "${UNIV_WARM:-}" ]; then
-    python() { if [ "$1" = -c ]; then command python "$@"; else command python -IS "$UNIV_SCRIPTS/warm.py" "$@"; fi; }
+if [ -S "${UNIV_WARM:-}" ]; then # only the command itself is shown
+    python() {
+        { local - && set +x; } 2>/dev/null
+        if [ "$1" = -c ]; then command python "$@"; else command python -IS "$UNIV_SCRIPTS/warm.py" "$@"; fi
+    }
 fi
 export PYTHONUNBUFFERED=1 TQDM_MININTERVAL="${TQDM_MININTERVAL:-10}" PS4='$ '
 set -x

@@ -33,7 +33,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("-k", "--knn", type=cli.positive_int, default=10, help="neighbours of the Jaccard panels of the figures")
     text = "CSVs of the training scripts' --results-file; those called accuracy.csv or in folders accuracy are found"
     add("--accuracy", nargs="+", type=cli.existing_file, default=[], metavar="CSV", help=text)
-    add("--readme", type=cli.existing_file, default=ROOT / "README.md", help="its section on differences is repeated")
+    text = "Markdown whose section on differences from the original is repeated"
+    add("--readme", type=cli.existing_file, default=ROOT / "docs/differences.md", help=text)
     text = "write summary.md about this data set, too, beside the page"
     add("--summary", choices=list(DATASETS), metavar="DATASET", help=text)
     add("--about", default="", help="a sentence for the summary: how the results were made")

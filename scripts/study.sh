@@ -37,7 +37,8 @@ done
 [ ${#files[@]} -gt 0 ] || die "which study? Give its .yaml file (see -h)"
 ensure_environment
 files=("$(realpath -- "${files[0]}")" "${files[@]:1}")
-python scripts/study.py "${files[@]}" "${keys[@]}"
+listed="stages=[$(IFS=,; echo "${stages[*]}")]"
+python scripts/study.py "${files[@]}" "${keys[@]}" "$listed"
 
 if [ -z "${DEVICES:-${GPUS:-}}" ]; then
     if found="$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)" && [ -n "$found" ]; then
@@ -58,7 +59,6 @@ export UNIV_STUDY
 exec {lock}>>"$out/.study-lock"
 flock --nonblock "$lock" || die "another study is running in $out"
 
-listed="$(IFS=,; echo "${stages[*]}")"
 export UNIV_SCRIPTS="$ROOT/scripts"
 set -m # a process group of its own, so that it can be ended with its jobs
 (
@@ -68,9 +68,9 @@ set -m # a process group of its own, so that it can be ended with its jobs
         python scripts/warm.py --serve "$UNIV_WARM" {lock}>&- &
     fi
     exec snakemake --snakefile scripts/Snakefile --directory "$out" --configfile "${files[@]}" \
-    --config "${keys[@]}" "stages=[$listed]" --cores "$((cores > ${#devices[@]} ? cores : ${#devices[@]}))" \
-    --resources "gpu=${#devices[@]}" --logger study --rerun-incomplete --nolock --latency-wait 1 \
-    --rerun-triggers mtime params input "${flags[@]}" {lock}>&-
+        --config "${keys[@]}" "$listed" --cores "$((cores > ${#devices[@]} ? cores : ${#devices[@]}))" \
+        --resources "gpu=${#devices[@]}" --logger study --rerun-incomplete --nolock --latency-wait 1 \
+        --rerun-triggers mtime params input "${flags[@]}" {lock}>&-
 ) &
 pid=$!
 set +m

@@ -28,3 +28,14 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes side by side share th
 def own_hashes(tmp_path_factory):
     """Hashes of files that the tests make are not kept in the home folder."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Networks as small as the tests' gain nothing from threads, and lose much where other processes are busy."""
+    import torch  # not before the settings above
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from univ.errors import InputError
-from univ.reps import cache
+from univ.files import tensors
 from univ.reps.cache import RepCache, read_cache
 from univ.reps.extract import Extraction
 from univ.reps.identity import Identity, Inputs, hash_indices, require_same
@@ -80,12 +80,12 @@ def test_damaged_and_missing_caches_are_named(tmp_path):
 
 
 def test_tensors_larger_than_a_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_CHUNK_BYTES", 10)
-    tensors = {"a": torch.arange(12.0).view(3, 4), "b": torch.arange(6, dtype=torch.float16)[::2]}
-    cache.write_tensors(tmp_path / "x", tensors, {"k": "v"})
-    read = cache.TensorFile(tmp_path / "x")
+    monkeypatch.setattr(tensors, "_CHUNK_BYTES", 10)
+    written = {"a": torch.arange(12.0).view(3, 4), "b": torch.arange(6, dtype=torch.float16)[::2]}
+    tensors.write_tensors(tmp_path / "x", written, {"k": "v"})
+    read = tensors.TensorFile(tmp_path / "x")
     assert read.metadata == {"k": "v"}
-    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert all(torch.equal(read[name], tensor) for name, tensor in written.items())
 
 
 def test_order_matters_to_the_hash_of_indices():

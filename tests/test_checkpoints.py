@@ -7,8 +7,8 @@ import dill
 import numpy as np
 import pytest
 import torch
+from networks import shake
 from robustness.attacker import AttackerModel
-from test_models import shake
 
 from univ.errors import InputError
 from univ.files import disk as files
@@ -71,18 +71,12 @@ def test_every_published_layout_gives_the_right_weights(tmp_path, model, layout,
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
-def test_weights_without_statistics_get_the_data_sets(tmp_path, model, prefix):
-    path = tmp_path / "w.pt"
-    torch.save({prefix + name: value for name, value in model.model.state_dict().items()}, path)
-    loaded = load_model("resnet10", "digits", path)
-    assert torch.equal(loaded.normalizer.new_mean, model.normalizer.new_mean)
+def test_weights_without_statistics_or_counts_of_batches_load(tmp_path, model, prefix):
+    state = {prefix + name: value for name, value in model.model.state_dict().items() if "num_batches" not in name}
+    torch.save(state, tmp_path / "w.pt")
+    loaded = load_model("resnet10", "digits", tmp_path / "w.pt")
+    assert torch.equal(loaded.normalizer.new_mean, model.normalizer.new_mean)  # the data set's
     assert torch.equal(loaded.head.weight, model.head.weight)
-
-
-def test_weights_from_before_batches_were_counted_load(tmp_path, model):
-    state = {name: value for name, value in published(model).items() if not name.endswith("num_batches_tracked")}
-    torch.save({"model": state}, tmp_path / "w.pt")
-    assert torch.equal(load_model("resnet10", "digits", tmp_path / "w.pt").head.weight, model.head.weight)
 
 
 def test_the_rest_of_a_checkpoint_comes_as_saved(tmp_path, model):
@@ -129,8 +123,7 @@ def test_another_architecture_is_named(tmp_path, model):
 
 
 def test_copies_that_contradict_each_other_are_refused(tmp_path, model):
-    state = published(model)
-    state["module.attacker.model.bn1.weight"] = torch.zeros(8)
+    state = published(model) | {"module.attacker.model.bn1.weight": torch.zeros(8)}
     torch.save({"model": state}, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"two different values of the weight 'model\.bn1\.weight'"):
         load_model("resnet10", "digits", tmp_path / "w.pt")
@@ -207,34 +200,21 @@ def test_optimiser_schedule_and_random_state_come_back(tmp_path, model):
 # --- resuming from damage -------------------------------------------------------------------------------------------
 
 
-def saved_run(folder, model, latest=9, best=7, others=(5, 10)):
-    checkpoints.save_checkpoint(folder / LATEST, model, epoch=latest)
-    checkpoints.save_checkpoint(folder / BEST, model, epoch=best)
-    for epoch in others:
-        checkpoints.save_checkpoint(folder / f"{epoch}_checkpoint.pt", model, epoch=epoch)
-
-
-def damage(path):
-    path.write_bytes(path.read_bytes()[:-2000])
-
-
-def test_a_run_resumes_from_its_latest_checkpoint(tmp_path, model):
-    saved_run(tmp_path, model)
-    path, checkpoint = checkpoints.newest_readable(tmp_path)
-    assert path.name == LATEST and checkpoint["epoch"] == 9
-
-
 def test_a_damaged_checkpoint_is_passed_over_for_the_newest_readable_one(tmp_path, model):
-    saved_run(tmp_path, model, others=(5, 8))
-    damage(tmp_path / LATEST)
-    assert checkpoints.newest_readable(tmp_path)[1]["epoch"] == 8
-    damage(tmp_path / "8_checkpoint.pt")
-    assert checkpoints.newest_readable(tmp_path)[0].name == BEST
-    damage(tmp_path / BEST)
-    assert checkpoints.newest_readable(tmp_path)[0].name == "5_checkpoint.pt"
-    damage(tmp_path / "5_checkpoint.pt")
+    for name, epoch in ((LATEST, 9), (BEST, 7), ("5_checkpoint.pt", 5), ("8_checkpoint.pt", 8)):
+        checkpoints.save_checkpoint(tmp_path / name, model, epoch=epoch)
+    for name, epoch in ((LATEST, 9), ("8_checkpoint.pt", 8), (BEST, 7), ("5_checkpoint.pt", 5)):
+        path, checkpoint = checkpoints.newest_readable(tmp_path)
+        assert (path.name, checkpoint["epoch"]) == (name, epoch)
+        path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(InputError, match="none of the checkpoints"):
         checkpoints.newest_readable(tmp_path)
+
+
+def test_the_latest_checkpoint_counts_though_another_has_more_epochs(tmp_path, model):
+    for name, epoch in ((LATEST, 9), ("10_checkpoint.pt", 10)):
+        checkpoints.save_checkpoint(tmp_path / name, model, epoch=epoch)
+    assert checkpoints.newest_readable(tmp_path)[0].name == LATEST
 
 
 def test_nothing_to_resume_from_is_said(tmp_path):

@@ -24,7 +24,8 @@ from univ.errors import InputError
 from univ.models import Classifier, checkpoints
 from univ.models.architectures import Arch
 from univ.runs import Distributed
-from univ.training import Data, Recipe, Saving, evaluate, fit
+from univ.training import Data, Recipe, Saving, Trainer, evaluate
+from univ.training.folder import check_start
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ def data() -> Data:
 def train(process: Distributed, folder: Path, norm: str, recipe: Recipe = RECIPE, start_from=None):
     saving = Saving(folder / norm, checkpoint_every=0, validate_every=1, tensorboard=False)
     classifier = model(norm)
-    records = fit(classifier, data(), recipe, saving, process=process, start_from=start_from, quiet=True)
+    records = Trainer(classifier, data(), recipe, saving, process, quiet=True).fit(start_from)
     return classifier, records
 
 
@@ -87,7 +88,7 @@ def together(rank: int, port: int, folder: Path) -> None:
             start = None
             start = checkpoints.newest_readable(own)
         try:
-            train(process, own, "batch", start_from=start)
+            check_start(start, process)
         except InputError as error:
             found["refused"] = str(error)
         scores = evaluate(model("batch"), data().val, attack=ATTACK, batch_size=10, process=process, quiet=True)
@@ -174,33 +175,16 @@ def test_torchrun_trains_and_continues_after_a_process_dies(tmp_path):
         "import os, signal, sys\n"
         "import cifar10_training\n"
         "from univ import training\n"
-        "epoch_of = training.Run.train_epoch\n"
+        "train_epoch_of = training.Trainer.train_epoch\n"
         "def train_epoch(run, epoch):\n"
         "    if epoch == 2 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return epoch_of(run, epoch)\n"
-        "training.Run.train_epoch = train_epoch\n"
+        "    return train_epoch_of(run, epoch)\n"
+        "training.Trainer.train_epoch = train_epoch\n"
         "cifar10_training.main(sys.argv[1:])\n"
     )
     save = tmp_path / "eps1"
-    words = [
-        "--dataset",
-        "digits",
-        "-m",
-        "vgg11",
-        "-b",
-        "256",
-        "-k",
-        "0",
-        "-e",
-        "3",
-        "-a",
-        "1",
-        "-p",
-        "1",
-        "-s",
-        str(save),
-    ]
+    words = f"--dataset digits -m vgg11 -b 256 -k 0 -e 3 -a 1 -p 1 -s {save}".split()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     place = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *torchrun, str(script), *words], env=place, capture_output=True, text=True)

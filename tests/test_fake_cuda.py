@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from univ import training
 from univ.attacks import STEP_RULES, Attack
 from univ.data.images import TensorImages
 from univ.inversion import optimise as inversion
@@ -18,7 +19,6 @@ from univ.models import DIGITS_ARCHS, build_model
 from univ.models.precision import arithmetic
 from univ.reps import probes
 from univ.runs import Distributed
-from univ.training import loop as training
 
 CUDA = torch.device("cuda:0")
 
@@ -90,7 +90,7 @@ def test_a_training_step(arch, precision, fake):
     recipe = training.Recipe(epochs=1, batch_size=8, attack=Attack(steps=2), precision=precision)
     saving, data = training.Saving(None, tensorboard=False), training.Data(images, images)
     model = build_model(arch, "digits", seed=0)
-    run = training.Run(model, data, recipe, saving, Distributed(CUDA), compile=False, quiet=True)
+    run = training.Trainer(model, data, recipe, saving, Distributed(CUDA), compile=False, quiet=True)
     for _ in range(2):  # the second with momentum
         run.train_step(1, fake.images, fake.labels)
     assert run.totals.sums.device == CUDA

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_models import every_model, shake
+from networks import every_model, shake
 from torch import nn
 
 from univ.models import HEAD_INPUT, Classifier, build_model

@@ -12,7 +12,10 @@ from univ import cli
 
 SHELL = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if path.read_text().startswith("#!"))
 TEXTS = {
-    **{path.relative_to(ROOT).as_posix(): path for path in (*ROOT.glob("*/README.md"), ROOT / "README.md")},
+    **{
+        path.relative_to(ROOT).as_posix(): path
+        for path in (*ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md"), ROOT / "README.md")
+    },
     **{script: ROOT / script for script in SCRIPTS},
 }
 
@@ -92,8 +95,8 @@ def test_command_lines_in_texts_are_understood(name, capsys):
             assert left.code in (None, 0), (words, capsys.readouterr().err)
 
 
-def test_flags_in_readme_are_flags():
-    text = (ROOT / "README.md").read_text()
+def test_flags_in_readme_and_docs_are_flags():
+    text = "".join(path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))))
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     named = {word for span in re.findall(r"`([^`]+)`", prose) for word in re.findall(r"(?<!\S)--?[a-z][a-z-]*", span)}
     known = {flag for command in COMMANDS for action in parser_of(*command)._actions for flag in action.option_strings}
@@ -102,6 +105,13 @@ def test_flags_in_readme_are_flags():
         assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", words)) <= mine, (script, words)
     others = {"--nproc-per-node", "-m"}  # torchrun's, Python's
     assert len(named) > 15 and named - known - others == {"--slow"} & named
+
+
+def test_the_lines_for_your_own_models_run(capsys):
+    own = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[0]
+    assert len(own.strip().splitlines()) <= 16
+    exec(own, {})
+    assert "cka" in capsys.readouterr().out
 
 
 def test_the_parsers_are_ours():

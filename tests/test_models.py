@@ -7,7 +7,8 @@ import pytest
 import robustness.cifar_models
 import timm
 import torch
-import torchvision
+import torchvision.models as TV
+from networks import every_model, shake
 from torch import nn
 
 from univ.data import DATASETS
@@ -36,28 +37,6 @@ QUICK = {
     ("cifar10", "resnet18"),
     ("cifar10", "vgg16"),
 }
-
-
-def every_model(quick):
-    return [
-        pytest.param(
-            train_set, arch, id=f"{train_set}-{arch}", marks=() if (train_set, arch) in quick else pytest.mark.slow
-        )
-        for train_set in ("imagenet", "cifar10", "digits")
-        for arch in ARCHS[train_set]
-    ]
-
-
-def shake(model: nn.Module, seed: int = 0) -> None:
-    """Batch statistics and affine parameters as after training: at their initial values they hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1, generator=generator)
-                module.running_var.uniform_(0.5, 1.5, generator=generator)
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.1, generator=generator)
 
 
 # --- the same networks and nodes, written out ---------------------------------------------------------------------
@@ -111,46 +90,51 @@ def _pooled(evaluate):
     return pooled
 
 
-TV = torchvision.models
+def _wide_resnet50_4(num_classes):
+    return TV.ResNet(TV.resnet.Bottleneck, [3, 4, 6, 3], num_classes=num_classes, width_per_group=256)
+
+
+def _tiny_vit_5m(num_classes):
+    return timm.create_model("tiny_vit_5m_224", num_classes=num_classes)
+
+
 IMAGENET_STATS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_STATS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 # network built without our tables (None: the digits' networks, which only our tables know), evaluation, width of the
-# representation, statistics
-REFERENCE = {
-    ("imagenet", "resnet18"): (TV.resnet18, _torchvision_resnet, 512, IMAGENET_STATS),
-    ("imagenet", "resnet50"): (TV.resnet50, _torchvision_resnet, 2048, IMAGENET_STATS),
-    ("imagenet", "wide_resnet50_2"): (TV.wide_resnet50_2, _torchvision_resnet, 2048, IMAGENET_STATS),
-    ("imagenet", "wide_resnet50_4"): (
-        lambda num_classes: TV.ResNet(TV.resnet.Bottleneck, [3, 4, 6, 3], num_classes=num_classes, width_per_group=256),
-        _torchvision_resnet,
-        2048,
-        IMAGENET_STATS,
-    ),
-    ("imagenet", "resnext50_32x4d"): (TV.resnext50_32x4d, _torchvision_resnet, 2048, IMAGENET_STATS),
-    ("imagenet", "densenet161"): (TV.densenet161, _torchvision_densenet, 2208, IMAGENET_STATS),
-    ("imagenet", "vgg16_bn"): (TV.vgg16_bn, _torchvision_vgg, 4096, IMAGENET_STATS),
-    ("imagenet", "tiny_vit_5m"): (
-        lambda num_classes: timm.create_model("tiny_vit_5m_224", num_classes=num_classes),
-        _tiny_vit,
-        320,
-        IMAGENET_STATS,
-    ),
-    ("cifar10", "resnet18"): (robustness.cifar_models.ResNet18, _cifar_resnet, 8192, CIFAR_STATS),
-    ("cifar10", "resnet50"): (robustness.cifar_models.ResNet50, _cifar_resnet, 32768, CIFAR_STATS),
-    ("cifar10", "densenet161"): (robustness.cifar_models.DenseNet161, _cifar_densenet, 2208, CIFAR_STATS),
-    ("cifar10", "vgg16"): (robustness.cifar_models.VGG16, _cifar_vgg, 512, CIFAR_STATS),
-    ("digits", "vgg11"): (None, _cifar_vgg, 64, None),
-    ("digits", "resnet10"): (None, _pooled(_cifar_resnet), 64, None),
-    ("digits", "densenet17"): (None, _cifar_densenet, 64, None),
-    ("digits", "resnext14_4x32d"): (None, _torchvision_resnet, 256, None),
+# representation
+IMAGENET = {
+    "resnet18": (TV.resnet18, _torchvision_resnet, 512),
+    "resnet50": (TV.resnet50, _torchvision_resnet, 2048),
+    "wide_resnet50_2": (TV.wide_resnet50_2, _torchvision_resnet, 2048),
+    "wide_resnet50_4": (_wide_resnet50_4, _torchvision_resnet, 2048),
+    "resnext50_32x4d": (TV.resnext50_32x4d, _torchvision_resnet, 2048),
+    "densenet161": (TV.densenet161, _torchvision_densenet, 2208),
+    "vgg16_bn": (TV.vgg16_bn, _torchvision_vgg, 4096),
+    "tiny_vit_5m": (_tiny_vit_5m, _tiny_vit, 320),
 }
+CIFAR10 = {
+    "resnet18": (robustness.cifar_models.ResNet18, _cifar_resnet, 8192),
+    "resnet50": (robustness.cifar_models.ResNet50, _cifar_resnet, 32768),
+    "densenet161": (robustness.cifar_models.DenseNet161, _cifar_densenet, 2208),
+    "vgg16": (robustness.cifar_models.VGG16, _cifar_vgg, 512),
+}
+DIGITS = {
+    "vgg11": (None, _cifar_vgg, 64),
+    "resnet10": (None, _pooled(_cifar_resnet), 64),
+    "densenet17": (None, _cifar_densenet, 64),
+    "resnext14_4x32d": (None, _torchvision_resnet, 256),
+}
+DIGITS_STATS = DATASETS["digits"].mean, DATASETS["digits"].std
+REFERENCE = {("imagenet", arch): (*about, IMAGENET_STATS) for arch, about in IMAGENET.items()}
+REFERENCE |= {("cifar10", arch): (*about, CIFAR_STATS) for arch, about in CIFAR10.items()}
+REFERENCE |= {("digits", arch): (*about, DIGITS_STATS) for arch, about in DIGITS.items()}
 for _arch in ("wide_resnet50_2", "wide_resnet50_4", "resnext50_32x4d"):  # trained with ImageNet's statistics
     REFERENCE["cifar10", _arch] = REFERENCE["imagenet", _arch]
 
 
 @pytest.mark.parametrize("train_set, arch", every_model(QUICK))
 def test_representation_and_logits_equal_an_independent_evaluation(train_set, arch):
-    build, evaluate, width, stats = REFERENCE[train_set, arch]
+    build, evaluate, width, (mean, std) = REFERENCE[train_set, arch]
     model = build_model(arch, train_set, seed=0).eval()
     shake(model)
     size, classes = (224, 1000) if train_set == "imagenet" else (32, 10)
@@ -163,7 +147,6 @@ def test_representation_and_logits_equal_an_independent_evaluation(train_set, ar
 
     network = build(num_classes=classes) if build else model.model
     network.load_state_dict(model.model.state_dict())
-    mean, std = stats or (DATASETS[train_set].mean, DATASETS[train_set].std)
     pixels = torch.stack([(images.clamp(0, 1)[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
     with torch.no_grad():
         expected_rep, expected_logits = evaluate(network.eval(), pixels)
@@ -208,18 +191,16 @@ def test_densenets_node_is_read_before_the_relu_that_works_in_place():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_classes", [1000, 100, 50, 10])
 @pytest.mark.parametrize("arch", ARCHS["imagenet"])
-def test_every_imagenet_network_is_built_for_every_number_of_classes(arch, num_classes):
-    assert build_model(arch, "imagenet", num_classes).head.out_features == num_classes
+def test_every_imagenet_network_is_built_for_every_number_of_classes(arch):
+    for count in (1000, 100, 50, 10):
+        assert build_model(arch, "imagenet", count).head.out_features == count
 
 
-@pytest.mark.parametrize(
-    "train_set, num_classes", [("imagenet", 1000), ("imagenet100", 100), ("imagenet50", 50), ("cifar10", 10)]
-)
-def test_a_training_set_has_its_number_of_classes(train_set, num_classes):
-    model = build_model("resnet18", train_set, seed=0)
-    assert model.num_classes == model.head.out_features == num_classes
+def test_a_training_set_has_its_number_of_classes():
+    for train_set, count in {"imagenet": 1000, "imagenet100": 100, "imagenet50": 50, "cifar10": 10}.items():
+        model = build_model("resnet18", train_set, seed=0)
+        assert model.num_classes == model.head.out_features == count
 
 
 def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone():
@@ -395,21 +376,19 @@ def test_a_missing_checkpoint_names_the_folder_and_what_it_holds(tmp_path):
     "path, arch",
     [
         ("data/cnns/imagenet/eps3/resnet18.ckpt", "resnet18"),
-        ("resnet18.pt", "resnet18"),
         ("wide_resnet50_2_l2_eps0.25.ckpt", "wide_resnet50_2"),
         ("densenet_l2_eps3.ckpt", "densenet161"),
-        ("resnext50_32x4d.ckpt", "resnext50_32x4d"),
-        ("resnext14_4x32d.pt", "resnext14_4x32d"),
-        ("timm_vit_tiny_patch16_224.pt", "timm:vit_tiny_patch16_224"),
+        *(
+            (f"{file_stem(arch)}.pt", arch)
+            for arch in ("resnext14_4x32d", "timm:vit_tiny_patch16_224", "torchvision:a_b")
+        ),
     ],
 )
 def test_a_file_name_tells_the_architecture(path, arch):
     assert arch_from_filename(path) == arch
 
 
-def test_names_for_files_and_back():
-    for arch in ("resnet18", "timm:convnext_atto", "torchvision:regnet_y_400mf"):
-        assert arch_from_filename(f"{file_stem(arch)}.pt") == arch
+def test_a_file_name_that_tells_none_is_refused():
     with pytest.raises(InputError, match=r"name of .*checkpoint\.pt\.best: give it with -m .*resnet18"):
         arch_from_filename("runs/checkpoint.pt.best")
 

@@ -16,7 +16,7 @@ from univ.models import checkpoints, file_stem
 from univ.reps.cache import RepCache
 from univ.results import ResultFile
 from univ.show import plots
-from univ.training import flags as cli_training
+from univ.training.folder import make_room
 from univ.utils import imagenet50
 
 OUTSIDE = ("../x", "../../x", "/x", "a/../../x", "a/b", "..", "", "a\nb", "\ud800", "a\\b", "x" * 300)
@@ -70,11 +70,11 @@ def test_args_json_removes_nothing_outside_of_save(saved, content, overwrite):
     (save / "args.json").write_text(json.dumps({"arguments": {"model": model}}))
     before = sorted(save.iterdir())
     if overwrite:
-        cli_training._make_room(save, overwrite=True)
+        make_room(save, overwrite=True)
         assert list(save.iterdir()) == []
     else:
         with pytest.raises(InputError, match=r"args\.json"):
-            cli_training._make_room(save, overwrite=False)
+            make_room(save, overwrite=False)
         assert sorted(save.iterdir()) == before
     assert (other / "precious").exists() and sorted(save.parent.parent.iterdir()) == [save.parent, other]
 
@@ -83,7 +83,7 @@ def test_args_json_removes_nothing_outside_of_save(saved, content, overwrite):
 def test_an_args_json_of_another_kind_is_one_line(saved, text):
     (saved[0] / "args.json").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=r"args\.json"):
-        cli_training._make_room(saved[0], overwrite=False)
+        make_room(saved[0], overwrite=False)
 
 
 def test_runs_moved_away_earlier_stay(saved):
@@ -91,7 +91,7 @@ def test_runs_moved_away_earlier_stay(saved):
     for number in range(3):
         (save / checkpoints.LATEST).write_text(str(number))
         (save / "args.json").write_text('{"arguments": {"model": "timm:vgg11"}}')
-        cli_training._make_room(save, overwrite=False)
+        make_room(save, overwrite=False)
     kept = {folder.name: (folder / checkpoints.LATEST).read_text() for folder in save.iterdir()}
     assert kept == {"timm_vgg11_run": "0", "timm_vgg11_run2": "1", "timm_vgg11_run3": "2"}
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from image_files import encoded_image
 from sklearn.linear_model import LogisticRegression
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import compare_probes
 import train_probe
@@ -26,6 +27,7 @@ from univ.reps.extract import extract
 from univ.utils.folder2lmdb import write_lmdb
 
 CPU = torch.device("cpu")
+QUIET = "--device cpu --quiet"
 
 
 def pixels(split: str, rows: int | None = None) -> probes.Labelled:
@@ -130,12 +132,6 @@ def test_best_by_accuracy_and_by_loss():
     for number, (accuracy, loss) in enumerate([(0.5, 0.9), (0.7, 0.8), (0.7, 0.9), (0.6, 0.7)], start=1):
         best.update([probes.Probe(torch.zeros(2, 1), torch.zeros(2), 0, number, accuracy, loss)])
     assert best.by_accuracy[0].epoch == 2 and best.by_loss[0].epoch == 4
-
-
-def test_learning_rate_falls_to_its_minimum():
-    settings = probes.Training(epochs=10)
-    rates = [settings.lr_in(epoch) for epoch in range(11)]
-    assert rates[0] == 5e-3 and rates[5] == pytest.approx((5e-3 + 1e-6) / 2) and rates[10] == pytest.approx(1e-6)
 
 
 def test_wrong_input_is_named():
@@ -280,8 +276,8 @@ def study(tmp_path_factory):
     for seed, arch in enumerate(("vgg11", "resnet10")):
         path = root / "cnns" / "eps1" / f"{arch}.pt"
         checkpoints.save_checkpoint(path, build_model(arch, "digits", seed=seed), epoch=1)
-        words = ["-m", path, "-d", "digits", "-b", "64", "--epochs", "2", "--num-probes", "2", "--runs", root / "runs"]
-        train_probe.main([*map(str, words), "--run-name", f"digits/{arch}_eps1", "--device", "cpu", "--quiet"])
+        more = f"-b 64 --epochs 2 --num-probes 2 --runs {root}/runs --run-name digits/{arch}_eps1"
+        train_probe.main(f"-m {path} -d digits {more} {QUIET}".split())
     return root
 
 
@@ -298,16 +294,17 @@ def test_train_probe_writes_checkpoints_logs_and_representations(study):
         val = probes.Labelled(repfiles.open_reps(run_folder / "val_reps.pt"), open_images("digits").labels)
         preds = probes.predictions([probe], val.reps, device=CPU)[0]
         assert (preds == val.labels).double().mean().item() == pytest.approx(probe.accuracy)
+        logged = EventAccumulator(str(start / i)).Reload()
+        assert [event.step for event in logged.Scalars("loss/train_batch")] == [30]  # of 2 epochs of 23 steps
+        assert probe.accuracy == pytest.approx(max(event.value for event in logged.Scalars("accuracy/val")))
 
 
 def test_training_on_files_equals_training_on_the_model(study, tmp_path):
     folder = study / "runs" / "digits" / "vgg11_eps1"
     labels = tmp_path / "labels.csv"
     pd.DataFrame(open_images("digits", "train").labels.numpy()).to_csv(labels)
-    words = ["-a", "vgg11", "-d", "digits"]
-    words += ["--reps-file", folder / "reps.pt", "--val-reps-file", folder / "val_reps.pt"]
-    words += ["--labels-file", labels, "-b", "64", "--epochs", "2", "--num-probes", "1", "--runs", tmp_path / "runs"]
-    train_probe.main([*map(str, words), "--device", "cpu", "--quiet"])
+    files_given = f"--reps-file {folder}/reps.pt --val-reps-file {folder}/val_reps.pt --labels-file {labels}"
+    train_probe.main(f"-a vgg11 -d digits {files_given} -b 64 --epochs 2 --runs {tmp_path}/runs {QUIET}".split())
     first = json.loads((folder / "finished.json").read_text())
     second = json.loads((tmp_path / "runs" / "digits" / "vgg11_eps1" / "finished.json").read_text())
     assert second["probes"][0] == pytest.approx(first["probes"][0], abs=1e-4)
@@ -315,10 +312,9 @@ def test_training_on_files_equals_training_on_the_model(study, tmp_path):
 
 
 def test_extraction_only(study, tmp_path):
-    words = ["-m", study / "cnns/eps1/vgg11.pt", "-d", "digits", "--epochs", "0", "--num-probes", "0"]
-    words += ["--runs", tmp_path / "runs", "--cache-dir", tmp_path / "cache", "--reps-dtype", "float16"]
-    train_probe.main([*map(str, words), "--device", "cpu", "--quiet"])
-    reps = repfiles.open_reps(tmp_path / "cache" / "digits" / "vgg11_eps1" / "reps.pt")
+    words = f"-m {study}/cnns/eps1/vgg11.pt -d digits --epochs 0 --num-probes 0 --reps-dtype float16"
+    train_probe.main(f"{words} --runs {tmp_path}/runs --cache-dir {tmp_path}/cache {QUIET}".split())
+    reps = repfiles.open_reps(tmp_path / "cache/digits/vgg11_eps1/reps.pt")
     assert reps.dtype == torch.float16 and reps.shape == (1437, 64)
     expected = repfiles.open_reps(study / "runs/digits/vgg11_eps1/reps.pt")
     assert torch.allclose(reps.float(), expected, rtol=1e-3, atol=1e-3)
@@ -327,7 +323,7 @@ def test_extraction_only(study, tmp_path):
 
 def test_compare_probes(study, tmp_path):
     out = tmp_path / "probe_agreement.csv"
-    words = ["--runs", str(study / "runs" / "digits"), "--out", str(out), "--device", "cpu", "--quiet"]
+    words = f"--runs {study}/runs/digits --out {out} {QUIET}".split()
     compare_probes.main(words)
     table = pd.read_csv(out)
     assert list(table.columns) == ["probe_1", "probe_2", "agreement"] and len(table) == 6
@@ -353,7 +349,7 @@ def test_compare_probes(study, tmp_path):
 
 def test_probes_read_the_representations_of_their_model_only(study, tmp_path):
     shutil.copytree(study / "runs", tmp_path / "runs")
-    words = ["--runs", str(tmp_path / "runs/digits"), "--out", str(tmp_path / "out.csv"), "--device", "cpu", "--quiet"]
+    words = f"--runs {tmp_path}/runs/digits --out {tmp_path}/out.csv {QUIET}".split()
     compare_probes.main(words)
     before = (tmp_path / "out.csv").stat().st_mtime_ns
     path = tmp_path / "runs/digits/vgg11_eps1/val_reps.pt"
@@ -362,8 +358,8 @@ def test_probes_read_the_representations_of_their_model_only(study, tmp_path):
     assert (tmp_path / "out.csv").stat().st_mtime_ns != before  # not "done already"
     other = tmp_path / "cnns/eps1/vgg11.pt"  # the same architecture, other weights
     checkpoints.save_checkpoint(other, build_model("vgg11", "digits", seed=5), epoch=1)
-    again = ["-m", other, "-d", "digits", "--epochs", "0", "--runs", tmp_path / "runs"]
-    train_probe.main([*map(str, again), "--run-name", "digits/vgg11_eps1", "--device", "cpu", "--quiet"])
+    again = f"-m {other} -d digits --epochs 0 --runs {tmp_path}/runs --run-name digits/vgg11_eps1 {QUIET}"
+    train_probe.main(again.split())
     with pytest.raises(InputError, match=r"val_reps\.pt is of another model than the probe .* differ in checkpoint"):
         compare_probes.main(words)
 
@@ -374,10 +370,10 @@ def test_compare_probes_leaves_out_what_has_not_finished(study, tmp_path):
     probes.save(start / "0" / "best_acc_checkpoint.pt", probe, {})
     (start / "args.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="no finished probes"):
-        compare_probes.main(["--runs", str(tmp_path / "runs"), "--quiet"])
+        compare_probes.main(f"--runs {tmp_path}/runs {QUIET}".split())
     (start / "finished.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="val representations"):
-        compare_probes.main(["--runs", str(tmp_path / "runs"), "--quiet"])
+        compare_probes.main(f"--runs {tmp_path}/runs {QUIET}".split())
 
 
 def test_a_probe_trained_twice_counts_once(tmp_path):
@@ -387,7 +383,7 @@ def test_a_probe_trained_twice_counts_once(tmp_path):
         for i, probe in enumerate(trained):
             probes.save(tmp_path / f"runs/vgg11/{start}/{i}/best_acc_checkpoint.pt", probe, {"run": "vgg11"})
     torch.save(torch.randn(20, 4), tmp_path / "runs" / "vgg11" / "val_reps.pt")
-    compare_probes.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.csv"), "--quiet"])
+    compare_probes.main(f"--runs {tmp_path}/runs --out {tmp_path}/out.csv {QUIET}".split())
     assert len(pd.read_csv(tmp_path / "out.csv")) == 1
 
 
@@ -398,7 +394,7 @@ def test_probes_of_different_images_are_not_compared(tmp_path):
         probes.save(folder / "t" / "0" / "best_acc_checkpoint.pt", probe, {"train_set": "digits"})
         torch.save(torch.randn(n, 4), folder / "val_reps.pt")
     with pytest.raises(InputError, match="not given the same images"):
-        compare_probes.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.csv"), "--quiet"])
+        compare_probes.main(f"--runs {tmp_path}/runs --out {tmp_path}/out.csv {QUIET}".split())
 
 
 @pytest.mark.parametrize(
@@ -418,10 +414,9 @@ def test_wrong_words_end_with_code_2(words, says, capsys):
 
 def test_representations_of_different_models_are_refused(study):
     runs = study / "runs" / "digits"
-    words = ["-a", "vgg11", "-d", "digits", "--reps-file", runs / "vgg11_eps1/reps.pt"]
-    words += ["--val-reps-file", runs / "resnet10_eps1/val_reps.pt", "--runs", study / "other", "--quiet"]
+    reps = f"--reps-file {runs}/vgg11_eps1/reps.pt --val-reps-file {runs}/resnet10_eps1/val_reps.pt"
     with pytest.raises(InputError, match="differ in their arch"):
-        train_probe.main(list(map(str, words)))
+        train_probe.main(f"-a vgg11 -d digits {reps} --runs {study}/other {QUIET}".split())
 
 
 def test_cifar10_is_opened_where_it_is_said_to_be(tmp_path):
@@ -430,8 +425,8 @@ def test_cifar10_is_opened_where_it_is_said_to_be(tmp_path):
     for number, name in enumerate([*cifar.BATCHES["train"], *cifar.BATCHES["val"]]):
         batch = {b"data": np.full((2, 3072), number, np.uint8), b"labels": [0, 1]}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-    where = ["--lmdb-file", folder.parent, "--val-lmdb-file", folder]
-    args = train_probe.parse_args([*map(str, ("-m", __file__, "-a", "resnet18", "-d", "cifar10", *where))])
+    where = f"--lmdb-file {folder.parent} --val-lmdb-file {folder}"
+    args = train_probe.parse_args(f"-m {__file__} -a resnet18 -d cifar10 {where}".split())
     train_part, val_part = (probing.open_part(args, split) for split in ("train", "val"))
     assert (len(train_part), len(val_part)) == (10, 2)
     assert (val_part.pixels == 5).all()

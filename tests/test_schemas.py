@@ -13,15 +13,16 @@ from synthetic_results import write_probe_agreement, write_scores, write_subgrou
 from univ import results
 from univ.errors import InputError, plain
 from univ.files import schemas
+from univ.files.tensors import write_tensors
 from univ.inversion import Parts
 from univ.models import build_model, checkpoints
 from univ.reps import probes
-from univ.reps.cache import RepCache, read_cache, write_tensors
+from univ.reps.cache import RepCache, read_cache
 from univ.reps.identity import Identity, Inputs
 from univ.results import made
 from univ.show import plots, report, summary
 from univ.show.study import Study
-from univ.training import loop as training
+from univ.training.log import read_log
 
 ROOT = Path(__file__).parents[1]
 NO_JSON = {
@@ -223,4 +224,4 @@ def test_damaged_settings_of_parts_are_named_and_overwritten_when_asked(tmp_path
 def test_damaged_lines_of_a_log_are_left_out(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"epoch": 1}\n{"epoch": "two"}\n[]\n{"epoch": 3, "train_lo')
-    assert training._read_log(path) == [(1, '{"epoch": 1}')]
+    assert read_log(path) == [(1, '{"epoch": 1}')]

@@ -5,7 +5,7 @@ A network and images in [0, 1] go in; perturbed images in [0, 1] come out. Only 
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -51,8 +51,11 @@ class StepRule:
         return self.origin
 
     def random_start(self, generator: torch.Generator | None) -> Tensor:
-        """A first iterate drawn at random from the feasible set."""
+        """A first iterate drawn at random from the feasible set, with a generator on the images' device."""
         raise ValueError(f"{type(self).__name__} has no random start")
+
+    def _noise(self, draw: Callable[..., Tensor], generator: torch.Generator | None) -> Tensor:
+        return draw(self.origin.shape, generator=generator, device=self.origin.device, dtype=self.origin.dtype)
 
     def step(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Move the iterate uphill; `project` follows."""
@@ -76,7 +79,7 @@ class L2Step(StepRule):
 
     def random_start(self, generator: torch.Generator | None) -> Tensor:
         """A point at distance eps in a random direction, clamped to [0, 1]."""
-        noise = torch.randn(self.origin.shape, generator=generator, device=self.origin.device, dtype=self.origin.dtype)
+        noise = self._noise(torch.randn, generator)
         return (self.origin + self.eps * noise / (image_norms(noise) + TINY)).clamp(0, 1)
 
     def step(self, x: Tensor, gradient: Tensor) -> Tensor:
@@ -114,8 +117,7 @@ class LinfStep(StepRule):
 
     def random_start(self, generator: torch.Generator | None) -> Tensor:
         """Uniform in the cube of half-width eps, clamped to [0, 1]."""
-        noise = torch.rand(self.origin.shape, generator=generator, device=self.origin.device, dtype=self.origin.dtype)
-        return (self.origin + self.eps * (2 * noise - 1)).clamp(0, 1)
+        return (self.origin + self.eps * (2 * self._noise(torch.rand, generator) - 1)).clamp(0, 1)
 
     def step(self, x: Tensor, gradient: Tensor) -> Tensor:
         return x + self.step_size * gradient.sign()
@@ -134,8 +136,7 @@ class UnconstrainedStep(StepRule):
 
     def random_start(self, generator: torch.Generator | None) -> Tensor:
         """A point at most step_size away, clamped to [0, 1]."""
-        noise = torch.rand(self.origin.shape, generator=generator, device=self.origin.device, dtype=self.origin.dtype)
-        noise = noise - 0.5
+        noise = self._noise(torch.rand, generator) - 0.5
         return (self.origin + (self.step_size / image_norms(noise)).clamp(max=1) * noise).clamp(0, 1)
 
     def step(self, x: Tensor, gradient: Tensor) -> Tensor:
@@ -180,66 +181,58 @@ def pgd(
     rule: StepRule,
     *,
     steps: int,
-    maximise: bool = True,
     keep_best: bool = True,
     random_start: bool = False,
     generator: torch.Generator | None = None,
     loss_scale: float = 1.0,
-    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Projected gradient ascent, or descent, on every image of a batch at once.
+    """Projected gradient ascent on every image of a batch at once.
 
     A step costs one forward and one backward pass: an iterate's loss comes with its gradient. Keeping the best costs
     one forward pass more, for the last iterate.
+
+    `univ.inversion` takes its thousand steps in a loop of its own, which a CUDA graph can replay: all its tensors stay
+    where they are, images that have stopped improving leave the batch, and the best iterate's number is kept.
 
     Args:
         loss_fn: images (N, C, H, W) in [0, 1] -> losses (N,). Images must not influence each other's loss, so batch
             norm has to be in evaluation mode; freeze the weights with `frozen` to save their share of the work.
         rule: feasible set, step and start.
-        steps: number of steps.
-        maximise: whether the losses are to grow or to shrink.
-        keep_best: return, per image, the iterate with the best loss, the first and the last iterate included (of
+        keep_best: return, per image, the iterate with the highest loss, the first and the last iterate included (of
             equals the earliest); otherwise the last iterate.
-        random_start, generator: draw the first iterate from the feasible set, with a generator on the images' device.
+        random_start, generator: see `StepRule.random_start`.
         loss_scale: multiplies the loss during the backward pass and is divided out of the gradient, against
             underflow in fp16.
-        on_step: called after each step with its number, from 0, and the losses before it (progress bars).
 
     Returns:
         Images (N, C, H, W) in [0, 1], and their losses (N,); None in place of the losses without `keep_best`.
     """
-    sign = 1.0 if maximise else -1.0
     x = rule.random_start(generator) if random_start else rule.start()
     best_x, best_losses = x, None
-    for number in range(steps):
+    for _ in range(steps):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             losses = loss_fn(rule.to_image(x))
             # the sum's gradient holds every image's own gradient, whatever the batch size
-            (gradient,) = torch.autograd.grad(losses.sum() * (sign * loss_scale), x)
+            (gradient,) = torch.autograd.grad(losses.sum() * loss_scale, x)
         with torch.no_grad():
-            x, losses = x.detach(), losses.detach()
+            x = x.detach()
             if keep_best:
-                best_x, best_losses = _better(best_x, best_losses, x, losses, sign)
+                best_x, best_losses = _worse(best_x, best_losses, x, losses.detach())
             x = rule.project(rule.step(x, gradient if loss_scale == 1 else gradient / loss_scale))
-        if on_step is not None:
-            on_step(number, losses)
     with torch.no_grad():
         if not keep_best:
             return rule.to_image(x), None
-        best_x, best_losses = _better(best_x, best_losses, x, loss_fn(rule.to_image(x)), sign)
+        best_x, best_losses = _worse(best_x, best_losses, x, loss_fn(rule.to_image(x)))
         return rule.to_image(best_x), best_losses
 
 
-def _better(
-    best_x: Tensor, best_losses: Tensor | None, x: Tensor, losses: Tensor, sign: float
-) -> tuple[Tensor, Tensor]:
-    """Per image whichever of the two has the better loss, without waiting for the device."""
+def _worse(best_x: Tensor, best_losses: Tensor | None, x: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Per image whichever of the two has the higher loss, without waiting for the device."""
     if best_losses is None:
         return x, losses
-    improved = sign * losses > sign * best_losses
-    mask = improved.view(-1, *[1] * (x.ndim - 1))
-    return torch.where(mask, x, best_x), torch.where(improved, losses, best_losses)
+    higher = losses > best_losses
+    return torch.where(higher[:, None, None, None], x, best_x), torch.where(higher, losses, best_losses)
 
 
 @contextlib.contextmanager
@@ -272,9 +265,7 @@ class Attack:
 
     Attributes:
         norm: key of STEP_RULES. "unconstrained" and "fourier" do not use `eps`.
-        eps: radius, pixel units of [0, 1].
-        step_size: same unit; the factor of the gradient for "unconstrained" and "fourier".
-        steps: gradient steps.
+        eps, step_size: pixel units of [0, 1]; for those two, `step_size` is the factor of the gradient.
         random_start: start at a random point of the feasible set instead of the image itself.
         restarts: number of runs, of which the worst image is kept, each from another random start.
         keep_best: keep the iterate with the highest loss, else the last.
@@ -307,10 +298,6 @@ class Attack:
         if self.random_start and self.norm == "fourier":
             raise ValueError("the fourier constraint has no random start")
 
-    def once(self) -> "Attack":
-        """The same attack with a single run, as training uses it."""
-        return replace(self, restarts=1)
-
     def __call__(
         self,
         model: nn.Module,
@@ -320,16 +307,13 @@ class Attack:
         generator: torch.Generator | None = None,
         loss_scale: float = 1.0,
     ) -> Tensor:
-        """Adversarial images for `model`, which is in evaluation mode meanwhile and left as it was.
+        """Adversarial images, detached, for `model`, which is in evaluation mode meanwhile and left as it was.
 
         Args:
             model: images (N, C, H, W) in [0, 1] -> logits (N, classes).
             images, labels: (N, C, H, W) in [0, 1], and (N,) int64.
             generator: of the random starts, on the images' device.
             loss_scale: see `pgd`.
-
-        Returns:
-            (N, C, H, W) in [0, 1], detached.
 
         Source: Madry et al., ICLR 2018; same images as `robustness.attacker` to rounding, except that restarts keep
         the highest loss (there: the last run) and gradients are those of each image's own loss (there: of the mean).
@@ -338,23 +322,16 @@ class Attack:
         def losses_of(x: Tensor) -> Tensor:
             return functional.cross_entropy(at_least_float32(model(x)), labels, reduction="none")
 
+        options = {"steps": self.steps, "keep_best": self.keep_best, "random_start": self.random_start}
         worst, worst_losses = images, None
         with frozen(model):
             for _ in range(self.restarts):
                 rule = STEP_RULES[self.norm](images, self.eps, self.step_size)
-                adversarial, losses = pgd(
-                    losses_of,
-                    rule,
-                    steps=self.steps,
-                    keep_best=self.keep_best,
-                    random_start=self.random_start,
-                    generator=generator,
-                    loss_scale=loss_scale,
-                )
+                adversarial, losses = pgd(losses_of, rule, **options, generator=generator, loss_scale=loss_scale)
                 if self.restarts == 1:
                     return adversarial
                 if losses is None:
                     with torch.no_grad():
                         losses = losses_of(adversarial)
-                worst, worst_losses = _better(worst, worst_losses, adversarial, losses, sign=1.0)
+                worst, worst_losses = _worse(worst, worst_losses, adversarial, losses)
         return worst

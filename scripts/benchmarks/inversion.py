@@ -86,9 +86,8 @@ def published_inversion(model: Classifier, start: Tensor, targets: Tensor, inver
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--models", nargs="+", help="<data set>:<arch> (default: those of the digits and two more; on CUDA larger ones)"
-    )
+    text = "<data set>:<arch> (default: those of the digits and two more; on CUDA larger ones)"
+    add("--models", nargs="+", help=text)
     add("--precisions", nargs="+", choices=PRECISIONS, help="ours (default: fp32; all on CUDA)")
     add("--images", type=cli.positive_int, help="per batch (default: 64; on the CPU 8, of ImageNet 4)")
     add("--iterations", type=cli.positive_int, help="per run (default: CPU 20, CUDA 100)")

@@ -7,8 +7,10 @@ the training scripts do. The training losses of the last step show that both hav
 
 import argparse
 import copy
-import types
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +22,9 @@ from univ.data import DATASETS
 from univ.data.images import TensorImages
 from univ.data.loaders import stream
 from univ.models import Classifier, build_model
-from univ.models.precision import PRECISIONS, arithmetic
+from univ.models.precision import PRECISIONS, training_arithmetic
 from univ.runs import Distributed
-from univ.training import Data, Recipe, Run, Saving
+from univ.training import Data, Recipe, Saving, Trainer
 
 from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table
 
@@ -39,67 +41,57 @@ class _IgnoresFlags(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, with_latent: bool = False, fake_relu: bool = False, no_relu: bool = False) -> Tensor:
+    def forward(self, x: Tensor, **flags: bool) -> Tensor:
         return self.network(x)
 
 
-class Peer:
-    """A copy of a classifier, trained by the `robustness` package."""
+Step = Callable[[Tensor, Tensor], Tensor]
+"""Takes one step of training on images and labels; returns the loss."""
 
-    def __init__(self, model: Classifier, attack: Attack, device: torch.device) -> None:
-        from robustness.attacker import AttackerModel
 
-        normalizer = model.normalizer
-        statistics = types.SimpleNamespace(mean=normalizer.new_mean.flatten(), std=normalizer.new_std.flatten())
-        self.model = AttackerModel(_IgnoresFlags(copy.deepcopy(model.model)), statistics).to(device).train()
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-        )
-        self.attack = {
-            "constraint": "2",
-            "eps": attack.eps,
-            "step_size": attack.step_size,
-            "iterations": attack.steps,
-            "use_best": True,
-        }
-        self.device = device
+def peer_step(model: Classifier, attack: Attack, device: torch.device) -> Step:
+    """A copy of a classifier, trained by the `robustness` package as in its train._model_loop."""
+    from robustness.attacker import AttackerModel
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step, as in robustness.train._model_loop; returns the loss."""
-        with cuda_only_on_cuda(self.device):
-            logits, _ = self.model(images, target=labels, make_adv=True, **self.attack)
+    statistics = SimpleNamespace(mean=model.normalizer.new_mean.flatten(), std=model.normalizer.new_std.flatten())
+    theirs = AttackerModel(_IgnoresFlags(copy.deepcopy(model.model)), statistics).to(device).train()
+    optimizer = torch.optim.SGD(theirs.parameters(), LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    settings = {"eps": attack.eps, "step_size": attack.step_size, "iterations": attack.steps}
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        with cuda_only_on_cuda(device):
+            logits, _ = theirs(images, target=labels, make_adv=True, constraint="2", use_best=True, **settings)
         loss = functional.cross_entropy(logits, labels)
-        self.optimizer.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        optimizer.step()
         return loss.detach()
 
+    return step
 
-class Ours:
+
+def our_step(model: Classifier, attack: Attack, images: TensorImages, args: argparse.Namespace) -> Step:
     """A classifier trained by `univ.training`, on a batch that stays the same."""
+    recipe = Recipe(
+        epochs=1,
+        batch_size=len(images),
+        lr=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        momentum=MOMENTUM,
+        attack=attack,
+        precision=args.precision or ("bf16" if args.device.type == "cuda" else "fp32"),
+    )
+    saving = Saving(Path(), tensorboard=False)  # nothing is written: only steps are taken
+    process = Distributed(args.device)
+    trainer = Trainer(model, Data(images, images), recipe, saving, process, compile=args.compile, quiet=True)
 
-    def __init__(self, model: Classifier, attack: Attack, images: Tensor, labels: Tensor, args: argparse.Namespace):
-        recipe = Recipe(
-            epochs=1,
-            batch_size=len(images),
-            lr=LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY,
-            momentum=MOMENTUM,
-            attack=attack,
-            precision=args.precision or ("bf16" if args.device.type == "cuda" else "fp32"),
-        )
-        part = TensorImages(images, labels, name="benchmark")
-        saving = Saving(Path(), tensorboard=False)  # nothing is written: only steps are taken
-        process = Distributed(args.device)
-        self.device, self.tf32 = args.device, "fp32" if recipe.precision == "fp32" else "tf32"
-        self.run = Run(model, Data(part, part), recipe, saving, process, compile=args.compile, quiet=True)
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        before = trainer.totals.sums[0].clone()
+        with training_arithmetic(recipe.precision, args.device):
+            trainer.train_step(1, images, labels)
+        return (trainer.totals.sums[0] - before) / len(images)
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step; returns the loss."""
-        before = self.run.totals.sums[0].clone()
-        with arithmetic(self.tf32, self.device):
-            self.run.train_step(1, images, labels)
-        return (self.run.totals.sums[0] - before) / len(images)
+    return step
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,16 +127,15 @@ def _row(train_set: str, arch: str, batch: int, args: argparse.Namespace) -> tup
     labels = torch.randint(dataset.num_classes, (batch,), generator=generator)
     eps = 3.0 if size > 32 else 1.0
     attack = Attack("l2", eps=eps, step_size=2 * eps / 3, steps=3)
-    peer = Peer(model, attack, device)
-    ours = Ours(model, attack, images, labels, args)
+    ours = our_step(model, attack, TensorImages(images, labels, name="benchmark"), args)
+    steps = {"peer": peer_step(model, attack, device), "ours": ours}
     images, labels = images.to(device), labels.to(device)
     losses: dict[str, Tensor] = {}
 
-    def step(name: str, side: Peer | Ours) -> None:
-        losses[name] = side.step(images, labels)
+    def step(name: str) -> None:
+        losses[name] = steps[name](images, labels)
 
-    sides = {"peer": lambda: step("peer", peer), "ours": lambda: step("ours", ours)}
-    seconds = alternate(sides, repeats=args.repeats, device=device)
+    seconds = alternate({name: partial(step, name) for name in steps}, repeats=args.repeats, device=device)
     ratio = seconds["peer"] / seconds["ours"]
     rates = [f"{1 / seconds[name]:.2f}" for name in ("peer", "ours")]
     return train_set, arch, batch, *rates, f"{ratio:.2f}", *(f"{losses[name].item():.4f}" for name in ("peer", "ours"))

@@ -31,18 +31,20 @@ from univ.data import cifar, indices
 from univ.data.lmdb import ImageFolderLMDB
 from univ.errors import InputError
 from univ.files import safeload, schemas
+from univ.files.tensors import TensorFile
 from univ.inversion.images import open_inverted
 from univ.inversion.record import read_column
 from univ.models import build_model, checkpoints
-from univ.reps import cache, probes
 from univ.reps import files as repfiles
+from univ.reps import probes
 from univ.reps.cache import RepCache, read_cache
 from univ.reps.extract import Extraction
 from univ.reps.identity import Identity, Inputs
 from univ.results import made
 from univ.show import provenance, quantities
 from univ.show.study import Study
-from univ.training import loop
+from univ.training.log import read_log
+from univ.training.recipe import Recipe, differences
 from univ.utils import folder2lmdb
 
 ROOT = Path(__file__).parents[2]
@@ -237,7 +239,7 @@ IMAGES = {
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
-RECIPE = loop.Recipe(epochs=3)
+RECIPE = Recipe(epochs=3)
 EPOCHS = "".join(json.dumps({"epoch": i, "train_loss": 0.5}) + "\n" for i in (1, 2, 3))
 
 
@@ -268,7 +270,7 @@ def _read_checkpoint(path: Path) -> Any:
     model = build_model("resnet10", "digits", seed=1)
     checkpoints.load_weights(model, found["model"], path)
     if (resume := found.get("resume")) is not None:
-        loop.differences(found, RECIPE)
+        differences(found, RECIPE)
         checkpoints.restore_random_state(resume["random_states"][0])
     return found
 
@@ -282,7 +284,7 @@ CHECKPOINTS = {
     "checkpoint": Kind(checkpoints.LATEST, _write_checkpoint, _read_checkpoint, checked=True),
     "checkpoint in PyTorch's older format": Kind(checkpoints.LATEST, _write_older_checkpoint, _read_checkpoint),
     "probe": Kind("best.pt", _write_probe, probes.load, checked=True),
-    "log.jsonl": _file("log.jsonl", EPOCHS, loop._read_log),
+    "log.jsonl": _file("log.jsonl", EPOCHS, read_log),
 }
 
 # --- representations ------------------------------------------------------------------------------------------------
@@ -313,7 +315,7 @@ def _finish_cache(path: Path) -> Any:
     store = _cache(path.parents[1])
     found = store.get("vgg11", IDENTITY)
     store.finish()
-    tensors = cache.TensorFile(store.reps_path)
+    tensors = TensorFile(store.reps_path)
     return found, {name: tensors[name] for name in tensors.names}
 
 

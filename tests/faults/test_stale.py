@@ -24,6 +24,7 @@ from univ.errors import InputError
 from univ.files import disk as files
 from univ.inversion.images import open_inverted
 from univ.models import build_model, checkpoints
+from univ.reps.cache import RepCache
 from univ.results import made
 from univ.utils import folder2lmdb
 
@@ -367,13 +368,13 @@ def test_a_damaged_cache_is_refused_by_all_who_read_it(place, share):
 
 def test_a_later_run_completes_the_cache_of_a_killed_one(place, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(rep.setting.RepCache, "finish", lambda self: None)
+        patched.setattr(RepCache, "finish", lambda self: None)
         fill_cache("eps0")
     assert not Path("cache/reps__digits_eps0_i0").exists()
     assert len(subgroups()) == 2  # a reader finds the parts too
     Path("cache/reps__digits_eps0_i0").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(rep.setting.RepCache, "finish", lambda self: None)
+        patched.setattr(RepCache, "finish", lambda self: None)
         fill_cache("eps0")
     fill_cache("eps0")
     assert Path("cache/reps__digits_eps0_i0").exists() and not list(Path("cache").glob(".parts*"))

@@ -152,7 +152,9 @@ class Inverter:
         self._loss_scale = 1.0
         if self._autocast:
             dtype = torch.get_autocast_dtype(device.type)
-            _cast_weights(self._network, dtype)
+            for module in self._network.modules():  # what autocast would cast anew in every forward pass
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    module.to(dtype)
             self._loss_scale = FP16_LOSS_SCALE if dtype == torch.float16 else 1.0
         self._cuda_graph = cuda_graph and device.type == "cuda"
         self._captured: _Captured | None = None
@@ -273,10 +275,3 @@ def _scaled(target: Tensor) -> tuple[Tensor, Tensor]:
 def _distance(rep: Tensor, target: Tensor, scale: Tensor) -> Tensor:
     # At a distance of 0 vector_norm's gradient is 0, and a zero gradient makes a zero step.
     return torch.linalg.vector_norm(rep - target, dim=1) / scale
-
-
-def _cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights that autocast would otherwise cast anew in every forward pass."""
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.to(dtype)

@@ -21,3 +21,18 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
+
+
+@contextlib.contextmanager
+def training_arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """What holds for a whole training, backward passes included, around the `arithmetic` of each forward pass.
+
+    TF32, and cuDNN's fastest algorithms, found by trial; but for fp32, whose runs are to be repeatable.
+    """
+    cudnn, repeatable = torch.backends.cudnn, precision == "fp32"
+    before, cudnn.benchmark = cudnn.benchmark, not repeatable
+    try:
+        with arithmetic("fp32" if repeatable else "tf32", device):
+            yield
+    finally:
+        cudnn.benchmark = before

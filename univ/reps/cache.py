@@ -8,127 +8,21 @@ damaged one is not either.
 
 import json
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from univ import files
-from univ.errors import InputError
 from univ.files import schemas
+from univ.files.tensors import TensorFile, checksum, checksum_of, write_tensors
 from univ.reps.extract import Extraction
 from univ.reps.identity import Identity
-
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
-_CHUNK_BYTES = 64 << 20
-_verified: set[tuple[Any, ...]] = set()  # tensors whose checksum this process has compared
-
-
-def _chunks(tensor: Tensor) -> Iterator[memoryview]:
-    """A tensor's bytes, in pieces that fit into memory."""
-    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    for start in range(0, len(flat), _CHUNK_BYTES):
-        yield flat[start : start + _CHUNK_BYTES].numpy().data
-
-
-def checksum(tensor: Tensor) -> str:
-    """CRC-32 of a tensor's bytes: against damage, not forgery. 1.1 GiB/s on one core of a Xeon (SHA-256: 0.6)."""
-    crc = 0
-    for chunk in _chunks(tensor):
-        crc = zlib.crc32(chunk, crc)
-    return f"{crc:08x}"
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically and in constant memory, also when the tensors are memory-mapped themselves.
-
-    Raises:
-        InputError: the disk is full, or the folder cannot be written.
-    """
-    # safetensors reads metadata in any order: sorted, the same content is the same bytes
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    offset = 0
-    for name, tensor in tensors.items():
-        span = [offset, offset := offset + tensor.numel() * tensor.element_size()]
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format aligns its data to 8 bytes
-    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            for chunk in _chunks(tensor):
-                file.write(chunk)
-
-
-class TensorFile:
-    """A safetensors file opened for reading; tensors are views of the file until they are changed.
-
-    Raises:
-        InputError: the file is damaged or foreign.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            state = path.stat()
-            self._file_state = (path, state.st_ino, state.st_size, state.st_mtime_ns)
-            self._file = safe_open(path, framework="pt")
-            self.metadata: dict[str, str] = self._file.metadata() or {}
-            self.names: list[str] = list(self._file.keys())
-        except SafetensorError as error:
-            raise InputError(f"{path} is not a cache of ours or is damaged ({error}): delete it") from error
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.names
-
-    def __getitem__(self, name: str) -> Tensor:
-        """The tensor; its checksum is compared when a process reads it for the first time.
-
-        Raises:
-            InputError: there is none of this name, or it is damaged.
-        """
-        try:
-            tensor = self._file.get_tensor(name)
-        except SafetensorError as error:
-            raise InputError(f"{self.path} holds no tensor {name!r} ({error}): delete it") from error
-        recorded = self.metadata.get(_checksum_of(name))
-        if recorded is not None and (*self._file_state, name) not in _verified:
-            if checksum(tensor) != recorded:
-                raise InputError(f"{self.path} is damaged: {name!r} does not fit its checksum: delete it")
-            _verified.add((*self._file_state, name))
-        return tensor
-
-    def about(self, name: str) -> str:
-        """The metadata's entry `name`.
-
-        Raises:
-            InputError: there is none.
-        """
-        if name not in self.metadata:
-            raise InputError(f"{self.path} does not say where {name!r} comes from: delete it")
-        return self.metadata[name]
-
-    def identity(self, name: str) -> Identity:
-        """What a tensor was made from.
-
-        Raises:
-            InputError: the file does not say.
-        """
-        return schemas.parse_json(self.about(name), Identity, f"{self.path}, {name!r},")
 
 
 def _as_text(identity: Identity) -> str:
     return json.dumps(asdict(identity), sort_keys=True)
-
-
-def _checksum_of(name: str) -> str:
-    """The entry of the metadata that holds a tensor's checksum."""
-    return f"checksum of {name}"
 
 
 class RepCache:
@@ -165,17 +59,17 @@ class RepCache:
 
     def fetch(self, key: str, identity: Identity, extract: Callable[[], Extraction]) -> Extraction:
         """The extraction stored under `key`; made and stored where there is none of this identity."""
-        found = self.get(key, identity)
-        if found is None:
-            found = extract()
-            self.put(key, identity, found)
-        return found
+        extraction = self.get(key, identity)
+        if extraction is None:
+            extraction = extract()
+            self.put(key, identity, extraction)
+        return extraction
 
     def put(self, key: str, identity: Identity, extraction: Extraction) -> None:
         """Store one model's extraction."""
         tensors = {"reps": extraction.reps, "logits": extraction.logits}
         metadata = {"key": key, "identity": _as_text(identity)}
-        metadata |= {_checksum_of(name): checksum(tensor) for name, tensor in tensors.items()}
+        metadata |= {checksum_of(name): checksum(tensor) for name, tensor in tensors.items()}
         with files.locked(self.reps_path, wait=True):
             write_tensors(self._part(key), tensors, metadata)
 
@@ -195,8 +89,8 @@ class RepCache:
                     key = part.about("key")
                     tensors[key] = part[name]
                     metadata[key] = part.about("identity")
-                    if (known := part.metadata.get(_checksum_of(name))) is not None:  # never that of a damaged tensor
-                        metadata[_checksum_of(key)] = known
+                    if (known := part.metadata.get(checksum_of(name))) is not None:  # never that of a damaged tensor
+                        metadata[checksum_of(key)] = known
                 write_tensors(path, tensors, metadata)
             shutil.rmtree(self._parts)
 
@@ -226,4 +120,5 @@ def read_cache(folder: Path, which: str, dataset: str, eps: str, *, inverted: bo
             f"-i {int(inverted)} --cache-dir {folder} --no-comparisons"
         )
     file = TensorFile(path)
-    return Cached({key: file[key] for key in file.names}, {key: file.identity(key) for key in file.names})
+    identities = {key: schemas.parse_json(file.about(key), Identity, f"{file.path}, {key!r},") for key in file.names}
+    return Cached({key: file[key] for key in file.names}, identities)

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import matplotlib
@@ -49,32 +48,35 @@ def build(study: Study, readme: Path | None = None) -> str:
     if made.empty and study.evaluations.empty:
         scripts = "rep.py, func.py, subgroup_sim.py or compare_probes.py"
         raise InputError(f"no results in {study.results}: it holds no CSV of {scripts}")
-    known, unknown = made[made["problem"] == ""], made[made["problem"] != ""]
-    found, tests = tables.means(study.scores), tables.subgroup_tests(study.subgroups)
-    of_runs = provenance.runs_of(known)
+    of_runs = provenance.runs_of(made[made["problem"] == ""])
+    unknown = made[made["problem"] != ""]
     software: Counter[tuple[str, str]] = Counter()
     for run in of_runs:
         software[run.commit, run.versions] += len(run.files)
-    pictures = draw(study)
+    found, tests = tables.means(study.scores), tables.subgroup_tests(study.subgroups)
     page = _template().render(
         lead=_lead(study, found, len(made)),
         accuracy=tables.accuracy(study),
         transfer=tables.transfer(study),
-        similarity=_similarity(study, found, pictures) + _others(study),
+        similarity=_similarity(found),
+        several_k=found[found["measure"] == "jacc"].groupby("input")["knn"].nunique() > 1,
+        pairs={kind: _heat_maps(study.scores, kind) for kind in INPUT_LABELS},
+        others=_others(study),
         agreement=tables.agreement(study, found),
         subgroups=tables.subgroups(tests),
         probes=tables.probes(study),
         probe_accuracies=tables.probe_accuracies(study),
         singles=tables.singles(study),
-        pictures=pictures,
+        figures=_figures(study),
         software=software,
         runs=[(run, _words(run), _files(run)) for run in of_runs],
-        unknown=list(zip(unknown["path"], unknown["problem"])),
+        unknown=[_code(path) + f": {_shown(problem)}" for path, problem in zip(unknown["path"], unknown["problem"])],
         missing=tables.missing(study, found, tests),
         pooled=quantities.pooled(quantities.one_k(study.scores, study.knn)),
         left_out=study.left_out(),
         differences=prose.section(readme, DIFFERENCES, "What the original does, and what is done here."),
         differences_title=DIFFERENCES,
+        images=INPUT_LABELS,
         commit=runs.commit(),
         root=study.results,
     )
@@ -103,31 +105,22 @@ def _lead(study: Study, found: pd.DataFrame, files: int) -> dict[str, str]:
     return {term: what for term, what in items.items() if what}
 
 
-def _similarity(study: Study, found: pd.DataFrame, pictures: "Pictures") -> list[dict[str, Any]]:
-    """Table, figures and heat maps of each kind of images."""
-    parts = []
-    for kind, label in INPUT_LABELS.items():
-        rows = found[found["input"] == kind]
-        if rows.empty:
-            continue
-        several_k = rows.loc[rows["measure"] == "jacc", "knn"].nunique() > 1  # of one k it would repeat a panel
-        names = [f"similarity_{kind}", *([f"jaccard_by_k_{kind}"] if several_k else [])]
-        part = {"name": f"means-{kind}", "heading": f"On {label}", "images": label}
-        part["table"] = tables.similarity(f"Mean similarity on {label}.", rows)
-        part["pictures"] = [picture for picture in pictures["similarity"] if picture.name in names]
-        parts.append(part | {"pairs": _heat_maps(study.scores, kind)})
-    return parts
+def _similarity(found: pd.DataFrame) -> dict[str, Table]:
+    """Kind of images -> its means, of the kinds there are."""
+    rows = {kind: found[found["input"] == kind] for kind in INPUT_LABELS}
+    titles = {kind: f"Mean similarity on {label}." for kind, label in INPUT_LABELS.items()}
+    return {kind: tables.similarity(titles[kind], of_kind) for kind, of_kind in rows.items() if len(of_kind)}
 
 
-def _others(study: Study) -> list[dict[str, Any]]:
-    """Adversarial, pooled and permuted images, like `_similarity`."""
+def _others(study: Study) -> list[tuple[str, str, Table]]:
+    """Adversarial, pooled and permuted images: id, heading and table of each."""
     parts = []
     for kind, scores in study.others.items():
         what = " and ".join(KINDS[word] for word in kind.split("+"))
         for inputs, rows in tables.means(scores).groupby("input"):
-            part = {"name": f"means-{inputs}-{kind.replace('+', '-')}", "images": what, "pictures": [], "pairs": []}
-            part["table"] = tables.similarity(f"Mean similarity, {what}.", rows)
-            parts.append(part | {"heading": f"{INPUT_LABELS[inputs].capitalize()}: {what}"})
+            table = tables.similarity(f"Mean similarity, {what}.", rows)
+            name = f"means-{inputs}-{kind.replace('+', '-')}"
+            parts.append((name, f"{INPUT_LABELS[inputs].capitalize()}: {what}", table))
     return parts
 
 
@@ -147,54 +140,18 @@ def _files(run: provenance.Run) -> Table:
 class Picture:
     """A figure inside the page: `source` is a data URI, width and height are CSS pixels; a wide one never shrinks."""
 
-    name: str
     source: str
     width: int
     height: int
     caption: str
-    alt: str
-    wide: bool
+    wide: bool = False
 
 
-Pictures = dict[str, list[Picture]]
-"""By section of the page."""
-
-BOXES = "Box plots: quartiles, median, whiskers to the last score within 1.5 interquartile ranges."
-PLACES = {
-    "similarity_": ("similarity", "Similarity of pairs of models by measure, data set and radius, on {}."),
-    "jaccard_by_k_": (
-        "similarity",
-        "Jaccard similarity of neighbourhoods by their size k, data set and radius, on {}.",
-    ),
-    "agreement_": (
-        "agreement",
-        "Agreement of predictions by data set and radius on {}; lines: mean bounds from the accuracies.",
-    ),
-    "jsd_": ("agreement", "Similarity of predicted probabilities by data set and radius on {}: 1 - JSD / ln 2."),
-    "rep_vs_pred_": (
-        "subgroups",
-        "Similarity on the images where two models agree and where they differ, on {}; p as in the table.",
-    ),
-    "probe_agreement": ("probes", "Agreement of classifiers and of linear probes; a point is a pair."),
-    "inverted_": (
-        "inverted",
-        "Seed, target, and what each model at each radius made of the seed so that it represents the target.",
-    ),
-}
-"""Beginning of a figure's name -> its section of the page and its caption."""
-
-
-def draw(study: Study) -> Pictures:
-    """Every figure that the results allow; those that have no place of their own go to the section `further`."""
-    pictures: Pictures = {section: [] for section in (*(section for section, _ in PLACES.values()), "further")}
-    for name, figure in itertools.chain.from_iterable(figures(study) for figures in plots.FIGURES.values()):
-        if figure is not None:
-            other = "further", name.replace("_", " ").capitalize() + "."
-            section, caption = next((PLACES[start] for start in PLACES if name.startswith(start)), other)
-            caption = caption.replace("{}", INPUT_LABELS["inverted" if name.endswith("_inverted") else "standard"])
-            alt = "A grid of images, a row per target." if name.startswith("inverted_") else BOXES
-            pictures[section].append(_picture(figure, name, caption, alt))
-    return pictures
+def _figures(study: Study) -> dict[str, Picture]:
+    """Every figure that the results allow, by name; the page says what those it knows show."""
+    drawn = itertools.chain.from_iterable(figures(study) for figures in plots.FIGURES.values())
+    named = {name: figure for name, figure in drawn if figure is not None}
+    return {name: _picture(figure, name.replace("_", " ").capitalize() + ".") for name, figure in named.items()}
 
 
 def _heat_maps(scores: pd.DataFrame, kind: str) -> list[Picture]:
@@ -205,16 +162,15 @@ def _heat_maps(scores: pd.DataFrame, kind: str) -> list[Picture]:
         if figure is not None:
             label = SHOWN[measure].label[0].upper() + SHOWN[measure].label[1:]
             caption = f"{label} of every pair of models on {INPUT_LABELS[kind]}, {dataset_label(dataset)}."
-            alt = "Heat maps, a panel per radius; the numbers are in the CSVs."
-            drawn.append(_picture(figure, f"heat_map_{measure}_{kind}", caption, alt, wide=True))
+            drawn.append(_picture(figure, caption, wide=True))
     return drawn
 
 
-def _picture(figure: Figure, name: str, caption: str, alt: str, *, wide: bool = False) -> Picture:
-    """The figure as SVG, or as PNG where it is made of pixels; the same results give the same bytes."""
+def _picture(figure: Figure, caption: str, *, wide: bool = False) -> Picture:
+    """The figure as SVG, or as PNG where it is a grid of images; the same results give the same bytes."""
     file = io.BytesIO()
     with matplotlib.rc_context(plots.STYLE | {"svg.hashsalt": "univ"}):
-        if name.startswith("inverted_"):
+        if any(axes.images for axes in figure.axes) and not wide:
             media = "image/png"
             figure.savefig(file, format="png", dpi=150)
             inches = figure.get_size_inches()
@@ -227,7 +183,7 @@ def _picture(figure: Figure, name: str, caption: str, alt: str, *, wide: bool = 
             inches = float(size[1]) / 72, float(size[2]) / 72
     width, height = (round(96 * length) for length in inches)
     source = f"data:{media};base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Picture(name, source, width, height, caption, f"{caption} {alt}", wide)
+    return Picture(source, width, height, caption, wide)
 
 
 # --- the page -------------------------------------------------------------------------------------------------------

@@ -48,20 +48,13 @@ class Table:
         """All headers, that of the rows' names first."""
         return [self.cells.index.names[1], *self.cells.columns]
 
-    @property
-    def classes(self) -> list[str]:
-        """`number` for each column that holds numbers, as in `columns`."""
-        return ["", *("" if column in self.words else "number" for column in self.cells.columns)]
-
     def groups(self) -> dict[str, list[tuple[str, list[Cell]]]]:
         """Name of a group of rows ('' for none) -> name and cells of each."""
-        spreads = self.cells.map(lambda _: math.nan) if self.spread is None else self.spread
-        spreads = spreads.reindex(columns=self.cells.columns)
+        spread = pd.DataFrame(index=self.cells.index) if self.spread is None else self.spread
+        spread = spread.reindex(columns=self.cells.columns).to_numpy(float)
         groups: dict[str, list[tuple[str, list[Cell]]]] = {}
-        for row, spread in zip(self.cells.itertuples(), spreads.itertuples(index=False)):
-            (group, name), *values = row
-            cells = [self._cell(column, *pair) for column, *pair in zip(self.cells.columns, values, spread)]
-            groups.setdefault(group, []).append((name, cells))
+        for ((group, name), *values), spreads in zip(self.cells.itertuples(), spread):
+            groups.setdefault(group, []).append((name, list(map(self._cell, self.cells.columns, values, spreads))))
         return groups
 
     def _cell(self, column: str, value: float | int | str, spread: float) -> Cell:
@@ -109,11 +102,6 @@ def _by_eps(rows: pd.DataFrame, name: str, value: str) -> pd.DataFrame:
     return wide.set_axis([f"eps{NBSP}{eps:g}" for eps in wide.columns], axis=1)
 
 
-def _labels(rows: pd.DataFrame) -> list[str]:
-    """The group of rows of one data set and kind of images."""
-    return [f"{dataset_label(name)}, {INPUT_LABELS[kind]}" for name, kind in zip(rows["dataset"], rows["input"])]
-
-
 # --- accuracy -------------------------------------------------------------------------------------------------------
 
 
@@ -138,18 +126,12 @@ def transfer(study: Study) -> Table | None:
     rows = study.accuracies[study.accuracies["input"] == "inverted"]
     if rows.empty:
         return None
-    own = rows["source"] == rows["model"]
-    rows = rows.assign(
-        group=rows["dataset"].map(dataset_label),
-        own=~own,
-        name=own.map({True: "the model inverted", False: "the other models"}),
-    ).sort_values(["dataset", "own"], key=_place)
-    return Table(
-        "Inverted images classified as their target's class, in percent.",
-        100 * _by_eps(rows, "name", "accuracy").rename_axis(["group", "classified by"]),
-        "Where other models see the target too, they respond to what the image was made to show one model.",
-        digits=1,
-    )
+    rows = rows.assign(other=rows["source"] != rows["model"]).sort_values(["dataset", "other"], key=_place)
+    rows["group"] = rows["dataset"].map(dataset_label)
+    rows["classified by"] = rows["other"].map({False: "the model inverted", True: "the other models"})
+    title = "Inverted images classified as their target's class, in percent."
+    note = "Where other models see the target too, they respond to what the image was made to show one model."
+    return Table(title, 100 * _by_eps(rows, "classified by", "accuracy"), note, digits=1)
 
 
 # --- similarity -----------------------------------------------------------------------------------------------------
@@ -212,7 +194,9 @@ def agreement(study: Study, found: pd.DataFrame) -> Table | None:
     if rows.empty:
         return None
     rows = rows.merge(study.bounds.astype({"eps": float}), how="left", on=keys).sort_values(keys, key=_place)
-    rows = rows.assign(group=_labels(rows), radius=[f"eps {eps:g}" for eps in rows["eps"]])
+    places = zip(rows["dataset"], rows["input"])
+    rows["group"] = [f"{dataset_label(name)}, {INPUT_LABELS[kind]}" for name, kind in places]
+    rows["radius"] = [f"eps {eps:g}" for eps in rows["eps"]]
     rows = rows.rename(columns={"mean": "agreement", "n": "pairs"}).set_index(["group", "radius"])
     note = (
         "The bounds follow from the accuracies alone (Fort, Hu and Lakshminarayanan 2020). Lower: errors are "

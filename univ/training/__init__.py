@@ -1,35 +1,7 @@
 """Training: images -> checkpoints, standard and adversarially robust."""
 
-from univ.training.loop import (
-    BAR_STEPS,
-    LOSS_SCALE_FP16,
-    WARM_UP,
-    AttackTarget,
-    Data,
-    Recipe,
-    Run,
-    Saving,
-    Score,
-    Totals,
-    check_start,
-    differences,
-    evaluate,
-    fit,
-)
+from univ.training.evaluation import AttackTarget, Score, evaluate
+from univ.training.loop import Trainer
+from univ.training.recipe import Data, Recipe, Saving
 
-__all__ = [
-    "BAR_STEPS",
-    "LOSS_SCALE_FP16",
-    "WARM_UP",
-    "AttackTarget",
-    "Data",
-    "Recipe",
-    "Run",
-    "Saving",
-    "Score",
-    "Totals",
-    "check_start",
-    "differences",
-    "evaluate",
-    "fit",
-]
+__all__ = ["AttackTarget", "Data", "Recipe", "Saving", "Score", "Trainer", "evaluate"]

@@ -87,6 +87,11 @@ class ResultFile:
         return "+".join(name for name, on in flags.items() if on) or "plain"
 
     @property
+    def shown_dataset(self) -> str:
+        """Name for tables and figures: on sat6 it includes the models' training data."""
+        return self.dataset if self.models == self.dataset else f"{self.dataset}/{self.models}"
+
+    @property
     def rowwise(self) -> bool:
         """Whether each model has its own images, so that cells (a, b) and (b, a) are different comparisons."""
         return self.inverted and not self.sample

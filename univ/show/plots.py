@@ -192,7 +192,6 @@ def similarity_by_eps(
     Args:
         table: long table, with `knn` among its settings where several k were computed.
         images: standard or inverted.
-        measures: command-line keys.
         knn: which k of the neighbour-based measures; the smallest there is by default.
     """
     data = table[(table["input"] == images) & table["measure"].isin(list(measures))]
@@ -212,8 +211,6 @@ def agreement_by_eps(
     """Agreement of predictions by data set and radius, with the mean bounds that accuracies imply.
 
     Args:
-        table: long table.
-        images: standard or inverted.
         bounds: as `quantities.mean_bounds` gives them; no lines where a setting has none.
         measure: another measure of predictions instead.
     """
@@ -228,12 +225,7 @@ def jsd_by_eps(table: pd.DataFrame, images: str) -> Figure | None:
 
 
 def jaccard_by_k(table: pd.DataFrame, images: str, ks: Sequence[int] = (10, 100, 500)) -> Figure | None:
-    """Jaccard similarity by data set and radius, one panel per number of neighbours.
-
-    Args:
-        table: long table with the setting `knn` as a column.
-        ks: numbers of neighbours; those without results are left out.
-    """
+    """Jaccard similarity by data set and radius, one panel per number of neighbours (`knn`) that has results."""
     data = table[(table["input"] == images) & (table["measure"] == "jacc")]
     data = quantities.with_similarity(data[data["knn"].isin(ks)])
     panels = {f"k = {k}": data[data["knn"] == k] for k in ks if (data["knn"] == k).any()}
@@ -252,7 +244,6 @@ def similarity_by_prediction(
 
     Args:
         subgroups: as `results.load_subgroups` gives them.
-        dataset, images: which of them.
         k: number of neighbours of the Jaccard panel.
     """
     rows = subgroups[(subgroups["dataset"] == dataset) & (subgroups["input"] == images)]
@@ -296,8 +287,7 @@ def probe_agreement(table: pd.DataFrame, probes: pd.DataFrame) -> Figure | None:
     Box and points, one point per pair, one panel per data set that has probes.
 
     Args:
-        table: long table (`dis` on regular images).
-        probes: as `results.load_probe_agreement` gives them.
+        table, probes: as `results.load_long_table` and `results.load_probe_agreement` give them.
     """
     named = [name for name in quantities.order_datasets(probes["dataset"]) if name]
     datasets = named or quantities.order_datasets(table["dataset"]) if len(probes) else []
@@ -357,11 +347,7 @@ def heat_maps(table: pd.DataFrame, measure: str, dataset: str, images: str) -> F
 
 @matplotlib.rc_context(STYLE | {"axes.grid": False})
 def inversion_grid(inversions: Inversions) -> Figure | None:
-    """Seed, target and what each model at each radius made of the seed, one row per target.
-
-    Args:
-        inversions: as `quantities.load_inversions` gives them.
-    """
+    """Seed, target and what each model at each radius made of the seed, one row per target."""
     if not inversions.inverted:
         return None
     models = list(dict.fromkeys(model for model, _ in inversions.inverted))

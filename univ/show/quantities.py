@@ -85,24 +85,24 @@ def missing(
             continue
         radii = DATASETS[dataset].radii if dataset in DATASETS else ()
         expected = radii or tuple(sorted(found["eps"].unique()))
-        for kind in inputs:
+        for images in inputs:
             lacking: dict[tuple[float, ...], list[str]] = {}
             for measure in measures:
-                there = set(found.loc[(found["input"] == kind) & (found["measure"] == measure), "eps"])
+                there = set(found.loc[(found["input"] == images) & (found["measure"] == measure), "eps"])
                 if absent := tuple(eps for eps in expected if eps not in there):
                     lacking.setdefault(absent, []).append(measure)
             for absent, keys in lacking.items():
-                lines.append(f"{dataset}, {kind}: {', '.join(keys)} at eps {', '.join(f'{eps:g}' for eps in absent)}")
+                lines.append(f"{dataset}, {images}: {', '.join(keys)} at eps {', '.join(f'{eps:g}' for eps in absent)}")
     return lines
 
 
 def pooled(table: pd.DataFrame) -> list[str]:
     """Settings whose scores come from several index files (tags): a figure pools them unless one tag is chosen."""
     lines = []
-    for (dataset, kind, measure), rows in table.groupby(["dataset", "input", "measure"]):
+    for (dataset, images, measure), rows in table.groupby(["dataset", "input", "measure"]):
         tags = sorted(set(rows["exp"]))
         if len(tags) > 1 and rows.groupby("eps")["exp"].nunique().max() > 1:
-            lines.append(f"{dataset}, {kind}: {measure} pools the tags {', '.join(tags)}")
+            lines.append(f"{dataset}, {images}: {measure} pools the tags {', '.join(tags)}")
     return lines
 
 
@@ -139,17 +139,14 @@ def mean_bounds(accuracies: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns dataset, eps, input, lower, upper.
     """
-    rows = []
-    for (dataset, eps, kind, _, _), group in accuracies.groupby(["dataset", "eps", "input", "exp", "source"]):
-        of_model = dict(zip(group["model"], group["accuracy"]))
-        sources = set(group["source"]) - {""}
-        pairs = [(next(iter(sources)), other) for other in of_model] if sources else itertools.combinations(of_model, 2)
-        for first, second in pairs:
-            if first != second and first in of_model:
-                bounds = agreement_bounds(of_model[first], of_model[second], int(group["num_classes"].iloc[0]))
-                rows.append((dataset, eps, kind, *bounds))
-    table = pd.DataFrame(rows, columns=["dataset", "eps", "input", "lower", "upper"])
-    return table.groupby(["dataset", "eps", "input"], as_index=False).mean()
+    setting, rows = ["dataset", "eps", "input"], []
+    for (*about, _, source), group in accuracies.groupby([*setting, "exp", "source"]):
+        of_model, num_classes = dict(zip(group["model"], group["accuracy"])), int(group["num_classes"].iloc[0])
+        for a, b in itertools.combinations(of_model, 2):
+            if not source or source in (a, b):
+                rows.append((*about, *agreement_bounds(of_model[a], of_model[b], num_classes)))
+    table = pd.DataFrame(rows, columns=[*setting, "lower", "upper"])
+    return table.groupby(setting, as_index=False).mean()
 
 
 def classifier_and_probe_agreement(table: pd.DataFrame, probes: pd.DataFrame, dataset: str) -> pd.DataFrame:

@@ -91,10 +91,9 @@ class Study:
 
     def left_out(self) -> list[Path]:
         """CSVs of scores that no table shows: another tag or preprocessing (uncentred, Euclidean neighbours, ...)."""
-        shown = set()
+        shown, tag = set(), None if self.exp is None else results.canonical_exp(self.exp)
         for kind in ("plain", *self.others):
-            for found in results.find_results(self.results, kind=kind):
-                if self.exp is None or found.file.exp == results.canonical_exp(self.exp):
-                    shown.add(found.path)
+            found = results.find_results(self.results, kind=kind)
+            shown |= {path for file, path in found.items() if tag in (None, file.exp)}
         paths = sorted(path for path in results.score_csvs(self.results) if path not in shown)
         return [path.relative_to(self.results) for path in paths if results.parse_path(path, self.results)]

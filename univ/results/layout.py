@@ -41,9 +41,9 @@ def canonical_exp(tag: str | float) -> str:
 
 def exp_spellings(tag: str | float) -> list[str]:
     """The tag as typed, then its other spelling if it has one: 10 -> 10, 10.0; 0.1 -> 0.1 only."""
-    text, short = str(tag), canonical_exp(tag)
-    other = [short, f"{short}.0"] if re.fullmatch(r"-?\d+", short) else [short]
-    return [text, *(spelling for spelling in other if spelling != text)]
+    short = canonical_exp(tag)
+    other = [f"{short}.0"] if re.fullmatch(r"-?\d+", short) else []
+    return list(dict.fromkeys([str(tag), short, *other]))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from univ.errors import plain
 from univ.measures.cards import SHOWN
 from univ.show import differences, quantities
 from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, Inversions, dataset_label
-from univ.show.study import Study
+from univ.show.study import Study, add_arguments
 
 INPUT_COLORS = {"standard": ("#e0f9fa", "darkturquoise", "#00393d"), "inverted": ("#faf0fa", "plum", "#4b1d52")}
 INPUT_LABELS = {"standard": "regular images", "inverted": "inverted images"}
@@ -460,23 +460,17 @@ def save(figure: Figure | None, path: Path | str) -> bool:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(prog="python -m univ.plots", description=__doc__)
+    add_arguments(parser)
     add = parser.add_argument
-    add("--results", type=cli.folder, default=Path("results"), help="folder of the result CSVs")
-    add("--data", type=cli.folder, default=Path("data"), help="folder of the data, for the grid of inverted images")
     add("--figs", type=cli.output_dir, default=Path("figs"), help="folder the figures go to")
     add("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES), help="figures of these notebooks only")
-    add("-e", "--exp", help="tag of the results to draw; default: all, pooled")
-    add("-k", "--knn", type=cli.positive_int, default=10, help="neighbours of the Jaccard panels")
-    text = "CSVs of the training scripts' --results-file; those called accuracy.csv or in folders accuracy are found"
-    add("--accuracy", nargs="+", type=cli.existing_file, default=[], metavar="CSV", help=text)
-    add("--quiet", action="store_true", help="warnings and errors only")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    study = Study(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
+    study = Study.of(args)
     count = 0
     for name in args.only:
         for stem, figure in FIGURES[name](study):

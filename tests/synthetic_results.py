@@ -121,12 +121,9 @@ def matrix(values: list[list[float]], models: str = "abc") -> pd.DataFrame:
 
 def study_of_everything(root: Path) -> Study:
     """Everything a folder can hold: two data sets, other kinds and preprocessings, unknown and damaged records."""
-    found = root / "results"
-    write_scores(found)
+    study = write_study(root, inverted=4)
+    found = study.results
     write_scores(found, "sat6", models=("resnet18", "vgg16_bn"), eps=("eps0",), inputs=("standard",), ks=(10,))
-    write_subgroups(found)
-    write_probe_agreement(found)
-    write_inversions(root / "data" / "digits" / "inverted", n=4)
     about = {"dataset": "digits", "models": "digits", "eps": "eps1", "exp": "10"}
     rep = about | {"center": True, "normalize": True}
     scores = matrix([[1, 0.25, math.nan], [0.25, 1, 0.75], [math.nan, 0.75, 1]])
@@ -146,4 +143,4 @@ def study_of_everything(root: Path) -> Study:
     (found / "digits/accuracy").mkdir(parents=True)
     rows = "vgg11,digits,97.5,0.1,eps1,0,0,t\nvgg11,digits,91.25,0.3,eps1,0.5,1.0,t\nvgg11,digits,98.5,0.1,eps1,0,0,u\n"
     (found / "digits/accuracy/vgg11_eps1.csv").write_text(CSV_OF_ACCURACIES + rows)
-    return Study(found, root / "data")
+    return study

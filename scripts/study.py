@@ -1,6 +1,6 @@
 """A study file: what it may say, and where its files are; scripts/Snakefile makes rules of it.
 
-    python scripts/study.py scripts/studies/digits.yaml eps=[eps1]     check it: one line that names key, value and fix
+python scripts/study.py scripts/studies/digits.yaml eps=[eps1]     check it: one line that names key, value and fix
 """
 
 import argparse
@@ -154,7 +154,11 @@ class Study(BaseModel):
     def attack(self, eps: str) -> Flags:
         """The attack of a training radius: its step is two thirds of it (Salman et al. 2020), on CIFAR-10 half of it."""
         radius = f"{eps_value(eps):g}"
-        return {"eps": radius, "lr": f"{radius}/{2 if self.data == 'cifar10' else 1.5}", "steps": 3} if radius != "0" else {}
+        return (
+            {"eps": radius, "lr": f"{radius}/{2 if self.data == 'cifar10' else 1.5}", "steps": 3}
+            if radius != "0"
+            else {}
+        )
 
     def flags(self, stage: str, defaults: Mapping[str, Any] | None = None, *, network: bool = True) -> list[str]:
         """The words of a stage: defaults, what is common to all scripts that run networks, its own keys."""

@@ -28,11 +28,9 @@ def write_scores(
     inputs: Sequence[str] = ("standard", "inverted"),
     *,
     ks: Sequence[int] = (10, 100, 500),
-    num_classes: int = 10,
-    seed: int = 0,
 ) -> None:
     """cka, proc, rtd, jacc (one tag per k), dis and jsd; more alike for larger eps, less alike on inverted images."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
 
     def matrix(alike: float, top: float, self_score: float, symmetric: bool) -> pd.DataFrame:
         """Scores between self_score (alike = 1) and top (alike = 0)."""
@@ -54,14 +52,14 @@ def write_scores(
             results.write(root, file, matrix(alike * (k / 500) ** 0.1, 0, 1, not inverted), {"knn": k})
         of_model = {model: float(generator.uniform(0.8, 0.95) - 0.03 * eps_value(name)) for model in models}
         accuracy = {source: of_model for source in models} if inverted else of_model
-        record = {"num_classes": num_classes, "accuracy": accuracy}
+        record = {"num_classes": 10, "accuracy": accuracy}
         results.write(root, ResultFile("dis", exp="10", **about), matrix(alike, 1, 0, not inverted), {}, record)
         results.write(root, ResultFile("jsd", exp="10", **about), matrix(alike, 0.69, 0, not inverted), {})
 
 
-def write_subgroups(root: Path, dataset: str = "digits", models: Sequence[str] = DIGITS_MODELS, seed: int = 0) -> None:
+def write_subgroups(root: Path, dataset: str = "digits", models: Sequence[str] = DIGITS_MODELS) -> None:
     """`repsim_subgroups.csv`: alike where predictions agree, less so where they differ; one score is missing."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     rows = []
     for metric, k, eps, (first, second), group in itertools.product(
         ("cka", "proc", "rtd", "jacc"), (10, 50), EPS[::2], itertools.combinations(models, 2), ("agree", "disagree")
@@ -123,12 +121,9 @@ def matrix(values: list[list[float]], models: str = "abc") -> pd.DataFrame:
 
 def study_of_everything(root: Path) -> Study:
     """Everything a folder can hold: two data sets, other kinds and preprocessings, unknown and damaged records."""
-    found = root / "results"
-    write_scores(found)
+    study = write_study(root, inverted=4)
+    found = study.results
     write_scores(found, "sat6", models=("resnet18", "vgg16_bn"), eps=("eps0",), inputs=("standard",), ks=(10,))
-    write_subgroups(found)
-    write_probe_agreement(found)
-    write_inversions(root / "data" / "digits" / "inverted", n=4)
     about = {"dataset": "digits", "models": "digits", "eps": "eps1", "exp": "10"}
     rep = about | {"center": True, "normalize": True}
     scores = matrix([[1, 0.25, math.nan], [0.25, 1, 0.75], [math.nan, 0.75, 1]])
@@ -148,4 +143,4 @@ def study_of_everything(root: Path) -> Study:
     (found / "digits/accuracy").mkdir(parents=True)
     rows = "vgg11,digits,97.5,0.1,eps1,0,0,t\nvgg11,digits,91.25,0.3,eps1,0.5,1.0,t\nvgg11,digits,98.5,0.1,eps1,0,0,u\n"
     (found / "digits/accuracy/vgg11_eps1.csv").write_text(CSV_OF_ACCURACIES + rows)
-    return Study(found, root / "data")
+    return study

@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from networks import CachesInEvaluation
 from torch import nn
 from torch.nn import functional
 
@@ -192,31 +193,13 @@ def test_the_network_is_left_as_it_was(norm, batch):
     assert not found.requires_grad and found.min() >= 0 and found.max() <= 1
 
 
-class CachesInEvaluation(nn.Module):
-    """Computes something from its weight once in evaluation mode, as timm's tiny_vit does with attention biases."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(10, 3))
-        self.cached = None
-
-    def train(self, mode: bool = True) -> nn.Module:
-        self.cached = None if mode else self.cached
-        return super().train(mode)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training and self.cached is None:
-            self.cached = 2 * self.weight
-        return x.mean((2, 3)) @ (2 * self.weight if self.training else self.cached).T
-
-
 def test_what_a_network_caches_in_evaluation_mode_is_not_used_after_a_step(batch):
-    model = CachesInEvaluation().train()
+    model = CachesInEvaluation(10).train()
     attack = Attack("l2", eps=1.0, step_size=0.5, steps=2)
     attack(model, *batch)
     with torch.no_grad():
-        model.weight.neg_()
-    fresh = CachesInEvaluation()
+        model.scale.neg_()
+    fresh = CachesInEvaluation(10)
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(attack(model, *batch), attack(fresh, *batch))
 

@@ -122,10 +122,9 @@ def test_inversions_by_index_files(tmp_path):
     write_inversions(tmp_path, models=["vgg11"], eps=["eps0"])
     (tmp_path / "vgg11_eps0.csv").unlink()
     assert "seeds unknown" in load_inversions("digits", folder=tmp_path).missing[0]
-    targets, seeds = tmp_path / "t.csv", tmp_path / "s.csv"
-    write_indices(targets, torch.arange(12))
-    write_indices(seeds, torch.arange(12).flip(0) + 100)
-    shown = load_inversions("digits", folder=tmp_path, rows=20, target_indices=targets, seed_indices=seeds)
+    write_indices(tmp_path / "target_indices.csv", torch.arange(12))
+    write_indices(tmp_path / "seed_indices.csv", torch.arange(12).flip(0) + 100)
+    shown = load_inversions("digits", folder=tmp_path, rows=20)
     assert len(shown.targets) == 12 and not shown.missing
 
 

@@ -263,25 +263,18 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 class Attack:
     """An untargeted attack that raises the cross-entropy of images with respect to their labels.
 
-    Attributes:
-        norm: key of STEP_RULES. "unconstrained" and "fourier" do not use `eps`.
-        eps, step_size: pixel units of [0, 1]; for those two, `step_size` is the factor of the gradient.
-        random_start: start at a random point of the feasible set instead of the image itself.
-        restarts: number of runs, of which the worst image is kept, each from another random start.
-        keep_best: keep the iterate with the highest loss, else the last.
-
     Raises:
         InputError: a radius or a step out of range.
         ValueError: another value out of range, more than one run without a random start, or none for the norm.
     """
 
-    norm: Norm = "l2"
-    eps: float = 3.0
-    step_size: float = 2.0
+    norm: Norm = "l2"  # key of STEP_RULES
+    eps: float = 3.0  # radius, pixel units of [0, 1]; not used by "unconstrained" and "fourier"
+    step_size: float = 2.0  # same unit; for those two, the factor of the gradient
     steps: int = 3
-    random_start: bool = False
-    restarts: int = 1
-    keep_best: bool = True
+    random_start: bool = False  # start at a random point of the feasible set instead of the image itself
+    restarts: int = 1  # runs, each from another random start, of which the worst image is kept
+    keep_best: bool = True  # keep the iterate with the highest loss, else the last
 
     def __post_init__(self) -> None:
         if self.norm not in STEP_RULES:

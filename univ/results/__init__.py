@@ -1,9 +1,6 @@
 """Result files: names, how each was made, reading and writing."""
 
 from univ.results.layout import (
-    CKA_FOLDER,
-    COMPANIONS,
-    NEIGHBOR_FUNCTIONS,
     PROBES_NAME,
     SUBGROUPS_NAME,
     ResultFile,
@@ -12,15 +9,7 @@ from univ.results.layout import (
     parse_path,
     score_csvs,
 )
-from univ.results.scores import (
-    Found,
-    check,
-    find_results,
-    read_matrix,
-    read_record,
-    write,
-    write_companion,
-)
+from univ.results.scores import check, find_results, read_matrix, read_record, write, write_companion
 from univ.results.tables import (
     LONG_COLUMNS,
     PROBE_COLUMNS,
@@ -36,15 +25,11 @@ from univ.results.tables import (
 )
 
 __all__ = [
-    "CKA_FOLDER",
-    "COMPANIONS",
     "LONG_COLUMNS",
-    "NEIGHBOR_FUNCTIONS",
     "PROBES_NAME",
     "PROBE_COLUMNS",
     "SUBGROUPS_NAME",
     "SUBGROUP_COLUMNS",
-    "Found",
     "ResultFile",
     "canonical_exp",
     "check",

@@ -41,9 +41,9 @@ def canonical_exp(tag: str | float) -> str:
 
 def exp_spellings(tag: str | float) -> list[str]:
     """The tag as typed, then its other spelling if it has one: 10 -> 10, 10.0; 0.1 -> 0.1 only."""
-    text, short = str(tag), canonical_exp(tag)
-    other = [short, f"{short}.0"] if re.fullmatch(r"-?\d+", short) else [short]
-    return [text, *(spelling for spelling in other if spelling != text)]
+    short = canonical_exp(tag)
+    other = [f"{short}.0"] if re.fullmatch(r"-?\d+", short) else []
+    return list(dict.fromkeys([str(tag), short, *other]))
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ class ResultFile:
         """plain, or the parts of adv, sample and base that apply, joined by +."""
         flags = {"adv": self.adversarial, "sample": self.sample, "base": self.baseline}
         return "+".join(name for name, on in flags.items() if on) or "plain"
+
+    @property
+    def shown_dataset(self) -> str:
+        """Name for tables and figures: on sat6 it includes the models' training data."""
+        return self.dataset if self.models == self.dataset else f"{self.dataset}/{self.models}"
 
     @property
     def rowwise(self) -> bool:

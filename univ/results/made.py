@@ -154,8 +154,7 @@ def check(path: Path, settings: Mapping[str, Any]) -> Status:
 class Rows:
     """A CSV whose rows are made at different times with different settings, and what each was made with.
 
-    Column `made` of a row names its entry in the JSON's `rows`. Rows of a CSV without JSON name none: nobody knows how
-    they were made.
+    Column `made` of a row names its entry in the JSON's `rows`; in a CSV without JSON, as nobody knows it, none.
 
     Attributes:
         table: the rows; `eps` and `made` as text.

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +126,6 @@ def warn_once(message: str) -> None:
     logger.warning("{}", message)
 
 
-@dataclass(frozen=True)
-class Found:
-    """A result on the disk."""
-
-    file: ResultFile
-    path: Path
-
-    @property
-    def dataset(self) -> str:
-        """Name for tables and figures: on sat6 it includes the models' training data."""
-        return self.file.dataset if self.file.models == self.file.dataset else f"{self.file.dataset}/{self.file.models}"
-
-
 def find_results(
     root: Path | str,
     measures: Collection[str] | None = None,
@@ -147,15 +134,15 @@ def find_results(
     center: bool = True,
     normalize: bool = True,
     function: str = "cos_sim",
-) -> list[Found]:
+) -> dict[ResultFile, Path]:
     """All CSVs of scores below a results folder, of one kind and one preprocessing (the study's by default).
 
-    Where one result exists under both spellings of its tag, the one with a JSON that fits is taken.
+    Where one result exists under both spellings of its tag, the one with a JSON that fits is taken; files name it by
+    the canonical one.
     """
-    root = Path(root)
-    chosen: dict[ResultFile, Found] = {}
+    found: dict[ResultFile, Path] = {}
     for path in score_csvs(root):
-        file = parse_path(path, root)
+        file = parse_path(path, Path(root))
         if file is None or file.kind != kind or (measures is not None and file.measure not in measures):
             continue
         card = find_card(file.measure)
@@ -163,10 +150,10 @@ def find_results(
             continue
         if card.studied and card.centered and file.center != center:  # others need not have a centred form
             continue
-        key = replace(file, exp=canonical_exp(file.exp))
-        if key in chosen:
-            keep = path if read_record(path) else chosen[key].path
-            logger.warning("{} and {} are the same result: taking {}", chosen[key].path, path, keep)
-            path = keep
-        chosen[key] = Found(key, path)
-    return list(chosen.values())
+        file = replace(file, exp=canonical_exp(file.exp))
+        if (other := found.get(file)) is not None:
+            kept = path if read_record(path) else other
+            logger.warning("{} and {} are the same result: taking {}", other, path, kept)
+            path = kept
+        found[file] = path
+    return found

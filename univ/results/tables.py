@@ -16,7 +16,7 @@ from univ.files import schemas
 from univ.measures.cards import CARDS, find_card, in_study
 from univ.results import made
 from univ.results.layout import PROBES_NAME, SUBGROUPS_NAME, ResultFile
-from univ.results.scores import Found, find_results, read_matrix, read_record, warn_once
+from univ.results.scores import find_results, read_matrix, read_record, warn_once
 
 LONG_COLUMNS = ["model1", "model2", "score", "measure", "eps", "dataset", "input", "exp"]
 ACCURACY_COLUMNS = ["source", "model", "accuracy", "num_classes", "eps", "dataset", "input", "exp"]
@@ -45,19 +45,18 @@ def load_long_table(
         both 10 and 10.0), then `settings`. Empty, with these columns, if there is nothing.
     """
     rows: list[tuple[Any, ...]] = []
-    for found in find_results(results_dir, measures, **which):
-        if find_card(found.file.measure).pairs:
-            made_with = read_record(found.path).get("settings", {})
+    for file, path in find_results(results_dir, measures, **which).items():
+        if find_card(file.measure).pairs:
+            made_with = read_record(path).get("settings", {})
             extra = [made_with.get(name, np.nan) for name in settings]
-            rows += [(*cell, *_about(found), *extra) for cell in _cells(found.file, read_matrix(found.path))]
+            rows += [(*cell, *_about(file), *extra) for cell in _cells(file, read_matrix(path))]
     table = pd.DataFrame(rows, columns=[*LONG_COLUMNS, *settings])
     return table.astype({"score": float, "eps": float})
 
 
-def _about(found: Found) -> tuple[str, float, str, str, str]:
+def _about(file: ResultFile) -> tuple[str, float, str, str, str]:
     """The last five of LONG_COLUMNS."""
-    file = found.file
-    return file.measure, eps_value(file.eps), found.dataset, file.input, file.exp
+    return file.measure, eps_value(file.eps), file.shown_dataset, file.input, file.exp
 
 
 def _cells(file: ResultFile, scores: pd.DataFrame) -> Iterator[tuple[str, str, float]]:
@@ -84,8 +83,7 @@ def load_model_table(
         score, measure, eps, dataset, input, exp.
     """
     rows: list[tuple[Any, ...]] = []
-    for found in find_results(results_dir, measures, kind=kind):
-        file, path = found.file, found.path
+    for file, path in find_results(results_dir, measures, kind=kind).items():
         card = find_card(file.measure)
         if card.pairs:
             continue
@@ -96,7 +94,7 @@ def load_model_table(
             scores = [(source, model, matrix.loc[model, source]) for source in matrix for model in matrix.index]
         else:
             scores = [("", name, score) for name, score in _only_row(path).items()]
-        rows += [(*score, *_about(found)) for score in scores]
+        rows += [(*score, *_about(file)) for score in scores]
     return pd.DataFrame(rows, columns=["source", "model", *LONG_COLUMNS[2:]]).astype({"score": float, "eps": float})
 
 
@@ -118,16 +116,16 @@ def load_accuracies(results_dir: Path | str) -> pd.DataFrame:
         dataset, input, exp. Published CSVs have no JSON: theirs are not in the table.
     """
     rows: list[tuple[Any, ...]] = []
-    for found in find_results(results_dir, ["dis"]):
-        record = read_record(found.path)
+    for file, path in find_results(results_dir, ["dis"]).items():
+        record = read_record(path)
         accuracy, num_classes = record.get("accuracy"), record.get("num_classes")
         if not accuracy or num_classes is None:
             continue
-        by_source = accuracy if found.file.rowwise else {"": accuracy}
+        by_source = accuracy if file.rowwise else {"": accuracy}
         if not all(isinstance(of_model, dict) for of_model in by_source.values()):
-            warn_once(f"{made.record_path(found.path).name} holds accuracies of another kind of images: left out")
+            warn_once(f"{made.record_path(path).name} holds accuracies of another kind of images: left out")
             continue
-        about = (num_classes, *_about(found)[1:])
+        about = (num_classes, *_about(file)[1:])
         rows += [(source, *item, *about) for source, of_model in by_source.items() for item in of_model.items()]
     return pd.DataFrame(rows, columns=ACCURACY_COLUMNS)
 
@@ -200,13 +198,11 @@ def load_subgroups(path: Path | str) -> pd.DataFrame:
     for csv in _csvs(path, SUBGROUPS_NAME):
         table = schemas.read_table(csv, schemas.SubgroupRow)
         record = read_record(csv)
-        settings = record.get("settings", {})
-        in_layout = csv.parent.name in ("standard", "inverted")
-        found = {
-            "dataset": settings.get("dataset") or (csv.parent.parent.name if in_layout else ""),
-            "input": settings.get("input") or (csv.parent.name if in_layout else "standard"),
-        }
-        table = table.assign(**{name: value for name, value in found.items() if name not in table})
+        settings, folder = record.get("settings", {}), csv.parent
+        by_folder = (folder.parent.name, folder.name) if folder.name in ("standard", "inverted") else ("", "standard")
+        for name, value in zip(("dataset", "input"), by_folder):
+            if name not in table:
+                table[name] = settings.get(name) or value
         if made.ROW_COLUMN in table:
             table = _one_procedure(csv, table, record.get("rows", {}))
         table["metric"] = table["metric"].replace(_KEY_OF_METRIC)

@@ -31,7 +31,7 @@ from univ.errors import plain
 from univ.measures.cards import SHOWN
 from univ.show import differences, quantities
 from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, Inversions, dataset_label
-from univ.show.study import Study
+from univ.show.study import Study, add_arguments
 
 INPUT_COLORS = {"standard": ("#e0f9fa", "darkturquoise", "#00393d"), "inverted": ("#faf0fa", "plum", "#4b1d52")}
 INPUT_LABELS = {"standard": "regular images", "inverted": "inverted images"}
@@ -192,7 +192,6 @@ def similarity_by_eps(
     Args:
         table: long table, with `knn` among its settings where several k were computed.
         images: standard or inverted.
-        measures: command-line keys.
         knn: which k of the neighbour-based measures; the smallest there is by default.
     """
     data = table[(table["input"] == images) & table["measure"].isin(list(measures))]
@@ -212,8 +211,6 @@ def agreement_by_eps(
     """Agreement of predictions by data set and radius, with the mean bounds that accuracies imply.
 
     Args:
-        table: long table.
-        images: standard or inverted.
         bounds: as `quantities.mean_bounds` gives them; no lines where a setting has none.
         measure: another measure of predictions instead.
     """
@@ -228,12 +225,7 @@ def jsd_by_eps(table: pd.DataFrame, images: str) -> Figure | None:
 
 
 def jaccard_by_k(table: pd.DataFrame, images: str, ks: Sequence[int] = (10, 100, 500)) -> Figure | None:
-    """Jaccard similarity by data set and radius, one panel per number of neighbours.
-
-    Args:
-        table: long table with the setting `knn` as a column.
-        ks: numbers of neighbours; those without results are left out.
-    """
+    """Jaccard similarity by data set and radius, one panel per number of neighbours (`knn`) that has results."""
     data = table[(table["input"] == images) & (table["measure"] == "jacc")]
     data = quantities.with_similarity(data[data["knn"].isin(ks)])
     panels = {f"k = {k}": data[data["knn"] == k] for k in ks if (data["knn"] == k).any()}
@@ -252,7 +244,6 @@ def similarity_by_prediction(
 
     Args:
         subgroups: as `results.load_subgroups` gives them.
-        dataset, images: which of them.
         k: number of neighbours of the Jaccard panel.
     """
     rows = subgroups[(subgroups["dataset"] == dataset) & (subgroups["input"] == images)]
@@ -296,8 +287,7 @@ def probe_agreement(table: pd.DataFrame, probes: pd.DataFrame) -> Figure | None:
     Box and points, one point per pair, one panel per data set that has probes.
 
     Args:
-        table: long table (`dis` on regular images).
-        probes: as `results.load_probe_agreement` gives them.
+        table, probes: as `results.load_long_table` and `results.load_probe_agreement` give them.
     """
     named = [name for name in quantities.order_datasets(probes["dataset"]) if name]
     datasets = named or quantities.order_datasets(table["dataset"]) if len(probes) else []
@@ -357,11 +347,7 @@ def heat_maps(table: pd.DataFrame, measure: str, dataset: str, images: str) -> F
 
 @matplotlib.rc_context(STYLE | {"axes.grid": False})
 def inversion_grid(inversions: Inversions) -> Figure | None:
-    """Seed, target and what each model at each radius made of the seed, one row per target.
-
-    Args:
-        inversions: as `quantities.load_inversions` gives them.
-    """
+    """Seed, target and what each model at each radius made of the seed, one row per target."""
     if not inversions.inverted:
         return None
     models = list(dict.fromkeys(model for model, _ in inversions.inverted))
@@ -474,23 +460,17 @@ def save(figure: Figure | None, path: Path | str) -> bool:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(prog="python -m univ.plots", description=__doc__)
+    add_arguments(parser)
     add = parser.add_argument
-    add("--results", type=cli.folder, default=Path("results"), help="folder of the result CSVs")
-    add("--data", type=cli.folder, default=Path("data"), help="folder of the data, for the grid of inverted images")
     add("--figs", type=cli.output_dir, default=Path("figs"), help="folder the figures go to")
     add("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES), help="figures of these notebooks only")
-    add("-e", "--exp", help="tag of the results to draw; default: all, pooled")
-    add("-k", "--knn", type=cli.positive_int, default=10, help="neighbours of the Jaccard panels")
-    text = "CSVs of the training scripts' --results-file; those called accuracy.csv or in folders accuracy are found"
-    add("--accuracy", nargs="+", type=cli.existing_file, default=[], metavar="CSV", help=text)
-    add("--quiet", action="store_true", help="warnings and errors only")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    study = Study(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
+    study = Study.of(args)
     count = 0
     for name in args.only:
         for stem, figure in FIGURES[name](study):

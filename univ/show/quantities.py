@@ -85,24 +85,24 @@ def missing(
             continue
         radii = DATASETS[dataset].radii if dataset in DATASETS else ()
         expected = radii or tuple(sorted(found["eps"].unique()))
-        for kind in inputs:
+        for images in inputs:
             lacking: dict[tuple[float, ...], list[str]] = {}
             for measure in measures:
-                there = set(found.loc[(found["input"] == kind) & (found["measure"] == measure), "eps"])
+                there = set(found.loc[(found["input"] == images) & (found["measure"] == measure), "eps"])
                 if absent := tuple(eps for eps in expected if eps not in there):
                     lacking.setdefault(absent, []).append(measure)
             for absent, keys in lacking.items():
-                lines.append(f"{dataset}, {kind}: {', '.join(keys)} at eps {', '.join(f'{eps:g}' for eps in absent)}")
+                lines.append(f"{dataset}, {images}: {', '.join(keys)} at eps {', '.join(f'{eps:g}' for eps in absent)}")
     return lines
 
 
 def pooled(table: pd.DataFrame) -> list[str]:
     """Settings whose scores come from several index files (tags): a figure pools them unless one tag is chosen."""
     lines = []
-    for (dataset, kind, measure), rows in table.groupby(["dataset", "input", "measure"]):
+    for (dataset, images, measure), rows in table.groupby(["dataset", "input", "measure"]):
         tags = sorted(set(rows["exp"]))
         if len(tags) > 1 and rows.groupby("eps")["exp"].nunique().max() > 1:
-            lines.append(f"{dataset}, {kind}: {measure} pools the tags {', '.join(tags)}")
+            lines.append(f"{dataset}, {images}: {measure} pools the tags {', '.join(tags)}")
     return lines
 
 
@@ -139,17 +139,14 @@ def mean_bounds(accuracies: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns dataset, eps, input, lower, upper.
     """
-    rows = []
-    for (dataset, eps, kind, _, _), group in accuracies.groupby(["dataset", "eps", "input", "exp", "source"]):
-        of_model = dict(zip(group["model"], group["accuracy"]))
-        sources = set(group["source"]) - {""}
-        pairs = [(next(iter(sources)), other) for other in of_model] if sources else itertools.combinations(of_model, 2)
-        for first, second in pairs:
-            if first != second and first in of_model:
-                bounds = agreement_bounds(of_model[first], of_model[second], int(group["num_classes"].iloc[0]))
-                rows.append((dataset, eps, kind, *bounds))
-    table = pd.DataFrame(rows, columns=["dataset", "eps", "input", "lower", "upper"])
-    return table.groupby(["dataset", "eps", "input"], as_index=False).mean()
+    setting, rows = ["dataset", "eps", "input"], []
+    for (*about, _, source), group in accuracies.groupby([*setting, "exp", "source"]):
+        of_model, num_classes = dict(zip(group["model"], group["accuracy"])), int(group["num_classes"].iloc[0])
+        for a, b in itertools.combinations(of_model, 2):
+            if not source or source in (a, b):
+                rows.append((*about, *agreement_bounds(of_model[a], of_model[b], num_classes)))
+    table = pd.DataFrame(rows, columns=[*setting, "lower", "upper"])
+    return table.groupby(setting, as_index=False).mean()
 
 
 def classifier_and_probe_agreement(table: pd.DataFrame, probes: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -212,8 +209,6 @@ def load_inversions(
     folder: Path | str | None = None,
     rows: int = 6,
     eps: Collection[float] | None = None,
-    target_indices: Path | None = None,
-    seed_indices: Path | None = None,
     data_path: Path | None = None,
 ) -> Inversions:
     """Seed, target and inverted images of all models in a folder, for a few targets of different classes.
@@ -221,16 +216,14 @@ def load_inversions(
     Args:
         data_dir: the folder of the data, where images and inverted images have their usual places.
         folder: holds `<model>_<eps>.pt` (or .npy) and the `.csv` inversion.py writes beside each, which names the
-            images; where there is none, as in the published folders, two index files do. Default: the usual place.
+            images; where there is none, as in the published folders, target_indices.csv and seed_indices.csv do, which
+            inversion.py puts there. Default: the usual place.
         rows: number of targets.
         eps: radii to show; default: 0 and the largest in the folder.
-        target_indices, seed_indices: the index files the inversions were made with; default: those that inversion.py
-            puts into the folder.
         data_path: the images, where they are not at their usual place.
     """
     known = DATASETS[dataset]
     folder = Path(data_dir) / dataset / "inverted" if folder is None else Path(folder)
-    index_files = target_indices or folder / "target_indices.csv", seed_indices or folder / "seed_indices.csv"
     paths = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         name = _INVERTED_NAME.fullmatch(path.stem)
@@ -245,7 +238,7 @@ def load_inversions(
     for key, path in paths.items():
         if key[1] in shown:
             try:
-                opened[key] = _open(path, *index_files)
+                opened[key] = _open(path)
             except (FileNotFoundError, InputError) as error:
                 missing.append(str(error))
     try:
@@ -273,15 +266,18 @@ def load_inversions(
     )
 
 
-def _open(path: Path, target_indices: Path, seed_indices: Path) -> tuple[Tensor, Tensor, TensorImages]:
+def _open(path: Path) -> tuple[Tensor, Tensor, TensorImages]:
     """Target and seed indices (n,) of inverted images, by the CSV beside them, else the index files; the images."""
-    beside = path.with_suffix(".csv")
+    beside, index_files = (
+        path.with_suffix(".csv"),
+        [path.with_name(f"{what}_indices.csv") for what in ("target", "seed")],
+    )
     if beside.is_file():
         targets, seeds = (read_column(beside, name) for name in ("target_index", "seed_index"))
-    elif target_indices.is_file() and seed_indices.is_file():
-        targets, seeds = read_indices(target_indices), read_indices(seed_indices)
+    elif all(file.is_file() for file in index_files):
+        targets, seeds = map(read_indices, index_files)
     else:
-        raise FileNotFoundError(f"{path.name}: seeds unknown, there is no {beside.name} and no {seed_indices.name}")
+        raise FileNotFoundError(f"{path.name}: seeds unknown, there is no {beside.name} and no {index_files[1].name}")
     images = open_inverted(path)
     if not len(targets) == len(seeds) == len(images):
         raise InputError(f"{path.name} holds {len(images)} images for {len(targets)} targets")

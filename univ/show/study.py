@@ -1,5 +1,6 @@
 """The files of a study -> the tables that figures and reports show; each file is read once, when it is needed."""
 
+import argparse
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,8 +8,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from univ import results
+from univ import cli, results
 from univ.show import quantities
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that name a study, and what of it to show; `Study.of` takes them."""
+    add = parser.add_argument
+    add("--results", type=cli.folder, default=Path("results"), help="folder of the result CSVs")
+    add("--data", type=cli.folder, default=Path("data"), help="folder of the data, for the grids of inverted images")
+    add("-e", "--exp", help="tag of the results to show; default: all, pooled")
+    add("-k", "--knn", type=cli.positive_int, default=10, help="neighbours of the Jaccard panels of the figures")
+    text = "CSVs of the training scripts' --results-file; those called accuracy.csv or in folders accuracy are found"
+    add("--accuracy", nargs="+", type=cli.existing_file, default=[], metavar="CSV", help=text)
+    add("--quiet", action="store_true", help="warnings and errors only")
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,11 @@ class Study:
     knn: int = 10
     evaluated: tuple[Path, ...] = ()
     dataset: str | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Study":
+        """The study that the command line names, see `add_arguments`."""
+        return cls(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
 
     def _chosen(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The rows of the tag and the data set asked for; those that have no tag count for any."""
@@ -91,10 +109,9 @@ class Study:
 
     def left_out(self) -> list[Path]:
         """CSVs of scores that no table shows: another tag or preprocessing (uncentred, Euclidean neighbours, ...)."""
-        shown = set()
+        shown, tag = set(), None if self.exp is None else results.canonical_exp(self.exp)
         for kind in ("plain", *self.others):
-            for found in results.find_results(self.results, kind=kind):
-                if self.exp is None or found.file.exp == results.canonical_exp(self.exp):
-                    shown.add(found.path)
+            found = results.find_results(self.results, kind=kind)
+            shown |= {path for file, path in found.items() if tag in (None, file.exp)}
         paths = sorted(path for path in results.score_csvs(self.results) if path not in shown)
         return [path.relative_to(self.results) for path in paths if results.parse_path(path, self.results)]

@@ -133,12 +133,12 @@ def run(args: argparse.Namespace, train_set: str) -> None:
     process = Distributed.from_environment(args.device)
     runs.start(quiet=args.quiet)
     try:
+        arch = arch_of(args, train_set)  # a wrong one is refused before --save is made
         if args.train:
-            arch = arch_of(args, train_set)  # a wrong one is refused before --save is made
             with folder.only_run(args.save, process):
                 _train(args, arch, train_set, process)
         else:
-            _evaluate(args, train_set, process)
+            _evaluate(args, arch, train_set, process)
     finally:
         process.close()
 
@@ -268,11 +268,10 @@ def _announcement(recipe: Recipe, arch: str, train_set: str, data: Data, process
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def _evaluate(args: argparse.Namespace, train_set: str, process: Distributed) -> None:
+def _evaluate(args: argparse.Namespace, arch: str, train_set: str, process: Distributed) -> None:
     """Measure clean and robust accuracy of -v on the validation images; print them, append them to --results-file."""
     if args.results_file is not None and process.is_main:
         files.check_append(args.results_file, header=RESULT_HEADER)
-    arch = arch_of(args, train_set)
     images = open_images(train_set, "val", data_path=args.data, purpose="evaluation", fast=args.fast_images)
     _check_labels(images, train_set, "validation", args.data)
     model = load_model(arch, train_set, args.eval, device=process.device).to(memory_format=torch.channels_last)

@@ -16,32 +16,21 @@ WARM_UP = 0.2  # share of the steps in which "onecycle" raises the learning rate
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the weights that come out, besides data and architecture.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images per step, over all processes.
-        lr: learning rate of SGD; with "onecycle" the highest one.
-        weight_decay, momentum: of SGD.
-        schedule: "step" divides the learning rate by 10 every `step_epochs` epochs; "onecycle" raises it linearly over
-            the first fifth of the steps and lowers it to 0 along a cosine.
-        attack: train on the images it makes instead of the clean ones; None: standard training.
-        seed: of order, augmentation, dropout and random starts.
-        precision: fp32, tf32, bf16 or fp16.
-        sync_bn: batch norm over the images of all processes instead of each process's own (CUDA only).
-    """
+    """What decides the weights that come out, besides data and architecture."""
 
     epochs: int = 90
-    batch_size: int = 256
-    lr: float = 0.1
+    batch_size: int = 256  # images per step, over all processes
+    lr: float = 0.1  # of SGD; with "onecycle" the highest one
     weight_decay: float = 1e-4
     momentum: float = 0.9
+    # "step" divides the learning rate by 10 every `step_epochs` epochs; "onecycle" raises it linearly over the first
+    # fifth of the steps and lowers it to 0 along a cosine
     schedule: Literal["step", "onecycle"] = "step"
     step_epochs: int = 30
-    attack: Attack | None = None
-    seed: int = 0
-    precision: str = "fp32"
-    sync_bn: bool = False
+    attack: Attack | None = None  # train on the images it makes; None: on the clean ones
+    seed: int = 0  # of order, augmentation, dropout and random starts
+    precision: str = "fp32"  # one of `models.precision.PRECISIONS`
+    sync_bn: bool = False  # batch norm over the images of all processes instead of each one's own (CUDA only)
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of step `step`, counted from 0 over the whole training."""
@@ -56,39 +45,23 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Data:
-    """The images a training works on.
+    """The images a training works on."""
 
-    Attributes:
-        train: what is trained on, with its augmentation; from `univ.data.open_training`.
-        val: what the best epoch is chosen on.
-        workers: processes that decode images, where that is needed.
-        identity: what tells these images, and how they are augmented, from others; kept in checkpoints.
-    """
-
-    train: Images
-    val: Images
-    workers: int = 0
-    identity: Mapping[str, str] = field(default_factory=dict)
+    train: Images  # with its augmentation, from `univ.data.open_training`
+    val: Images  # what the best epoch is chosen on
+    workers: int = 0  # processes that decode images, where that is needed
+    identity: Mapping[str, str] = field(default_factory=dict)  # tells these images from others; kept in checkpoints
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Where checkpoints go and when.
+    """Where checkpoints go and when."""
 
-    Attributes:
-        folder: holds checkpoint.pt.latest, checkpoint.pt.best, <epoch>_checkpoint.pt and log.jsonl.
-        checkpoint_every: keep <epoch>_checkpoint.pt every so many epochs; 0: never.
-        validate_every: measure the accuracies every so many epochs, and also at those checkpoints and in the last one.
-        minutes: write checkpoint.pt.latest within an epoch when so much time has passed since the last one; it is
-            written at the end of every epoch in any case.
-        tensorboard: write TensorBoard curves to <folder>/tensorboard.
-    """
-
-    folder: Path
-    checkpoint_every: int = 5
-    validate_every: int = 5
-    minutes: float = 30.0
-    tensorboard: bool = True
+    folder: Path  # holds checkpoint.pt.latest, checkpoint.pt.best, <epoch>_checkpoint.pt, log.jsonl, tensorboard
+    checkpoint_every: int = 5  # epochs between <epoch>_checkpoint.pt; 0: never
+    validate_every: int = 5  # epochs between measurements of the accuracies; also at those checkpoints and at the end
+    minutes: float = 30.0  # longest time without checkpoint.pt.latest, which is written after every epoch in any case
+    tensorboard: bool = True  # whether to write curves
 
     def keeps(self, epoch: int) -> bool:
         """Whether <epoch>_checkpoint.pt is written; epochs count from 1."""

@@ -19,10 +19,10 @@ from torchvision.transforms import functional as F
 from univ import data
 from univ.data import sat6
 from univ.data.indices import write_labels
+from univ.data.lmdb import write_lmdb
 from univ.data.loaders import TrainingBatches, batches
 from univ.data.transforms import ImageNetAugmentation
 from univ.errors import InputError
-from univ.utils.folder2lmdb import write_lmdb
 
 N = 14
 LABELS = [3 * (index % 5) for index in range(N)]

@@ -12,10 +12,9 @@ from image_files import encoded_image, write_legacy_lmdb
 
 from univ import data
 from univ.data.indices import read_labels
-from univ.data.lmdb import ImageFolderLMDB
+from univ.data.lmdb import ImageFolderLMDB, write_lmdb
 from univ.errors import InputError
 from univ.utils import imagenet50, labels_csv
-from univ.utils.folder2lmdb import write_lmdb
 
 JPEG = encoded_image("rgb", 0, size=(16, 16))
 LABELS = [label for label in range(100) for _ in range(2)]

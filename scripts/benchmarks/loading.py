@@ -23,10 +23,9 @@ from torchvision import transforms
 
 from univ import cli
 from univ.data.images import decode_fast, decode_pillow
-from univ.data.lmdb import ImageFolderLMDB
+from univ.data.lmdb import ImageFolderLMDB, write_lmdb
 from univ.data.loaders import batches
 from univ.data.transforms import imagenet_transform
-from univ.utils.folder2lmdb import write_lmdb
 
 from .common import alternate, environment_line, markdown_table
 

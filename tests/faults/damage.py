@@ -27,7 +27,7 @@ from synthetic_results import write_inversions, write_probe_agreement, write_sco
 
 from univ import files, inversion, results
 from univ.data import cifar, indices
-from univ.data.lmdb import ImageFolderLMDB
+from univ.data.lmdb import ImageFolderLMDB, write_lmdb
 from univ.errors import InputError
 from univ.files import safeload, schemas
 from univ.inversion.images import open_inverted
@@ -42,7 +42,6 @@ from univ.results import made
 from univ.show import provenance, quantities
 from univ.show.study import Study
 from univ.training import loop
-from univ.utils import folder2lmdb
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -253,7 +252,7 @@ def _read_lmdb(path: Path) -> Any:
 
 @kind("LMDB", _read_lmdb, checked=False)  # records and labels are checked, LMDB's own pages are not
 def _(folder: Path) -> Path:
-    folder2lmdb.write_lmdb(folder / "x.lmdb", ENCODED, list("abcde"))
+    write_lmdb(folder / "x.lmdb", ENCODED, list("abcde"))
     return folder / "x.lmdb"
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms import functional as F
 
 from univ import data
 from univ.data.images import TensorImages, resize_and_crop
-from univ.data.loaders import TrainingBatches, batches, stream
+from univ.data.loaders import Batches, TrainingBatches, stream
 from univ.errors import InputError
 from univ.models import ARCHS
 
@@ -136,7 +136,7 @@ def test_tensor_images_refuse_what_is_no_set_of_images(pixels, labels):
 
 
 def test_batches_are_in_order():
-    loader = batches(numbered(), 8, device="cpu")
+    loader = Batches(numbered(), 8, device="cpu")
     pairs = list(loader)
     assert len(loader) == len(pairs) == 7
     assert torch.cat([labels for _, labels in pairs]).tolist() == list(range(50))
@@ -146,20 +146,20 @@ def test_batches_are_in_order():
 
 def test_batches_follow_the_indices():
     indices = torch.tensor([7, 3, 3, 49, 0])
-    labels = torch.cat([labels for _, labels in batches(numbered(), 2, device="cpu", indices=indices)])
+    labels = torch.cat([labels for _, labels in Batches(numbered(), 2, device="cpu", indices=indices)])
     assert torch.equal(labels, indices)
-    assert list(batches(numbered(), 2, device="cpu", indices=torch.tensor([]))) == []
+    assert list(Batches(numbered(), 2, device="cpu", indices=torch.tensor([]))) == []
 
 
 @pytest.mark.parametrize("index", [50, -1])
 def test_batches_refuse_indices_out_of_bounds(index):
     with pytest.raises(InputError, match=rf"index {index} .* 50 images"):
-        batches(numbered(), 2, device="cpu", indices=torch.tensor([0, index]))
+        Batches(numbered(), 2, device="cpu", indices=torch.tensor([0, index]))
 
 
 def test_batches_of_any_map_style_data_set():
     plain = torch.utils.data.TensorDataset(torch.rand(5, 3, 2, 2), torch.arange(5))
-    pixels, labels = next(iter(batches(plain, 5, device="cpu")))
+    pixels, labels = next(iter(Batches(plain, 5, device="cpu")))
     assert torch.equal(pixels, plain.tensors[0]) and torch.equal(labels, plain.tensors[1])
 
 

@@ -20,7 +20,7 @@ from univ import data
 from univ.data import sat6
 from univ.data.indices import write_labels
 from univ.data.lmdb import write_lmdb
-from univ.data.loaders import TrainingBatches, batches
+from univ.data.loaders import Batches, TrainingBatches
 from univ.data.transforms import ImageNetAugmentation
 from univ.errors import InputError
 
@@ -176,7 +176,7 @@ def test_a_damaged_file_is_named(root, tmp_path):
     (tmp_path / "a.jpg").write_bytes(IMAGES[0])
     (tmp_path / "b.jpg").write_bytes(IMAGES[0][:100])
     with pytest.raises(InputError, match=r"b\.jpg: damaged image"):
-        list(batches(data.open_images("imagenet", data_path=tmp_path), 2, device="cpu"))
+        list(Batches(data.open_images("imagenet", data_path=tmp_path), 2, device="cpu"))
 
 
 # --- SAT-6 -----------------------------------------------------------------------------------------------------------

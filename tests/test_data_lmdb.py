@@ -18,7 +18,7 @@ from torchvision import transforms as T
 from univ.data import lmdb as image_lmdb
 from univ.data.images import decode_fast, decode_pillow
 from univ.data.lmdb import ImageFolderLMDB, decode, decode_labels, encode, encode_labels, encode_meta, write_lmdb
-from univ.data.loaders import TrainingBatches, batches
+from univ.data.loaders import Batches, TrainingBatches
 from univ.data.transforms import ImageNetAugmentation, ResizeAndCrop
 from univ.errors import InputError
 
@@ -290,7 +290,7 @@ def test_threads_read_side_by_side(folder):
 def test_batches(folder, workers):
     images = ours(folder)
     indices = torch.tensor([20, 3, 3, 0, 11])
-    loader = batches(images, 2, device="cpu", workers=workers, indices=indices)
+    loader = Batches(images, 2, device="cpu", workers=workers, indices=indices)
     pixels, labels = (torch.cat(parts) for parts in zip(*loader))
     assert len(loader) == 3 and labels.tolist() == [LABELS[index] for index in indices]
     assert torch.equal(pixels, torch.stack([images[index][0] for index in indices]))
@@ -350,7 +350,7 @@ def test_training_without_augmentation_sees_the_images_as_evaluation(folder):
 def test_damage_met_by_a_worker_is_named_in_one_line(tmp_path, workers):
     write_lmdb(tmp_path / "x.lmdb", [(IMAGES[0], 0), (b"no image", 1)], ["a", "b"])
     with pytest.raises(InputError, match=r"x\.lmdb, record 1: not an image of a known format") as error:
-        list(batches(ImageFolderLMDB(tmp_path / "x.lmdb", TRANSFORM), 2, device="cpu", workers=workers))
+        list(Batches(ImageFolderLMDB(tmp_path / "x.lmdb", TRANSFORM), 2, device="cpu", workers=workers))
     assert "\n" not in str(error.value)
 
 

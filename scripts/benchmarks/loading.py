@@ -24,7 +24,7 @@ from torchvision import transforms
 from univ import cli
 from univ.data.images import decode_fast, decode_pillow
 from univ.data.lmdb import ImageFolderLMDB, write_lmdb
-from univ.data.loaders import batches
+from univ.data.loaders import Batches
 from univ.data.transforms import imagenet_transform
 
 from .common import alternate, environment_line, markdown_table
@@ -121,7 +121,7 @@ def _batches_table(path: Path, count: int, args: argparse.Namespace) -> str:
 
     def ours(images: ImageFolderLMDB) -> None:
         chosen = torch.arange(count)
-        _read_all(batches(images, args.batch, device=args.device, workers=args.workers, indices=chosen), args.device)
+        _read_all(Batches(images, args.batch, device=args.device, workers=args.workers, indices=chosen), args.device)
 
     contenders = {
         "torchvision transforms, DataLoader": lambda: _read_all(DataLoader(usual, args.batch, **options), args.device),

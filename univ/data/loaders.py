@@ -102,7 +102,7 @@ def _batches_on(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tens
         yield images, labels
 
 
-class batches:
+class Batches:
     """Iterate over images in order: (float32 (B, 3, H, W) in [0, 1], int64 (B,)) pairs on `device`.
 
     Args:

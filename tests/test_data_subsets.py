@@ -117,11 +117,3 @@ def test_scripts_run_by_their_path(script, tmp_path):
     words = ["-f", "none"] if script is imagenet50 else ["none.lmdb"]
     refused = subprocess.run([sys.executable, script.__file__, *words], capture_output=True, text=True, cwd=tmp_path)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr and "none" in refused.stderr
-
-
-@pytest.mark.parametrize("script", [imagenet50, labels_csv])
-def test_help_shows_commands(script, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        script.main(["--help"])
-    assert stopped.value.code == 0
-    assert f"python univ/utils/{script.__name__.split('.')[-1]}.py" in capsys.readouterr().out

@@ -116,8 +116,8 @@ def _pixels_table(encoded: list[bytes], repeats: int) -> str:
 
 def _batches_table(path: Path, count: int, args: argparse.Namespace) -> str:
     exact, fast = (ImageFolderLMDB(path, RESIZE, fast=fast) for fast in (False, True))
-    usual = torch.utils.data.Subset(ImageFolderLMDB(path, None), range(count))
-    options = {"num_workers": args.workers, "pin_memory": args.device.type == "cuda", "collate_fn": _collate}
+    usual = torch.utils.data.Subset(ImageFolderLMDB(path, TORCHVISION), range(count))
+    options = {"num_workers": args.workers, "pin_memory": args.device.type == "cuda"}
 
     def ours(images: ImageFolderLMDB) -> None:
         chosen = torch.arange(count)
@@ -132,11 +132,6 @@ def _batches_table(path: Path, count: int, args: argparse.Namespace) -> str:
     first = next(iter(seconds.values()))
     rows = [(name, f"{count / value:.0f}", f"{first / value:.2f}") for name, value in seconds.items()]
     return markdown_table([f"{args.workers} workers, batches of {args.batch}", "images/s", "relative"], rows)
-
-
-def _collate(items: list[tuple[Image.Image, int]]) -> tuple[Tensor, Tensor]:
-    """Transformed in the worker process, as everything before the batch is put together."""
-    return torch.stack([TORCHVISION(image) for image, _ in items]), torch.tensor([label for _, label in items])
 
 
 def run(args: argparse.Namespace) -> None:

@@ -109,7 +109,7 @@ class TensorImages:
         digest.update(f"{self.name} {tuple(self.pixels.shape)} {self.pixels.dtype} {self.transform_name}".encode())
         digest.update(self.labels.cpu().numpy().tobytes())
         if self._path is not None:
-            digest.update(files.content_hash([self._path]).encode())
+            digest.update(files.content_hash(self._path).encode())
         else:
             for chunk in self.pixels.split(HASHED_IMAGES):
                 digest.update(chunk.cpu().contiguous().numpy().data)
@@ -263,7 +263,7 @@ class EncodedImages(ABC):
         """
         labels = self.labels_apart()
         apart = "" if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()
-        content = files.kept_hash(self.stored_in(), f"{len(self)} records {apart}", lambda _: self._content())
+        content = files.kept_hash(self.stored_in(), f"{len(self)} records {apart}", self._content)
         return hashlib.sha256(f"{self.name} {len(self)} {self.transform_name} {content}".encode()).hexdigest()[:16]
 
     def _content(self) -> str:

@@ -370,28 +370,19 @@ def file_hash(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_hash(paths: Iterable[Path | str]) -> str:
-    """SHA-256 of a file's bytes, or over those of several files in this order, as hexadecimal digits; see `kept_hash`.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-    """
-
-    def whole(paths: list[Path]) -> str:
-        hashes = list(map(file_hash, paths))
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
-
-    return kept_hash(paths, "bytes", whole)
+def content_hash(path: Path | str) -> str:
+    """`file_hash`, kept while the file does not change; see `kept_hash`."""
+    return kept_hash([path], "bytes", lambda: file_hash(path))
 
 
-def kept_hash(paths: Iterable[Path | str], what: str, compute: Callable[[list[Path]], str]) -> str:
+def kept_hash(paths: Iterable[Path | str], what: str, compute: Callable[[], str]) -> str:
     """A hash of the content of some files, computed again only when a path, size, inode or time of change differs.
 
     Hashes are kept in $XDG_CACHE_HOME/univ/hashes (~/.cache/univ/hashes), which may be removed at any time.
 
     Args:
         what: is hashed, and all else the hash depends on.
-        compute: paths -> 64 hexadecimal digits.
+        compute: gives the hash, 64 hexadecimal digits.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -401,14 +392,15 @@ def kept_hash(paths: Iterable[Path | str], what: str, compute: Callable[[list[Pa
     known = hashlib.sha256(f"{what}\n".encode())
     for path, state in zip(files, states):
         known.update(os.fsencode(f"{path}\0{' '.join(map(str, state))}\n"))
-    kept = _hash_folder() / known.hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    kept = cache / "univ/hashes" / known.hexdigest()
     with contextlib.suppress(OSError):
         text = kept.read_text()
         if len(text) == 64:
             return text
     if (size := sum(state[0] for state in states)) > LARGE:
         logger.info("reading {:.0f} GB of {} once, to tell later whether they changed", size / 1e9, files[0].parent)
-    digits = compute(files)
+    digits = compute()
     newest = max((max(state[2:]) for state in states), default=0)
     if time.time_ns() - newest > 2e9:  # a file changed within the clock's grain of its hash would look unchanged
         try:
@@ -416,7 +408,3 @@ def kept_hash(paths: Iterable[Path | str], what: str, compute: Callable[[list[Pa
         except InputError as error:
             logger.debug("hashes are not kept: {}", error)
     return digits
-
-
-def _hash_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "univ" / "hashes"

@@ -112,9 +112,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     with cannot_write(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_orphans(target)
-        handle, temporary = _open_locked(
-            create, _lock
-        )  # the lock of a living writer tells it from what a killed run left
+        handle, temporary = _open_locked(create, _lock)  # so that it is not taken for what a killed run left
         try:
             yield temporary
             with temporary.open("rb") as written:
@@ -159,8 +157,7 @@ def remove_orphans(target: Path) -> None:
 
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` to `path` atomically, in UTF-8."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:

@@ -131,31 +131,31 @@ def path(text: str) -> Path:
 
 def existing_path(text: str) -> Path:
     """The path of a file or folder that is there."""
-    found = path(text)
-    _demand(found.exists(), f"there is no file or folder {text}")
-    return found
+    place = path(text)
+    _demand(place.exists(), f"there is no file or folder {text}")
+    return place
 
 
 def existing_file(text: str) -> Path:
     """The path of a file that is there."""
-    found = path(text)
-    _demand(not found.is_dir(), f"{text} is a folder, expected a file")
-    _demand(found.is_file(), f"there is no file {text}")
-    return found
+    place = path(text)
+    _demand(not place.is_dir(), f"{text} is a folder, expected a file")
+    _demand(place.is_file(), f"there is no file {text}")
+    return place
 
 
 def existing_dir(text: str) -> Path:
     """The path of a folder that is there."""
-    found = path(text)
-    _demand(found.is_dir(), f"there is no folder {text}")
-    return found
+    place = path(text)
+    _demand(place.is_dir(), f"there is no folder {text}")
+    return place
 
 
 def folder(text: str) -> Path:
     """The path of a folder that is there or to be made."""
-    found = path(text)
-    _demand(found.is_dir() or not found.exists(), f"{text} is a file, expected a folder")
-    return found
+    place = path(text)
+    _demand(place.is_dir() or not place.exists(), f"{text} is a file, expected a folder")
+    return place
 
 
 def output_dir(text: str) -> Path:
@@ -165,12 +165,12 @@ def output_dir(text: str) -> Path:
 
 def output_file(text: str) -> Path:
     """The path of a file that can be written."""
-    found = path(text)
+    place = path(text)
     try:
-        files.destination(found)
+        files.destination(place)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return _writable(found)
+    return _writable(place)
 
 
 def _writable(wanted: Path) -> Path:
@@ -268,5 +268,5 @@ def _is_too_large(error: Exception) -> bool:
 def _size_flags() -> str:
     """The flags of this command line that are numbers of things, with their values: one of them is too large."""
     words = "\0".join(word.replace("=", "\0", 1) for word in sys.argv[1:])
-    found = re.findall(r"(?:^|(?<=\0))(--?[a-z][a-z-]*)\0?(\d+)(?=\0|$)", words)
-    return " or ".join(" ".join(flag) for flag in found) or "-b/--batch"
+    flags = re.findall(r"(?:^|(?<=\0))(--?[a-z][a-z-]*)\0?(\d+)(?=\0|$)", words)
+    return " or ".join(" ".join(flag) for flag in flags) or "-b/--batch"

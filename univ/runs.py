@@ -89,11 +89,11 @@ def commit() -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages a number may depend on."""
-    found = {"python": sys.version.split()[0]}
+    known = {"python": sys.version.split()[0]}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            known[package] = importlib.metadata.version(package)
+    return known
 
 
 def provenance() -> dict[str, Any]:

@@ -206,7 +206,7 @@ class _Environment:
             self._handle = None
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no LMDB file {self.path}")
-        found = self.path.stat()
+        status = self.path.stat()
         self.require_unreplaced()
         try:
             handle = lmdb.open(str(self.path), subdir=False, readonly=True, lock=False, readahead=False, create=False)
@@ -214,10 +214,10 @@ class _Environment:
             raise InputError(f"{self.path} is not a readable LMDB file: {error}") from error
         # pages past the end of the file would end the process (SIGBUS) when they are touched
         needed = (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
-        if found.st_size < needed:
+        if status.st_size < needed:
             handle.close()
-            raise InputError(f"{self.path} is truncated: it has {found.st_size:,} bytes and should have {needed:,}")
-        self._handle, self._process, self._file = handle, os.getpid(), found
+            raise InputError(f"{self.path} is truncated: it has {status.st_size:,} bytes and should have {needed:,}")
+        self._handle, self._process, self._file = handle, os.getpid(), status
         return handle
 
     def require_unreplaced(self) -> None:

@@ -176,47 +176,47 @@ class TrainingBatches:
             raise InputError(f"{len(images)} images do not fill one batch of {batch_size} (-b/--batch)")
         self._device = torch.device(device)
         self._images = images.to(self._device) if isinstance(images, TensorImages) else images
-        self._plan = _Plan(len(images), batch_size, seed, rank, world_size, drop_last)
+        self._order = _EpochOrder(len(images), batch_size, seed, rank, world_size, drop_last)
         self._workers = workers
         self._loader: DataLoader | None = None
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Choose the epoch that the next iteration runs through, and the step it begins at."""
-        self._plan.set_epoch(epoch, first_step)
+        self._order.set_epoch(epoch, first_step)
 
     def __len__(self) -> int:
         """Steps of a whole epoch, wherever the iteration begins."""
-        return self._plan.steps
+        return self._order.steps
 
     def global_size(self, step: int) -> int:
         """Images in the batch of `step` over all processes: what a mean over the batch divides by."""
-        return len(self._plan.batches[step])
+        return len(self._order.batches[step])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs (float32 (B, 3, H, W), int64 (B,)) on the device; pixels in [0, 1] up to the augmentation."""
         return self._sliced() if isinstance(self._images, TensorImages) else self._decoded()
 
     def _sliced(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images, augment, plan = self._images, self._images.augment, self._plan
-        for step in range(plan.first_step, plan.steps):
-            shard = plan.shard(step)
-            chosen = plan.batches[step][shard].to(self._device)
+        images, augment, order = self._images, self._images.augment, self._order
+        for step in range(order.first_step, order.steps):
+            shard = order.shard(step)
+            chosen = order.batches[step][shard].to(self._device)
             pixels, labels = images.uint8(chosen), images.labels[chosen]
             if augment is None:
                 yield to_float(pixels), labels
                 continue
             # drawn for the whole global batch, so that a slice gets what it would get in a single process
-            draws = augment.draw(self.global_size(step), stream("batch", plan.seed, plan.epoch, step))
+            draws = augment.draw(self.global_size(step), stream("batch", order.seed, order.epoch, step))
             yield augment(pixels, {name: draw[shard].to(self._device) for name, draw in draws.items()}), labels
 
     def _decoded(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._loader is None:  # kept, and its workers with it, from epoch to epoch
-            reader = _Reader(self._images, self._plan.seed)
-            self._loader = reader.loader(self._plan, self._device, self._workers, keep_workers=True)
+            reader = _Reader(self._images, self._order.seed)
+            self._loader = reader.loader(self._order, self._device, self._workers, keep_workers=True)
         yield from _batches_on(self._loader, self._device)
 
 
-class _Plan:
+class _EpochOrder:
     """Which images are in which batch of an epoch; as DataLoader's batch sampler it lists this process's share.
 
     An object of its own, because TrainingBatches and its DataLoader referring to each other would leave the worker

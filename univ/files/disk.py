@@ -385,7 +385,7 @@ def kept_hash(paths: Iterable[Path | str], what: str, compute: Callable[[], str]
         FileNotFoundError: a file is missing.
     """
     files = [Path(os.path.realpath(path)) for path in paths]
-    states = [(found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns) for found in map(os.stat, files)]
+    states = [(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns) for status in map(os.stat, files)]
     known = hashlib.sha256(f"{what}\n".encode())
     for path, state in zip(files, states):
         known.update(os.fsencode(f"{path}\0{' '.join(map(str, state))}\n"))

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {
         "split": args.split,
         "probes": {name: files.file_hash(path) for start in starts for name, path in start.checkpoints.items()},
-        "reps": {name: {**read_identity(path), "sha256": files.content_hash([path])} for name, path in reps.items()},
+        "reps": {name: {**read_identity(path), "sha256": files.content_hash(path)} for name, path in reps.items()},
     }
     if not args.overwrite and (status := made.check(args.out, settings)):
         logger.info(status.reason)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style and tests, from nothing: makes .venv when needed, then runs ruff and pytest.
+# Style and tests, from nothing: makes .venv when needed, then runs ruff, import-linter and pytest.
 #
 #   bash scripts/test.sh                 everything but the tests marked slow
 #   bash scripts/test.sh --slow          those too
@@ -23,5 +23,6 @@ done
 ensure_environment
 ruff check .
 ruff format --check .
+lint-imports
 cores="$(python -c 'import os; print(min(4, len(os.sched_getaffinity(0))))')"
 python -m pytest -n "${TEST_PROCESSES:-$cores}" --dist loadfile "${marker[@]}" "${words[@]}"

@@ -71,13 +71,27 @@ def make_image_folder(folder: Path, num_classes: int, per_class: int) -> None:
             (parent / name).write_bytes(encoded_image(kind, seed=1000 * label + number))
 
 
+def write_raw_lmdb(path: Path, pairs: dict[bytes, bytes]) -> None:
+    """Put pairs into an LMDB file, new or old."""
+    environment = lmdb.open(str(path), subdir=False, map_size=2**28)
+    with environment.begin(write=True) as transaction:
+        for key, value in pairs.items():
+            transaction.put(key, value)
+    environment.close()
+
+
 def write_legacy_lmdb(path: Path, records: list[tuple[object, object]], protocol: int | None = None) -> None:
     """An LMDB file as the original folder2lmdb made it: every value a pickle, the keys listed in `__keys__`."""
-    environment = lmdb.open(str(path), subdir=False, map_size=2**28)
-    keys = [str(index).encode("ascii") for index in range(len(records))]
-    with environment.begin(write=True) as transaction:
-        for key, record in zip(keys, records):
-            transaction.put(key, pickle.dumps(record, protocol=protocol))
-        transaction.put(b"__keys__", pickle.dumps(keys))
-        transaction.put(b"__len__", pickle.dumps(len(keys)))
-    environment.close()
+    pairs = {str(index).encode("ascii"): pickle.dumps(record, protocol) for index, record in enumerate(records)}
+    ends = {b"__keys__": pickle.dumps(list(pairs)), b"__len__": pickle.dumps(len(pairs))}
+    write_raw_lmdb(path, pairs | ends)
+
+
+class Dangerous:
+    """Makes a file when it is unpickled as pickle does it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.path), "w")

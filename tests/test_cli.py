@@ -206,16 +206,10 @@ def test_output_that_cannot_be_written_ends_the_script(reader, code, said):
     assert (done.returncode, done.stderr) == (code, said)
 
 
-def test_a_bug_of_ours_keeps_its_traceback():
-    with pytest.raises(ValueError, match="a bug"):
-        cli.run(lambda: _raise(ValueError("a bug")))
-
-
-def test_input_errors_show_their_traceback_on_request(monkeypatch):
+def test_bugs_of_ours_and_errors_on_request_keep_their_traceback(monkeypatch):
+    for error in (ValueError("a bug"), RuntimeError("a bug")):
+        with pytest.raises(type(error), match="a bug"):
+            cli.run(lambda error=error: _raise(error))
     monkeypatch.setenv("UNIV_TRACEBACK", "1")
-
-    def main():
-        raise InputError("wrong")
-
     with pytest.raises(InputError):
-        cli.run(main)
+        cli.run(lambda: _raise(InputError("wrong")))

@@ -10,7 +10,7 @@ from torchvision.transforms import functional as F
 
 from univ import data
 from univ.data.images import TensorImages, resize_and_crop
-from univ.data.loaders import TrainingBatches, batches, stream
+from univ.data.loaders import Batches, TrainingBatches, stream
 from univ.errors import InputError
 from univ.models import ARCHS
 
@@ -44,20 +44,25 @@ def test_table_is_complete(dataset):
     assert dataset.inverted_path.as_posix() == f"data/{dataset.name}/inverted"
 
 
-@pytest.mark.parametrize("name", ["snli", "mnist", "imagenet_100"])
-def test_unknown_names_are_answered_with_the_known_ones(name):
-    with pytest.raises(InputError, match="imagenet, imagenet100, imagenet50, cifar10, digits, sat6"):
-        data.open_images(name)
+KNOWN = "choose from imagenet, imagenet100, imagenet50, cifar10, digits"
 
 
-def test_sat6_cannot_be_trained_on():
-    with pytest.raises(InputError, match="choose from imagenet, imagenet100, imagenet50, cifar10, digits"):
-        data.open_training("sat6")
-
-
-def test_unknown_part_is_refused():
-    with pytest.raises(InputError, match="train, val"):
-        data.open_images("digits", "test")
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: data.open_images("mnist"), f"unknown data set 'mnist'; {KNOWN}, sat6"),
+        (
+            lambda: data.open_images("snli"),
+            f"snli is a data set of sentences, .*; {KNOWN}, sat6",
+        ),
+        (lambda: data.open_training("sat6"), f"sat6 has no training part; {KNOWN}$"),
+        (lambda: data.open_images("digits", "test"), "unknown part 'test' of digits; choose from train, val"),
+        (lambda: data.open_images("digits", purpose="training"), "choose from similarity, evaluation"),
+    ],
+)
+def test_what_is_not_there_is_answered_with_what_is(ask, message):
+    with pytest.raises(InputError, match=message):
+        ask()
 
 
 def test_digits_are_the_same_split_for_ever(digits):
@@ -135,31 +140,27 @@ def test_tensor_images_refuse_what_is_no_set_of_images(pixels, labels):
         TensorImages(pixels, labels, name="x")
 
 
-def test_batches_are_in_order():
-    loader = batches(numbered(), 8, device="cpu")
+@pytest.mark.parametrize("indices", [None, torch.tensor([7, 3, 3, 49, 0])])
+def test_batches_are_in_order(indices):
+    expected = torch.arange(50) if indices is None else indices
+    loader = Batches(numbered(), 8, device="cpu", indices=indices)
     pairs = list(loader)
-    assert len(loader) == len(pairs) == 7
-    assert torch.cat([labels for _, labels in pairs]).tolist() == list(range(50))
-    assert torch.equal(torch.cat([images for images, _ in pairs]), numbered().floats(slice(None)))
+    assert len(loader) == len(pairs) == -(-len(expected) // 8)
+    assert torch.equal(torch.cat([labels for _, labels in pairs]), expected)
+    assert torch.equal(torch.cat([images for images, _ in pairs]), numbered().floats(expected))
     assert pairs[0][0].dtype == torch.float32 and pairs[0][1].dtype == torch.int64
 
 
-def test_batches_follow_the_indices():
-    indices = torch.tensor([7, 3, 3, 49, 0])
-    labels = torch.cat([labels for _, labels in batches(numbered(), 2, device="cpu", indices=indices)])
-    assert torch.equal(labels, indices)
-    assert list(batches(numbered(), 2, device="cpu", indices=torch.tensor([]))) == []
-
-
-@pytest.mark.parametrize("index", [50, -1])
-def test_batches_refuse_indices_out_of_bounds(index):
-    with pytest.raises(InputError, match=rf"index {index} .* 50 images"):
-        batches(numbered(), 2, device="cpu", indices=torch.tensor([0, index]))
+def test_batches_of_no_images_and_of_images_that_are_not_there():
+    assert list(Batches(numbered(), 2, device="cpu", indices=torch.tensor([]))) == []
+    for index in (50, -1):
+        with pytest.raises(InputError, match=rf"index {index} .* 50 images"):
+            Batches(numbered(), 2, device="cpu", indices=torch.tensor([0, index]))
 
 
 def test_batches_of_any_map_style_data_set():
     plain = torch.utils.data.TensorDataset(torch.rand(5, 3, 2, 2), torch.arange(5))
-    pixels, labels = next(iter(batches(plain, 5, device="cpu")))
+    pixels, labels = next(iter(Batches(plain, 5, device="cpu")))
     assert torch.equal(pixels, plain.tensors[0]) and torch.equal(labels, plain.tensors[1])
 
 
@@ -199,23 +200,16 @@ def test_order_depends_on_seed_and_epoch_alone():
 def test_processes_share_the_batches_of_a_single_one(world_size):
     # 50 images in batches of 8: the last one holds 2, so that with 8 processes 6 slices are empty
     single = epoch_of(TrainingBatches(numbered(augment=AddNoise()), 8, device="cpu", seed=0), 2)
-    ranks = [
-        epoch_of(
-            TrainingBatches(numbered(augment=AddNoise()), 8, device="cpu", seed=0, rank=rank, world_size=world_size), 2
-        )
-        for rank in range(world_size)
-    ]
+    shared = {"device": "cpu", "seed": 0, "world_size": world_size}
+    loaders = [TrainingBatches(numbered(augment=AddNoise()), 8, rank=rank, **shared) for rank in range(world_size)]
+    assert [loaders[0].global_size(step) for step in range(len(single))] == [8] * 6 + [2]
+    ranks = [epoch_of(loader, 2) for loader in loaders]
     for step, (images, labels) in enumerate(single):
         shards = [rank[step] for rank in ranks]
         assert torch.equal(torch.cat([shard for shard, _ in shards]), images)
         assert torch.equal(torch.cat([shard for _, shard in shards]), labels)
         sizes = [len(shard) for _, shard in shards]
         assert max(sizes) - min(sizes) <= 1
-
-
-def test_global_size_is_the_batch_over_all_processes():
-    loader = TrainingBatches(numbered(), 8, device="cpu", seed=0, rank=1, world_size=2)
-    assert [loader.global_size(step) for step in range(len(loader))] == [8] * 6 + [2]
 
 
 def test_resumed_epoch_continues_as_if_never_interrupted():

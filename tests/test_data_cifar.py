@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from image_files import Dangerous
 from torchvision.datasets import CIFAR10
 
 from univ import data
@@ -93,14 +94,6 @@ def test_other_sizes_are_enlarged(folder):
 def test_missing_files_are_named(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="data_batch_1, data_batch_2"):
         data.open_images("cifar10", "train", data_path=tmp_path)
-
-
-class Dangerous:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_nothing_in_a_batch_file_runs(tmp_path):

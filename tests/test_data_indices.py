@@ -17,7 +17,6 @@ from univ.data.indices import (
     read_labels,
     read_or_draw,
     write_indices,
-    write_labels,
 )
 from univ.errors import InputError
 
@@ -127,11 +126,6 @@ def test_a_bare_column_that_begins_with_class_0(tmp_path):
     assert read_labels(path).tolist() == [0, 3, 1]
     with pytest.raises(InputError, match="3 labels for 5 images"):
         read_labels(path, 5)
-
-
-def test_labels_written_are_read(tmp_path):
-    write_labels(tmp_path / "labels.csv", np.array([3, 0, 0]))
-    assert read_labels(tmp_path / "labels.csv").tolist() == [3, 0, 0]
 
 
 def test_draws_are_seeded_distinct_and_ascending():

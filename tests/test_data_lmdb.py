@@ -1,27 +1,25 @@
-"""Reading LMDB files: both formats alike, in every process, and nothing but images or a clear error."""
+"""LMDB files of images: what is written is read, both formats alike, in every process; all else is a clear error."""
 
 import io
 import multiprocessing
 import pickle
-import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
-import lmdb
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from image_files import KINDS, encoded_image, write_legacy_lmdb
+from image_files import KINDS, Dangerous, encoded_image, write_legacy_lmdb, write_raw_lmdb
 from PIL import Image
 from torchvision import transforms as T
 
+from univ.data import lmdb as image_lmdb
 from univ.data.images import decode_fast, decode_pillow
-from univ.data.lmdb import ImageFolderLMDB
-from univ.data.loaders import TrainingBatches, batches
+from univ.data.lmdb import ImageFolderLMDB, decode, decode_labels, encode, encode_labels, encode_meta, write_lmdb
+from univ.data.loaders import Batches, TrainingBatches
 from univ.data.transforms import ImageNetAugmentation, ResizeAndCrop
 from univ.errors import InputError
-from univ.utils import folder2lmdb
 
 settings.register_profile("univ", deadline=None)  # a busy machine is no failure
 settings.load_profile("univ")
@@ -30,13 +28,14 @@ N = 21
 LABELS = [index // 4 for index in range(N)]
 IMAGES = [encoded_image(KINDS[index % len(KINDS)], seed=index) for index in range(N)]
 TRANSFORM = ResizeAndCrop(36, 32)
+ANY_LABEL = st.integers(0, 2**63 - 1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The same images in our format and, once per protocol and container, in the older one."""
     root = tmp_path_factory.mktemp("lmdb")
-    folder2lmdb.write_lmdb(root / "ours.lmdb", zip(IMAGES, LABELS), [f"class {i}" for i in range(6)])
+    write_lmdb(root / "ours.lmdb", zip(IMAGES, LABELS), [f"class {i}" for i in range(6)])
     write_legacy_lmdb(root / "legacy.lmdb", [([image], np.array(label)) for image, label in zip(IMAGES, LABELS)])
     return root
 
@@ -47,6 +46,80 @@ def ours(folder, **options):
 
 def legacy(folder, **options):
     return ImageFolderLMDB(folder / "legacy.lmdb", TRANSFORM, name="test/val", **options)
+
+
+# --- the codec -------------------------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=300), ANY_LABEL)
+def test_codec_round_trip(image, label):
+    record = encode(image, label)
+    assert decode(record) == decode(memoryview(record)) == (image, label)
+
+
+@given(st.binary(max_size=60), ANY_LABEL, st.data())
+def test_codec_notices_every_change(image, label, data):
+    record = bytearray(encode(image, label))
+    change = data.draw(st.sampled_from(["flip", "cut", "extend"]))
+    if change == "flip":
+        record[data.draw(st.integers(0, len(record) - 1))] ^= data.draw(st.integers(1, 255))
+    elif change == "cut":
+        del record[data.draw(st.integers(0, len(record) - 1)) :]
+    else:
+        record += data.draw(st.binary(min_size=1, max_size=9))
+    with pytest.raises(ValueError, match=r"checksum|does not begin"):
+        decode(bytes(record))
+
+
+@given(st.lists(ANY_LABEL, max_size=20))
+def test_labels_round_trip(labels):
+    assert decode_labels(encode_labels(labels)).tolist() == labels
+
+
+def test_codec_refuses_labels_that_do_not_fit():
+    for label in (-1, 2**63):
+        with pytest.raises(ValueError, match=str(label)):
+            encode(b"", label)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_map_grows_with_the_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_lmdb, "FIRST_MAP_BYTES", 2**16)
+    monkeypatch.setattr(image_lmdb, "COMMIT_BYTES", 2**15)
+    records = [(bytes([label]) * 3000, label) for label in range(200)]
+    assert write_lmdb(tmp_path / "x.lmdb", iter(records), ["a"]) == 200
+    written = ImageFolderLMDB(tmp_path / "x.lmdb")
+    assert [written.record(index) for index in range(200)] == records
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "x.lmdb"
+    (tmp_path / ".x.lmdb.0.tmp").write_bytes(bytes(10_000))  # as a killed run leaves it
+    write_lmdb(path, [(b"old", 1)], ["a", "b"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.lmdb"]
+
+    def records():
+        yield b"new", 0
+        raise error
+
+    with pytest.raises(error):
+        write_lmdb(path, records(), ["a"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.lmdb"]
+    assert ImageFolderLMDB(path).record(0) == (b"old", 1)
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    def records():
+        yield b"first", 0
+        with pytest.raises(ValueError, match="being written by"):
+            write_lmdb(tmp_path / "x.lmdb", [(b"second", 0)], ["a"])
+        yield b"first again", 1
+
+    assert write_lmdb(tmp_path / "x.lmdb", records(), ["a"]) == 2
+    assert len(ImageFolderLMDB(tmp_path / "x.lmdb")) == 2
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
@@ -81,11 +154,7 @@ def test_older_records_of_numpy_1(tmp_path):
     """NumPy before 2 wrote its functions under numpy.core, which today's pickles do not show."""
     record = pickle.dumps(([IMAGES[0]], np.array([7])), protocol=2).replace(b"numpy._core", b"numpy.core")
     assert b"numpy.core" in record
-    environment = lmdb.open(str(tmp_path / "x.lmdb"), subdir=False)
-    with environment.begin(write=True) as transaction:
-        transaction.put(b"0", record)
-        transaction.put(b"__len__", pickle.dumps(1))
-    environment.close()
+    write_raw_lmdb(tmp_path / "x.lmdb", {b"0": record, b"__len__": pickle.dumps(1)})
     assert ImageFolderLMDB(tmp_path / "x.lmdb").record(0) == (IMAGES[0], 7)
 
 
@@ -116,27 +185,14 @@ def test_both_formats_have_one_fingerprint(folder):
     assert len({images.fingerprint for images in [ours(folder), *others]}) == 4
 
 
-@given(st.integers(-3 * N, 3 * N))
-def test_indices_behave_as_a_lists(folder, index):
+def test_indices_behave_as_a_lists(folder):
     images = ours(folder)
-    try:
-        expected = LABELS[index]
-    except IndexError:
-        with pytest.raises(IndexError):
+    assert [label for _, label in images] == [images[index - N][1] for index in range(N)] == LABELS
+    assert torch.equal(images[-2][0], images[N - 2][0])
+    assert images[np.int64(3)][1] == images[torch.tensor(3)][1] == LABELS[3]
+    for index, error in [(N, IndexError), (-N - 1, IndexError), ("3", TypeError)]:
+        with pytest.raises(error):
             images[index]
-    else:
-        assert images[index][1] == expected
-        assert torch.equal(images[index][0], images[range(N)[index]][0])
-
-
-def test_other_index_types(folder):
-    assert ours(folder)[np.int64(3)][1] == ours(folder)[torch.tensor(3)][1] == LABELS[3]
-    with pytest.raises(TypeError):
-        ours(folder)["3"]
-
-
-def test_iteration_ends(folder):
-    assert [label for _, label in ours(folder)] == LABELS
 
 
 def test_labels_from_elsewhere_replace_the_stored_ones(folder):
@@ -147,19 +203,10 @@ def test_labels_from_elsewhere_replace_the_stored_ones(folder):
         legacy(folder, labels=given_labels[:20])
 
 
-def test_a_folder_with_data_mdb(folder, tmp_path):
-    shutil.copy(folder / "ours.lmdb", tmp_path / "data.mdb")
-    assert len(ImageFolderLMDB(tmp_path)) == N
-
-
-def test_opening_reads_no_list_of_keys(tmp_path):
-    """A million records stated, two written, a __keys__ that would be refused: opening looks at none of it."""
-    write_legacy_lmdb(tmp_path / "x.lmdb", [([IMAGES[0]], np.array(1))] * 2)
-    environment = lmdb.open(str(tmp_path / "x.lmdb"), subdir=False)
-    with environment.begin(write=True) as transaction:
-        transaction.put(b"__keys__", b"no pickle at all")
-    environment.close()
-    assert len(ImageFolderLMDB(tmp_path / "x.lmdb")) == 2
+def test_a_folder_with_data_mdb_and_a_list_of_keys_that_is_not_read(tmp_path):
+    write_legacy_lmdb(tmp_path / "data.mdb", [([IMAGES[0]], np.array(1))] * 2)
+    write_raw_lmdb(tmp_path / "data.mdb", {b"__keys__": b"no pickle at all"})
+    assert len(ImageFolderLMDB(tmp_path)) == 2
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -191,26 +238,15 @@ def test_processes_open_the_file_for_themselves(folder, method, open_images):
 
 
 def test_threads_read_side_by_side(folder):
-    images, wrong = ours(folder), []
-
-    def read():
-        for index in list(range(N)) * 5:
-            if images.record(index) != (IMAGES[index], LABELS[index]):
-                wrong.append(index)
-
-    threads = [threading.Thread(target=read) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ours(folder).record, list(range(N)) * 20)) == list(zip(IMAGES, LABELS)) * 20
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches(folder, workers):
     images = ours(folder)
     indices = torch.tensor([20, 3, 3, 0, 11])
-    loader = batches(images, 2, device="cpu", workers=workers, indices=indices)
+    loader = Batches(images, 2, device="cpu", workers=workers, indices=indices)
     pixels, labels = (torch.cat(parts) for parts in zip(*loader))
     assert len(loader) == 3 and labels.tolist() == [LABELS[index] for index in indices]
     assert torch.equal(pixels, torch.stack([images[index][0] for index in indices]))
@@ -253,9 +289,7 @@ def test_workers_stay_from_epoch_to_epoch(folder):
 
 
 def test_empty_slices_have_the_shape_of_a_batch(folder):
-    images = ours(folder, augment=ImageNetAugmentation(size=16))
-    loader = TrainingBatches(images, 10, device="cpu", seed=0, rank=9, world_size=10)
-    pixels, labels = list(loader)[-1]  # the last batch holds one image for ten processes
+    pixels, labels = training_epoch(folder, 0, rank=7, world_size=8)[-1]  # five images for eight processes
     assert pixels.shape == (0, 3, 16, 16) and labels.shape == (0,)
 
 
@@ -268,21 +302,13 @@ def test_training_without_augmentation_sees_the_images_as_evaluation(folder):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damage_met_by_a_worker_is_named_in_one_line(tmp_path, workers):
-    folder2lmdb.write_lmdb(tmp_path / "x.lmdb", [(IMAGES[0], 0), (b"no image", 1)], ["a", "b"])
+    write_lmdb(tmp_path / "x.lmdb", [(IMAGES[0], 0), (b"no image", 1)], ["a", "b"])
     with pytest.raises(InputError, match=r"x\.lmdb, record 1: not an image of a known format") as error:
-        list(batches(ImageFolderLMDB(tmp_path / "x.lmdb", TRANSFORM), 2, device="cpu", workers=workers))
+        list(Batches(ImageFolderLMDB(tmp_path / "x.lmdb", TRANSFORM), 2, device="cpu", workers=workers))
     assert "\n" not in str(error.value)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
-
-
-def write_raw(path, pairs):
-    environment = lmdb.open(str(path), subdir=False)
-    with environment.begin(write=True) as transaction:
-        for key, value in pairs.items():
-            transaction.put(key, value)
-    environment.close()
 
 
 def test_missing_and_foreign_files(tmp_path, folder):
@@ -308,12 +334,15 @@ def test_truncated_files(tmp_path, folder, name):
     ("pairs", "message"),
     [
         ({b"a": b"b"}, "neither __meta__ nor __len__"),
-        ({b"__meta__": b"{}"}, "not a file of images"),
-        ({b"__meta__": b"\xff"}, "not a file of images"),
-        ({b"__meta__": folder2lmdb.encode_meta(5, ["a"]), b"__labels__": b""}, "states 5 images and holds 0"),
-        ({b"__meta__": folder2lmdb.encode_meta(0, ["a"]), b"__labels__": b""}, "no images"),
+        ({b"__meta__": b"{}"}, "__meta__, is damaged or of another kind: format is missing"),
+        ({b"__meta__": b"\xff"}, "__meta__, is damaged or of another kind: it is not JSON"),
+        ({b"__meta__": encode_meta(1, ["a"]).replace(b'version": 1', b'version": 2')}, "version should be 1, got 2"),
+        ({b"__meta__": encode_meta(-1, ["a"])}, "length should be greater than or equal to 0, got -1"),
+        ({b"__meta__": encode_meta(1, [1])}, "classes.0 should be a valid string, got 1"),
+        ({b"__meta__": encode_meta(5, ["a"]), b"__labels__": b""}, "states 5 images and holds 0"),
+        ({b"__meta__": encode_meta(0, ["a"]), b"__labels__": b""}, "no images"),
         (
-            {b"__meta__": folder2lmdb.encode_meta(0, ["a"]), b"__labels__": b"", b"7": b""},
+            {b"__meta__": encode_meta(0, ["a"]), b"__labels__": b"", b"7": b""},
             "states 0 images and holds 1",
         ),
         ({b"__len__": pickle.dumps(5)}, "states 5 images and holds 1"),
@@ -323,7 +352,7 @@ def test_truncated_files(tmp_path, folder, name):
     ],
 )
 def test_lmdb_files_of_other_kinds(tmp_path, pairs, message):
-    write_raw(tmp_path / "x.lmdb", pairs)
+    write_raw_lmdb(tmp_path / "x.lmdb", pairs)
     with pytest.raises(InputError, match=message) as error:
         ImageFolderLMDB(tmp_path / "x.lmdb")
     assert "x.lmdb" in str(error.value)
@@ -354,32 +383,24 @@ def test_older_records_of_other_kinds(tmp_path, record):
 
 
 def test_missing_records_and_labels(tmp_path):
-    ours = {b"__meta__": folder2lmdb.encode_meta(1, ["a"]), b"__labels__": folder2lmdb.encode_labels([0])}
-    write_raw(tmp_path / "x.lmdb", {**ours, b"5": folder2lmdb.encode(IMAGES[0], 0)})
+    ours = {b"__meta__": encode_meta(1, ["a"]), b"__labels__": encode_labels([0])}
+    write_raw_lmdb(tmp_path / "x.lmdb", {**ours, b"5": encode(IMAGES[0], 0)})
     with pytest.raises(InputError, match=r"x\.lmdb, record 0 is missing"):
         ImageFolderLMDB(tmp_path / "x.lmdb")[0]
-    for stored, message in [(b"junk", "checksum"), (folder2lmdb.encode_labels([0, 1]), "2 labels for 1 images")]:
-        write_raw(tmp_path / "y.lmdb", {**ours, b"__labels__": stored, b"0": folder2lmdb.encode(IMAGES[0], 0)})
+    for stored, message in [(b"junk", "checksum"), (encode_labels([0, 1]), "2 labels for 1 images")]:
+        write_raw_lmdb(tmp_path / "y.lmdb", {**ours, b"__labels__": stored, b"0": encode(IMAGES[0], 0)})
         with pytest.raises(InputError, match=message):
             _ = ImageFolderLMDB(tmp_path / "y.lmdb").labels
 
 
 def test_a_file_replaced_while_in_use(tmp_path):
     path = tmp_path / "x.lmdb"
-    folder2lmdb.write_lmdb(path, [(IMAGES[0], 0)], ["a"])
+    write_lmdb(path, [(IMAGES[0], 0)], ["a"])
     images = ImageFolderLMDB(path)
-    folder2lmdb.write_lmdb(path, [(IMAGES[1], 0)], ["a"])
+    write_lmdb(path, [(IMAGES[1], 0)], ["a"])
     assert images.record(0)[0] == IMAGES[0]  # the file that was opened lives on
     del images
     assert ImageFolderLMDB(path).record(0)[0] == IMAGES[1]
-
-
-class Dangerous:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 @pytest.mark.parametrize("where", ["label", "image", "record", "length"])
@@ -390,7 +411,7 @@ def test_nothing_in_an_older_file_runs(tmp_path, where, protocol):
     path = tmp_path / "x.lmdb"
     write_legacy_lmdb(path, [record or ([IMAGES[0]], np.array(1))], protocol)
     if where == "length":
-        write_raw(path, {b"__len__": pickle.dumps(danger, protocol)})
+        write_raw_lmdb(path, {b"__len__": pickle.dumps(danger, protocol)})
     with pytest.raises(InputError, match=r"open"):
         _ = ImageFolderLMDB(path, TRANSFORM)[0]
     assert not (tmp_path / "ran").exists()
@@ -407,7 +428,7 @@ SMALL_JPEG = encoded_image("rgb", 0, size=(16, 12))
 )
 def test_flipped_bytes_give_an_error_or_an_image(tmp_path_factory, legacy, fast, flips):
     """Our checksum finds every flip. An older record has none: an error, or the image whose bytes are flipped."""
-    record = pickle.dumps(([SMALL_JPEG], np.array([3]))) if legacy else folder2lmdb.encode(SMALL_JPEG, 3)
+    record = pickle.dumps(([SMALL_JPEG], np.array([3]))) if legacy else encode(SMALL_JPEG, 3)
     damaged = bytearray(record)
     for position, flip in flips.items():
         damaged[position % len(record)] ^= flip
@@ -418,9 +439,9 @@ def test_flipped_bytes_give_an_error_or_an_image(tmp_path_factory, legacy, fast,
     head = (
         {b"__len__": pickle.dumps(1)}
         if legacy
-        else {b"__meta__": folder2lmdb.encode_meta(1, ["a"]), b"__labels__": folder2lmdb.encode_labels([3])}
+        else {b"__meta__": encode_meta(1, ["a"]), b"__labels__": encode_labels([3])}
     )
-    write_raw(path, {**head, b"0": bytes(damaged)})
+    write_raw_lmdb(path, {**head, b"0": bytes(damaged)})
     images = ImageFolderLMDB(path, TRANSFORM, fast=fast)
     try:
         pixels, label = images[0]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from univ.data import open_training
 from univ.data.images import TensorImages
-from univ.data.loaders import TrainingBatches, batches
+from univ.data.loaders import Batches, TrainingBatches
 from univ.data.selection import select
 from univ.utils import folder2lmdb
 
@@ -41,7 +41,7 @@ def test_tensor_images():
 def test_encoded_images(encoded, workers):
     chosen = select(encoded, POSITIONS)
     assert len(chosen) == 3 and torch.equal(chosen.labels, encoded.labels[POSITIONS])
-    ((pixels, labels),) = batches(chosen, 8, device="cpu", workers=workers)
+    ((pixels, labels),) = Batches(chosen, 8, device="cpu", workers=workers)
     assert torch.equal(pixels, torch.stack([encoded[index][0] for index in POSITIONS]))
     assert torch.equal(labels, encoded.labels[POSITIONS])
     ((augmented, _),) = TrainingBatches(chosen, 3, device="cpu", workers=workers, seed=0)

@@ -12,10 +12,9 @@ from image_files import encoded_image, write_legacy_lmdb
 
 from univ import data
 from univ.data.indices import read_labels
-from univ.data.lmdb import ImageFolderLMDB
+from univ.data.lmdb import ImageFolderLMDB, write_lmdb
 from univ.errors import InputError
 from univ.utils import imagenet50, labels_csv
-from univ.utils.folder2lmdb import write_lmdb
 
 JPEG = encoded_image("rgb", 0, size=(16, 16))
 LABELS = [label for label in range(100) for _ in range(2)]
@@ -118,11 +117,3 @@ def test_scripts_run_by_their_path(script, tmp_path):
     words = ["-f", "none"] if script is imagenet50 else ["none.lmdb"]
     refused = subprocess.run([sys.executable, script.__file__, *words], capture_output=True, text=True, cwd=tmp_path)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr and "none" in refused.stderr
-
-
-@pytest.mark.parametrize("script", [imagenet50, labels_csv])
-def test_help_shows_commands(script, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        script.main(["--help"])
-    assert stopped.value.code == 0
-    assert f"python univ/utils/{script.__name__.split('.')[-1]}.py" in capsys.readouterr().out

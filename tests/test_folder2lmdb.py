@@ -1,4 +1,4 @@
-"""The record codec, and folder2lmdb.py as a command: order, bytes, refusals, interruptions."""
+"""folder2lmdb.py as a command: order, bytes, refusals, interruptions."""
 
 import os
 import resource
@@ -9,24 +9,16 @@ import sys
 import time
 from pathlib import Path
 
-import lmdb
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from image_files import encoded_image, make_image_folder, monsters
+from image_files import make_image_folder, monsters
 from torchvision.datasets import ImageFolder
 
 from univ.data.lmdb import ImageFolderLMDB
 from univ.errors import InputError
 from univ.utils import folder2lmdb
 
-settings.register_profile("univ", deadline=None)  # a busy machine is no failure
-settings.load_profile("univ")
-
 SCRIPT = Path(folder2lmdb.__file__)
 ROOT = SCRIPT.parents[2]
-LABELS = st.integers(0, 2**63 - 1)
 
 
 @pytest.fixture(scope="module")
@@ -58,68 +50,6 @@ def run(*words, check=True, **options):
     )
 
 
-# --- the codec -------------------------------------------------------------------------------------------------------
-
-
-@given(st.binary(max_size=300), LABELS)
-def test_codec_round_trip(image, label):
-    record = folder2lmdb.encode(image, label)
-    assert folder2lmdb.decode(record) == folder2lmdb.decode(memoryview(record)) == (image, label)
-
-
-@given(st.binary(max_size=60), LABELS, st.data())
-def test_codec_notices_every_change(image, label, data):
-    record = bytearray(folder2lmdb.encode(image, label))
-    change = data.draw(st.sampled_from(["flip", "cut", "extend"]))
-    if change == "flip":
-        record[data.draw(st.integers(0, len(record) - 1))] ^= data.draw(st.integers(1, 255))
-    elif change == "cut":
-        del record[data.draw(st.integers(0, len(record) - 1)) :]
-    else:
-        record += data.draw(st.binary(min_size=1, max_size=9))
-    with pytest.raises(ValueError, match=r"checksum|does not begin"):
-        folder2lmdb.decode(bytes(record))
-
-
-@given(st.binary(max_size=80))
-def test_codec_never_takes_noise_for_a_record(noise):
-    for decode in (folder2lmdb.decode, folder2lmdb.decode_labels, folder2lmdb.decode_meta):
-        if decode is folder2lmdb.decode_labels and noise == b"\0" * 4:
-            continue  # the checksum of no labels
-        with pytest.raises(ValueError):
-            decode(noise)
-
-
-@given(st.lists(LABELS, max_size=20), st.lists(st.text(max_size=5), max_size=5), st.integers(0, 10**9))
-def test_labels_and_meta_round_trip(labels, classes, length):
-    assert folder2lmdb.decode_labels(folder2lmdb.encode_labels(labels)).tolist() == labels
-    meta = folder2lmdb.decode_meta(folder2lmdb.encode_meta(length, classes))
-    assert (meta["length"], meta["classes"], meta["version"]) == (length, classes, 1)
-
-
-@pytest.mark.parametrize("label", [-1, 2**63])
-def test_codec_refuses_labels_that_do_not_fit(label):
-    with pytest.raises(ValueError, match=str(label)):
-        folder2lmdb.encode(b"", label)
-
-
-@pytest.mark.parametrize(
-    ("meta", "message"),
-    [
-        (b'{"format": "other"}', "format"),
-        (b'{"format": "univ-images", "version": 2}', "version 2"),
-        (b'{"format": "univ-images", "version": 1, "length": -1}', "length -1"),
-        (b'{"format": "univ-images", "version": 1, "length": 1, "classes": [1]}', "class names"),
-    ],
-)
-def test_meta_of_other_kinds_is_refused(meta, message):
-    with pytest.raises(ValueError, match=message):
-        folder2lmdb.decode_meta(meta)
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("procs", [0, 2])
 def test_every_record_is_the_files_bytes_in_imagefolders_order(folder, tmp_path, procs):
     printed = run("-f", folder, "-s", "val", "--out", tmp_path, "-p", procs, "--verify").stdout
@@ -131,20 +61,6 @@ def test_every_record_is_the_files_bytes_in_imagefolders_order(folder, tmp_path,
     for index, (path, label) in enumerate(reference.samples):
         assert ours.record(index) == (Path(path).read_bytes(), label)
     assert [path.name for path in tmp_path.iterdir()] == ["val.lmdb"]
-
-
-def test_images_are_those_torchvision_opens(folder, tmp_path):
-    run("-f", folder, "-s", "val", "--out", tmp_path, "--quiet")
-    reference, ours = ImageFolder(folder / "val"), ImageFolderLMDB(tmp_path / "val.lmdb")
-    for index in range(0, 400, 7):  # 7 kinds of image in turn: each of them, in classes far apart
-        (image, label), (expected, expected_label) = ours[index], reference[index]
-        assert label == expected_label and image.mode == "RGB" and image.tobytes() == expected.tobytes()
-
-
-def test_default_is_train_beside_its_folder(small, tmp_path):
-    shutil.copytree(small, tmp_path / "data")
-    run("-f", tmp_path / "data")
-    assert len(ImageFolderLMDB(tmp_path / "data" / "train.lmdb")) == 6
 
 
 def test_existing_files_are_replaced_only_when_asked(small, tmp_path):
@@ -169,6 +85,7 @@ def test_verify_names_what_does_not_decode_and_writes_nothing(small, tmp_path, p
     assert "2 of 7 images" in refused.stderr and images[0].name in refused.stderr and "empty.jpg" in refused.stderr
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["train"]
     assert "7 images" in run("-f", tmp_path / "data", "-p", procs).stdout  # without --verify bytes are bytes
+    assert len(ImageFolderLMDB(tmp_path / "data" / "train.lmdb")) == 7
 
 
 def test_verify_starts_no_other_program_and_bounds_its_memory(small, tmp_path):
@@ -179,7 +96,7 @@ def test_verify_starts_no_other_program_and_bounds_its_memory(small, tmp_path):
     ghostscript = tmp_path / "bin" / "gs"
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
     ghostscript.chmod(0o755)
-    memory = 4 * 2**30  # of addresses, which torch takes 1.5 GB of
+    memory = 5 * 2**30  # of addresses: torch takes 3 GB of them, the file to be written 1 GB, a bomb would take 10 GB
 
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -226,12 +143,6 @@ def test_pipes_devices_and_links_in_a_circle_are_refused(small, tmp_path, verify
     assert len(ImageFolderLMDB(tmp_path / "data" / "train.lmdb")) == 9  # those of n00002 twice
 
 
-def test_a_split_is_a_folders_name(small, tmp_path):
-    with pytest.raises(InputError, match="--split"):
-        folder2lmdb.main(["-f", str(small / "train"), "-s", "../train", "--out", str(tmp_path / "out")])
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_wrong_folders_are_answered_with_one_line(small, tmp_path):
     (tmp_path / "empty" / "train").mkdir(parents=True)
     (tmp_path / "hole" / "train" / "n00000").mkdir(parents=True)
@@ -241,59 +152,10 @@ def test_wrong_folders_are_answered_with_one_line(small, tmp_path):
         (["-f", tmp_path / "empty"], "no class folders"),
         (["-f", tmp_path / "hole"], "no images in 1 of the class folders"),
         (["-f", small, "--out", "/proc/nowhere"], "/proc/nowhere"),
+        (["-f", small / "train", "-s", "../train"], "--split"),
     ]:
         with pytest.raises((InputError, FileNotFoundError), match=message):
             folder2lmdb.main([*map(str, words), "--quiet"])
-
-
-def test_help_shows_commands():
-    printed = run("--help").stdout
-    assert "python univ/utils/folder2lmdb.py -f data/imagenet/ILSVRC -s train" in printed and "--verify" in printed
-
-
-# --- the library -----------------------------------------------------------------------------------------------------
-
-
-def test_the_map_grows_with_the_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder2lmdb, "FIRST_MAP_BYTES", 2**16)
-    monkeypatch.setattr(folder2lmdb, "COMMIT_BYTES", 2**15)
-    records = [(bytes([label]) * 3000, label) for label in range(200)]
-    assert folder2lmdb.write_lmdb(tmp_path / "x.lmdb", iter(records), ["a"]) == 200
-    written = ImageFolderLMDB(tmp_path / "x.lmdb")
-    assert [written.record(index) for index in range(200)] == records
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
-    path = tmp_path / "x.lmdb"
-    folder2lmdb.write_lmdb(path, [(b"old", 1)], ["a", "b"])
-
-    def records():
-        yield b"new", 0
-        raise error
-
-    with pytest.raises(error):
-        folder2lmdb.write_lmdb(path, records(), ["a"])
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x.lmdb"]
-    assert ImageFolderLMDB(path).record(0) == (b"old", 1)
-
-
-def test_what_a_killed_run_left_is_removed(tmp_path):
-    (tmp_path / ".x.lmdb.0.tmp").write_bytes(b"\0" * 10_000)
-    folder2lmdb.write_lmdb(tmp_path / "x.lmdb", [(b"new", 0)], ["a"])
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x.lmdb"]
-    assert ImageFolderLMDB(tmp_path / "x.lmdb").record(0) == (b"new", 0)
-
-
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    def records():
-        yield b"first", 0
-        with pytest.raises(ValueError, match="being written by"):
-            folder2lmdb.write_lmdb(tmp_path / "x.lmdb", [(b"second", 0)], ["a"])
-        yield b"first again", 1
-
-    assert folder2lmdb.write_lmdb(tmp_path / "x.lmdb", records(), ["a"]) == 2
-    assert len(ImageFolderLMDB(tmp_path / "x.lmdb")) == 2
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -316,22 +178,3 @@ def test_signals_leave_nothing_behind(small, tmp_path, sent, code, procs):
     _, printed = process.communicate(timeout=20)
     assert process.returncode == code and "Traceback" not in printed
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["train"]
-
-
-def test_labels_are_read_without_the_images(small, tmp_path):
-    run("-f", small, "--out", tmp_path)
-    environment = lmdb.open(str(tmp_path / "train.lmdb"), subdir=False, readonly=True, lock=False)
-    with environment.begin() as transaction:
-        stored = transaction.get(folder2lmdb.LABELS_KEY)
-    environment.close()
-    assert folder2lmdb.decode_labels(stored).tolist() == [0, 0, 1, 1, 2, 2]
-    assert torch.equal(ImageFolderLMDB(tmp_path / "train.lmdb").labels, torch.tensor([0, 0, 1, 1, 2, 2]))
-
-
-def test_image_files_are_what_they_are_called():
-    from io import BytesIO
-
-    from PIL import Image
-
-    modes = {kind: Image.open(BytesIO(encoded_image(kind, 0))).mode for kind in ("rgb", "grey", "cmyk", "png-palette")}
-    assert modes == {"rgb": "RGB", "grey": "L", "cmyk": "CMYK", "png-palette": "P"}

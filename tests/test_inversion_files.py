@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from univ.data.loaders import batches
+from univ.data.loaders import Batches
 from univ.errors import InputError
 from univ.inversion import Inverted, record
 from univ.inversion.images import find_inverted, open_inverted, pool_inverted, to_uint8
@@ -50,7 +50,7 @@ def test_labels_are_those_of_the_targets(tmp_path, images):
     torch.save(images, tmp_path / "x.pt")
     labels = torch.arange(7) + 10
     opened = open_inverted(tmp_path / "x.pt", labels)
-    pixels, given_labels = next(iter(batches(opened, 7, device="cpu")))
+    pixels, given_labels = next(iter(Batches(opened, 7, device="cpu")))
     assert torch.equal(pixels, images) and torch.equal(given_labels, labels)
     assert open_inverted(tmp_path / "x.pt").labels.tolist() == [-1] * 7
     with pytest.raises(InputError, match="7 images, but there are 6 target indices"):

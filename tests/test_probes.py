@@ -18,13 +18,13 @@ import compare_probes
 import train_probe
 from univ import results
 from univ.data import cifar, open_images
+from univ.data.lmdb import write_lmdb
 from univ.errors import InputError
 from univ.files import disk as files
 from univ.models import build_model, checkpoints
 from univ.reps import files as repfiles
 from univ.reps import probes, probing
 from univ.reps.extract import extract
-from univ.utils.folder2lmdb import write_lmdb
 
 CPU = torch.device("cpu")
 QUIET = "--device cpu --quiet"

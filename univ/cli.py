@@ -62,39 +62,29 @@ def one_line(text: object) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
 
 
-def _integer(text: str, least: int, most: int = MOST) -> int:
-    try:
-        value = int(text)
-    except ValueError:  # words, and more digits than Python reads
-        value = least - 1
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"expected an integer from {least} to {most}, got {text}")
-    return value
+# --- argument types -------------------------------------------------------------------------------------------------
 
 
-def positive_int(text: str) -> int:
-    """An integer of at least 1."""
-    return _integer(text, 1)
+def _demand(holds: bool, message: str) -> None:
+    if not holds:
+        raise argparse.ArgumentTypeError(message)
 
 
-def non_negative_int(text: str) -> int:
-    """An integer of at least 0."""
-    return _integer(text, 0)
+def _integers(least: int, most: int = MOST) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:  # words, and more digits than Python reads
+            value = least - 1
+        _demand(least <= value <= most, f"expected an integer from {least} to {most}, got {text}")
+        return value
+
+    return integer
 
 
-def seed(text: str) -> int:
-    """What every generator of random numbers takes: an integer from 0 to 2**63 - 1."""
-    return _integer(text, 0, 2**63 - 1)
-
-
-def processes(text: str) -> int:
-    """A number of worker processes; 0 means that the work is done in the process itself."""
-    return _integer(text, 0, MOST_PROCESSES)
-
-
-def some_processes(text: str) -> int:
-    """A number of worker processes, at least one."""
-    return _integer(text, 1, MOST_PROCESSES)
+positive_int, non_negative_int = _integers(1), _integers(0)
+seed = _integers(0, 2**63 - 1)  # what every generator of random numbers takes
+processes, some_processes = _integers(0, MOST_PROCESSES), _integers(1, MOST_PROCESSES)  # 0: the process itself works
 
 
 def number(text: str) -> float:
@@ -106,50 +96,30 @@ def number(text: str) -> float:
             value = value * float(factor) if sign == "*" else value / float(factor)
     except (ValueError, ZeroDivisionError) as error:
         raise argparse.ArgumentTypeError(f"expected a number, or one such as 2/255, got {text!r}") from error
-    if not abs(value) <= LARGEST:  # nor NaN
-        raise argparse.ArgumentTypeError(f"expected a number from {-LARGEST:g} to {LARGEST:g}, got {text!r}")
+    # NaN is refused too
+    _demand(abs(value) <= LARGEST, f"expected a number from {-LARGEST:g} to {LARGEST:g}, got {text!r}")
     return value
 
 
-def positive_number(text: str) -> float:
-    """A number, or expression, above 0."""
-    value = number(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
+def _numbers(which: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
+    def bounded(text: str) -> float:
+        value = number(text)
+        _demand(allowed(value), f"expected a number {which}, got {text}")
+        return value
+
+    return bounded
 
 
-def non_negative_number(text: str) -> float:
-    """A number, or expression, of at least 0."""
-    value = number(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1."""
-    value = number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
-    return value
-
-
-def share(text: str) -> float:
-    """A number between 0 and 1, both excluded."""
-    value = number(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
-    return value
-
-
-# --- paths ----------------------------------------------------------------------------------------------------------
+positive_number = _numbers("above 0", lambda value: value > 0)
+non_negative_number = _numbers("of at least 0", lambda value: value >= 0)
+fraction = _numbers("from 0 to 1", lambda value: 0 <= value <= 1)
+share = _numbers("between 0 and 1", lambda value: 0 < value < 1)
 
 
 def path(text: str) -> Path:
     """A path that something has or can have, to be read or written."""
-    if not text or re.search(r"[\x00-\x1f\x7f-\x9f]", text):
-        raise argparse.ArgumentTypeError(f"expected a path without control characters, got {text!r}")
+    control = re.search(r"[\x00-\x1f\x7f-\x9f]", text)
+    _demand(bool(text) and not control, f"expected a path without control characters, got {text!r}")
     try:
         Path(text).stat()
     except FileNotFoundError:
@@ -161,36 +131,31 @@ def path(text: str) -> Path:
 
 def existing_path(text: str) -> Path:
     """The path of a file or folder that is there."""
-    found = path(text)
-    if not found.exists():
-        raise argparse.ArgumentTypeError(f"there is no file or folder {text}")
-    return found
+    place = path(text)
+    _demand(place.exists(), f"there is no file or folder {text}")
+    return place
 
 
 def existing_file(text: str) -> Path:
     """The path of a file that is there."""
-    found = path(text)
-    if found.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder, expected a file")
-    if not found.is_file():
-        raise argparse.ArgumentTypeError(f"there is no file {text}")
-    return found
+    place = path(text)
+    _demand(not place.is_dir(), f"{text} is a folder, expected a file")
+    _demand(place.is_file(), f"there is no file {text}")
+    return place
 
 
 def existing_dir(text: str) -> Path:
     """The path of a folder that is there."""
-    found = path(text)
-    if not found.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {text}")
-    return found
+    place = path(text)
+    _demand(place.is_dir(), f"there is no folder {text}")
+    return place
 
 
 def folder(text: str) -> Path:
     """The path of a folder that is there or to be made."""
-    found = path(text)
-    if found.exists() and not found.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a file, expected a folder")
-    return found
+    place = path(text)
+    _demand(place.is_dir() or not place.exists(), f"{text} is a file, expected a folder")
+    return place
 
 
 def output_dir(text: str) -> Path:
@@ -200,20 +165,19 @@ def output_dir(text: str) -> Path:
 
 def output_file(text: str) -> Path:
     """The path of a file that can be written."""
-    found = path(text)
+    place = path(text)
     try:
-        files.destination(found)
+        files.destination(place)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return _writable(found)
+    return _writable(place)
 
 
 def _writable(wanted: Path) -> Path:
     """`wanted`, if it and the folder to hold it can be written: found out before the work, not after it."""
-    there = next(place for place in (wanted.absolute(), *wanted.absolute().parents) if place.exists())
-    for place in {there, there if there.is_dir() else there.parent}:
-        if not os.access(place, os.W_OK):
-            raise argparse.ArgumentTypeError(f"{place} cannot be written")
+    nearest = next(place for place in (wanted.absolute(), *wanted.absolute().parents) if place.exists())
+    for place in {nearest, nearest if nearest.is_dir() else nearest.parent}:
+        _demand(os.access(place, os.W_OK), f"{place} cannot be written")
     return wanted
 
 
@@ -225,22 +189,18 @@ def device(text: str) -> torch.device:
     """
     if text == "auto":
         text = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"unknown device {text!r}: expected cpu, cuda or cuda:<n>")
-    try:
-        found = torch.device(text)
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"unknown device {text!r}: expected cpu, cuda or cuda:<n>") from error
-    if found.type != "cuda":
-        return found
-    if found.index is None:
-        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if found.index >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(
-            f"{found} is not here: this machine has {torch.cuda.device_count()} CUDA devices"
-        )
-    torch.cuda.set_device(found)
-    return found
+    named = re.fullmatch(r"cpu|cuda(?::(\d{1,9}))?", text)
+    _demand(named is not None, f"unknown device {text!r}: expected cpu, cuda or cuda:<n>")
+    if text == "cpu":
+        return torch.device("cpu")
+    index, count = int(named[1] or os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    _demand(index < count, f"cuda:{index} is not here: this machine has {count} CUDA devices")
+    chosen = torch.device("cuda", index)
+    torch.cuda.set_device(chosen)
+    return chosen
+
+
+# --- what scripts share ---------------------------------------------------------------------------------------------
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, workers: int = 4, precisions: Sequence[str] = ()) -> None:
@@ -308,5 +268,5 @@ def _is_too_large(error: Exception) -> bool:
 def _size_flags() -> str:
     """The flags of this command line that are numbers of things, with their values: one of them is too large."""
     words = "\0".join(word.replace("=", "\0", 1) for word in sys.argv[1:])
-    found = re.findall(r"(?:^|(?<=\0))(--?[a-z][a-z-]*)\0?(\d+)(?=\0|$)", words)
-    return " or ".join(" ".join(flag) for flag in found) or "-b/--batch"
+    flags = re.findall(r"(?:^|(?<=\0))(--?[a-z][a-z-]*)\0?(\d+)(?=\0|$)", words)
+    return " or ".join(" ".join(flag) for flag in flags) or "-b/--batch"

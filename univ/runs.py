@@ -77,9 +77,8 @@ def commit() -> str:
     root = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
@@ -90,11 +89,11 @@ def commit() -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages a number may depend on."""
-    found = {"python": sys.version.split()[0]}
+    known = {"python": sys.version.split()[0]}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            known[package] = importlib.metadata.version(package)
+    return known
 
 
 def provenance() -> dict[str, Any]:
@@ -145,14 +144,13 @@ class Distributed:
     """This process's place among the processes torchrun started; a group of one without torchrun.
 
     Attributes:
-        rank, world_size, local_rank: as torchrun sets them.
         device: where this process computes: `cuda:<local rank>` when the device asked for is plain `cuda`.
+        rank, world_size: as torchrun sets them.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
     owns_group: bool = field(default=False, repr=False)
 
     @classmethod
@@ -161,16 +159,15 @@ class Distributed:
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls(device)
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local_rank = int(os.environ.get("LOCAL_RANK", rank))
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", local_rank)
-        if device.type == "cuda":
+        cuda = device.type == "cuda"
+        if cuda and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+        if cuda:
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            cuda = device.type == "cuda"
             # told its device, NCCL builds its communicators at once and never guesses one from the rank
             dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
-        return cls(device, rank, world_size, local_rank, owns_group=True)
+        return cls(device, rank, world_size, owns_group=True)
 
     @property
     def is_main(self) -> bool:

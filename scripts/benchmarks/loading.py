@@ -23,10 +23,9 @@ from torchvision import transforms
 
 from univ import cli
 from univ.data.images import decode_fast, decode_pillow
-from univ.data.lmdb import ImageFolderLMDB
-from univ.data.loaders import batches
+from univ.data.lmdb import ImageFolderLMDB, write_lmdb
+from univ.data.loaders import Batches
 from univ.data.transforms import imagenet_transform
-from univ.utils.folder2lmdb import write_lmdb
 
 from .common import alternate, environment_line, markdown_table
 
@@ -117,12 +116,12 @@ def _pixels_table(encoded: list[bytes], repeats: int) -> str:
 
 def _batches_table(path: Path, count: int, args: argparse.Namespace) -> str:
     exact, fast = (ImageFolderLMDB(path, RESIZE, fast=fast) for fast in (False, True))
-    usual = torch.utils.data.Subset(ImageFolderLMDB(path, None), range(count))
-    options = {"num_workers": args.workers, "pin_memory": args.device.type == "cuda", "collate_fn": _collate}
+    usual = torch.utils.data.Subset(ImageFolderLMDB(path, TORCHVISION), range(count))
+    options = {"num_workers": args.workers, "pin_memory": args.device.type == "cuda"}
 
     def ours(images: ImageFolderLMDB) -> None:
         chosen = torch.arange(count)
-        _read_all(batches(images, args.batch, device=args.device, workers=args.workers, indices=chosen), args.device)
+        _read_all(Batches(images, args.batch, device=args.device, workers=args.workers, indices=chosen), args.device)
 
     contenders = {
         "torchvision transforms, DataLoader": lambda: _read_all(DataLoader(usual, args.batch, **options), args.device),
@@ -133,11 +132,6 @@ def _batches_table(path: Path, count: int, args: argparse.Namespace) -> str:
     first = next(iter(seconds.values()))
     rows = [(name, f"{count / value:.0f}", f"{first / value:.2f}") for name, value in seconds.items()]
     return markdown_table([f"{args.workers} workers, batches of {args.batch}", "images/s", "relative"], rows)
-
-
-def _collate(items: list[tuple[Image.Image, int]]) -> tuple[Tensor, Tensor]:
-    """Transformed in the worker process, as everything before the batch is put together."""
-    return torch.stack([TORCHVISION(image) for image, _ in items]), torch.tensor([label for _, label in items])
 
 
 def run(args: argparse.Namespace) -> None:

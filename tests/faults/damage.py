@@ -28,7 +28,7 @@ from synthetic_results import write_inversions, write_probe_agreement, write_sco
 
 from univ import files, inversion, results
 from univ.data import cifar, indices
-from univ.data.lmdb import ImageFolderLMDB
+from univ.data.lmdb import ImageFolderLMDB, write_lmdb
 from univ.errors import InputError
 from univ.files import safeload, schemas
 from univ.files.tensors import TensorFile
@@ -45,7 +45,6 @@ from univ.show import provenance, quantities
 from univ.show.study import Study
 from univ.training.log import read_log
 from univ.training.recipe import Recipe, differences
-from univ.utils import folder2lmdb
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -207,7 +206,7 @@ def _read_lmdb(path: Path) -> Any:
 
 
 def _write_lmdb(folder: Path) -> None:
-    folder2lmdb.write_lmdb(folder / "x.lmdb", ENCODED, list("abcde"))
+    write_lmdb(folder / "x.lmdb", ENCODED, list("abcde"))
 
 
 IMAGES = {

@@ -201,8 +201,8 @@ def make_study(root: Path) -> Path:
     """The inputs of all commands, below `root`; a command's are copied from there."""
     from image_files import encoded_image
 
+    from univ.data.lmdb import write_lmdb
     from univ.models import build_model, checkpoints
-    from univ.utils.folder2lmdb import write_lmdb
 
     for seed, arch in enumerate(ARCHS):
         model = build_model(arch, "digits", seed=seed)

@@ -14,11 +14,12 @@ import inversion
 import rep
 import subgroup_sim
 from univ import results
+from univ.data import lmdb as image_lmdb
 from univ.data import open_images
 from univ.data.imagenet import ImageFiles
 from univ.data.images import TensorImages
 from univ.data.indices import read_indices, write_indices
-from univ.data.lmdb import ImageFolderLMDB
+from univ.data.lmdb import ImageFolderLMDB, write_lmdb
 from univ.data.selection import select
 from univ.errors import InputError
 from univ.files import disk as files
@@ -26,7 +27,6 @@ from univ.inversion.images import open_inverted
 from univ.models import build_model, checkpoints
 from univ.reps.cache import RepCache
 from univ.results import made
-from univ.utils import folder2lmdb
 
 ARCHS = ["vgg11", "resnet10"]
 QUIET = ["--quiet", "--device", "cpu", "--workers", "0"]
@@ -66,7 +66,7 @@ def changed(values):
 
 
 def stored_as_lmdb(folder, encoded, labels):
-    folder2lmdb.write_lmdb(folder / "x.lmdb", zip(encoded, labels), list("abcd"))
+    write_lmdb(folder / "x.lmdb", zip(encoded, labels), list("abcd"))
     return lambda: ImageFolderLMDB(folder / "x.lmdb", name="x")
 
 
@@ -130,7 +130,7 @@ def test_labels_that_an_lmdb_holds_together_count_too(tmp_path):
     before = images().fingerprint
     environment = lmdb.open(str(tmp_path / "x.lmdb"), subdir=False)
     with environment.begin(write=True) as transaction:
-        transaction.put(folder2lmdb.LABELS_KEY, folder2lmdb.encode_labels(changed(LABELS[::-1])))
+        transaction.put(image_lmdb.LABELS_KEY, image_lmdb.encode_labels(changed(LABELS[::-1])))
     environment.close()
     assert images().fingerprint != before
 

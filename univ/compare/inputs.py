@@ -177,7 +177,7 @@ class Models:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each model's checkpoint."""
-        return {name: files.content_hash([path]) for name, path in self.checkpoints.items()}
+        return {name: files.content_hash(path) for name, path in self.checkpoints.items()}
 
     def extractions(self, images: ImageSet, *, flatten: bool = True) -> dict[str, Extraction]:
         """Every model's representations and logits of the images, from the cache where it holds them.

@@ -128,8 +128,8 @@ def open_imagenet(dataset: Dataset, request: Request) -> EncodedImages:
             f"no images of {dataset.name} at {path}: expected an LMDB file, a folder with {split}.lmdb, "
             "or a folder of image files (see --data-path)"
         )
-    if found := next(filter(Path.is_file, candidates), None):
-        return _open_lmdb(found, dataset, request, transform)
+    if file := next(filter(Path.is_file, candidates), None):
+        return _open_lmdb(file, dataset, request, transform)
     if split == "train":
         raise FileNotFoundError(f"{path} holds no train.lmdb (univ/utils/folder2lmdb.py makes one)")
     name = f"{dataset.name}/{split}"

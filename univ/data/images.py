@@ -5,6 +5,7 @@ Both give out float32 images in [0, 1].
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import operator
@@ -14,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -109,7 +109,7 @@ class TensorImages:
         digest.update(f"{self.name} {tuple(self.pixels.shape)} {self.pixels.dtype} {self.transform_name}".encode())
         digest.update(self.labels.cpu().numpy().tobytes())
         if self._path is not None:
-            digest.update(files.content_hash([self._path]).encode())
+            digest.update(files.content_hash(self._path).encode())
         else:
             for chunk in self.pixels.split(HASHED_IMAGES):
                 digest.update(chunk.cpu().contiguous().numpy().data)
@@ -138,15 +138,8 @@ class TensorImages:
         if device == self.pixels.device:
             return self
         if device not in self._resident:
-            self._resident[device] = TensorImages(
-                self.pixels.to(device),
-                self.labels.to(device),
-                name=self.name,
-                resize=self._resize,
-                crop=self._crop,
-                augment=self.augment,
-                path=self._path,
-            )
+            moved = self._resident[device] = copy.copy(self)
+            moved.pixels, moved.labels, moved._resident = self.pixels.to(device), self.labels.to(device), {}
         return self._resident[device]
 
 
@@ -217,8 +210,8 @@ class EncodedImages(ABC):
 
     Args:
         name: identifies data set and part in the fingerprint, e.g. "imagenet/val".
-        transform: RGB image -> uint8 (3, H, W); its `name` enters the fingerprint. None gives out Pillow images, and
-            is for those who bring their own pipeline.
+        transform: RGB image -> uint8 (3, H, W); its `name` enters the fingerprint. None: only records and labels are
+            wanted.
         augment: (RGB image, generator) -> (uint8 (3, H, W), (3,) colour offset); what training sees instead.
         fast: decode and resize with torch in place of Pillow, nearly twice as fast (`scripts/benchmark.py loading`).
             Some pixels (usually 1 in 100) then differ by 1/255, a few by 2/255, and the fingerprint is another one.
@@ -270,7 +263,7 @@ class EncodedImages(ABC):
         """
         labels = self.labels_apart()
         apart = "" if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()
-        content = files.kept_hash(self.stored_in(), f"{len(self)} records {apart}", lambda _: self._content())
+        content = files.kept_hash(self.stored_in(), f"{len(self)} records {apart}", self._content)
         return hashlib.sha256(f"{self.name} {len(self)} {self.transform_name} {content}".encode()).hexdigest()[:16]
 
     def _content(self) -> str:
@@ -286,26 +279,23 @@ class EncodedImages(ABC):
             digest.update(together.numpy().tobytes())
         return digest.hexdigest()
 
-    def decode(self, index: int) -> tuple[Image.Image, int]:
-        """Image `index` as an RGB Pillow image, and its label; negative indices count from the end, as in a list.
+    def _decoded(self, index: int) -> tuple[Image.Image | Tensor, int]:
+        """Image `index` in RGB before its transform, Pillow's or uint8 (3, H, W) if `fast`, and its label.
 
         Raises:
-            IndexError: out of range.
+            IndexError: out of range; negative indices count from the end, as in a list.
             InputError: the stored bytes are no image, a damaged or a monstrous one; names file and record.
         """
-        return self._decode(index, decode_pillow)
-
-    def _decode(self, index: int, decoder: Callable[[bytes], Any]) -> tuple[Any, int]:
         position = range(len(self))[operator.index(index)]
         encoded, label = self.record(position)
         try:
-            return decoder(encoded), label
+            return (decode_fast if self.fast else decode_pillow)(encoded), label
         except Exception as error:
             raise InputError(f"{self.location(position)}: {why_not_decoded(error)}") from error
 
     def uint8(self, index: int) -> tuple[Tensor, int]:
         """Image `index` after the transform, uint8 (3, H, W), and its label."""
-        image, label = self._decode(index, decode_fast if self.fast else decode_pillow)
+        image, label = self._decoded(index)
         return self.transform(image), label
 
     def augmented(self, index: int, generator: Callable[[], torch.Generator]) -> tuple[Tensor, ...]:
@@ -314,15 +304,13 @@ class EncodedImages(ABC):
         Args:
             generator: makes the generator of this image's random numbers.
         """
-        image, label = self._decode(index, decode_fast if self.fast else decode_pillow)
         if self.augment is None:
-            return self.transform(image), label
+            return self.uint8(index)
+        image, label = self._decoded(index)
         pixels, offset = self.augment(image, generator())
         return pixels, label, offset
 
-    def __getitem__(self, index: int) -> tuple[Tensor | Image.Image, int]:
-        """Image `index`, float32 (3, H, W) in [0, 1] (a Pillow image where there is no transform), and its label."""
-        if self.transform is None:
-            return self.decode(index)
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image `index`, float32 (3, H, W) in [0, 1], and its label."""
         pixels, label = self.uint8(index)
         return to_float(pixels), label

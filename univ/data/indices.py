@@ -61,16 +61,18 @@ def _read_column(path: Path, what: str, *, length: int | None = None) -> Tensor:
         if not _is_integer(row[-1]):
             raise InputError(f"{what} {path}: row {number} is {','.join(row)[:100]!r}, expected a non-negative integer")
         if numbered and row[0].strip() != str(number):
-            raise InputError(
-                f"{what} {path}: row {number} is numbered {row[0][:100]!r}; a row is missing, or it is no {what}"
-            )
+            said = f"row {number} is numbered {row[0][:100]!r}; a row is missing, or it is no {what}"
+            raise InputError(f"{what} {path}: {said}")
     return torch.tensor([int(row[-1].strip()) for row in body], dtype=torch.int64)
 
 
-def _write_column(path: Path | str, values: Tensor | np.ndarray) -> None:
-    """Write what `pandas.DataFrame(values).to_csv(path)` would, atomically."""
+def write_indices(path: Path | str, values: Tensor | np.ndarray) -> None:
+    """Write image indices, or labels, as `pandas.DataFrame(values).to_csv(path)` would, atomically."""
     lines = [",0", *(f"{row},{value}" for row, value in enumerate(torch.as_tensor(values).tolist()))]
     files.write_text(path, "\n".join(lines) + "\n")
+
+
+write_labels = write_indices
 
 
 def read_indices(path: Path | str, length: int | None = None) -> Tensor:
@@ -86,19 +88,13 @@ def read_indices(path: Path | str, length: int | None = None) -> Tensor:
     path = Path(path)
     rows = _read_rows(path, "index file")
     if len(rows[0]) != 2 or [cell.strip() for cell in rows[0]] != ["", "0"]:
-        raise InputError(
-            f"index file {path} begins with {','.join(rows[0])[:100]!r}; expected ',0', then one 'row,index' a line"
-        )
+        said = f"begins with {','.join(rows[0])[:100]!r}; expected ',0', then one 'row,index' a line"
+        raise InputError(f"index file {path} {said}")
     indices = _read_column(path, "index file")
     if length is not None and indices.max() >= length:
         row = int((indices >= length).nonzero()[0])
         raise InputError(f"index file {path}: row {row} names image {int(indices[row])}, but there are {length} images")
     return indices
-
-
-def write_indices(path: Path | str, indices: Tensor | np.ndarray) -> None:
-    """Write image indices in the layout `read_indices` reads, atomically."""
-    _write_column(path, indices)
 
 
 def draw_indices(n: int, length: int, seed: int) -> Tensor:
@@ -156,9 +152,8 @@ def draw_targets_and_seeds(n: int, upper_bound: int, labels: Tensor, random_stat
         raise InputError(f"cannot draw {n} targets (-n) below {upper_bound} (-u): choose from 1 to {upper_bound}")
     below = labels[:upper_bound].cpu().numpy()
     if (below == below[0]).all():
-        raise InputError(
-            f"the first {upper_bound} images are all of class {below[0]}: no seed of another class (raise -u)"
-        )
+        said = f"all of class {below[0]}: no seed of another class (raise -u)"
+        raise InputError(f"the first {upper_bound} images are {said}")
     rng = np.random.default_rng(random_state)
     targets = rng.choice(upper_bound, n, replace=False)
     seeds = rng.integers(upper_bound, size=n)
@@ -183,8 +178,3 @@ def read_labels(path: Path | str, length: int | None = None) -> Tensor:
     if length is not None and len(labels) != length:
         raise InputError(f"label file {path} holds {len(labels)} labels for {length} images")
     return labels
-
-
-def write_labels(path: Path | str, labels: Tensor | np.ndarray) -> None:
-    """Write labels in pandas' layout, atomically."""
-    _write_column(path, labels)

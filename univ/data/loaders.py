@@ -30,59 +30,45 @@ def stream(*keys: int | str) -> torch.Generator:
 class _Reader(torch.utils.data.Dataset):
     """What workers do: read, decode and stack one batch of images that are not held as a tensor.
 
-    An error the user can act on comes back as a value: DataLoader would bury its message in a worker's traceback.
+    A key is (epoch, index): the epoch travels with the index, so that workers can stay alive from epoch to epoch. An
+    error the user can act on comes back as a value: DataLoader would bury its message in a worker's traceback.
+
+    Args:
+        seed: augments by random numbers from (seed, epoch, index) alone; None does not augment.
     """
 
-    any_key: object = 0
+    def __init__(self, images: Images, seed: int | None = None) -> None:
+        self.images, self.seed = images, seed
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
+    def _read(self, epoch: int, index: int) -> tuple[Tensor, ...]:
+        if not isinstance(self.images, EncodedImages):
+            return self.images[index]
+        if self.seed is None:
+            return self.images.uint8(index)
+        return self.images.augmented(index, lambda: stream("image", self.seed, epoch, index))
 
-    def read(self, key: int) -> tuple[Tensor, ...]:
-        return self.images.uint8(key) if isinstance(self.images, EncodedImages) else self.images[key]
-
-    def __getitems__(self, keys: list) -> tuple[Tensor, ...] | InputError | OSError:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, ...] | InputError | OSError:
         try:
-            stacked = default_collate([self.read(key) for key in keys or [self.any_key]])
+            stacked = default_collate([self._read(*key) for key in keys or [(0, 0)]])
             return tuple(part[: len(keys)] for part in stacked)  # an empty slice of a last batch has its shapes too
         except (InputError, OSError) as error:
             return error
 
-
-class _TrainingReader(_Reader):
-    """Reads images augmented by random numbers from (seed, epoch, index) alone.
-
-    The epoch travels with the index, so that workers can stay alive from epoch to epoch.
-    """
-
-    any_key = (0, 0)
-
-    def __init__(self, images: Images, seed: int) -> None:
-        super().__init__(images)
-        self.seed = seed
-
-    def read(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
-        epoch, index = key
-        if isinstance(self.images, EncodedImages):
-            return self.images.augmented(index, lambda: stream("image", self.seed, epoch, index))
-        return self.images[index]
-
-
-def _loader(
-    reader: _Reader, keys: Iterable[list], device: torch.device, workers: int, *, keep_workers: bool = False
-) -> DataLoader:
-    """Lists of keys in, stacked batches out, read by `workers` processes."""
-    return DataLoader(
-        reader,
-        batch_sampler=keys,
-        collate_fn=_unchanged,
-        num_workers=workers,
-        worker_init_fn=runs.die_with_parent,
-        pin_memory=device.type == "cuda",
-        persistent_workers=keep_workers and workers > 0,
-        # the seeds of its workers, which draw nothing, would come from the global generator: that of dropout
-        generator=torch.Generator(),
-    )
+    def loader(
+        self, keys: Iterable[list], device: torch.device, workers: int, *, keep_workers: bool = False
+    ) -> DataLoader:
+        """Lists of keys in, stacked batches out, read by `workers` processes."""
+        return DataLoader(
+            self,
+            batch_sampler=keys,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            worker_init_fn=runs.die_with_parent,
+            pin_memory=device.type == "cuda",
+            persistent_workers=keep_workers and workers > 0,
+            # the seeds of its workers, which draw nothing, would come from the global generator: that of dropout
+            generator=torch.Generator(),
+        )
 
 
 def _unchanged(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -102,7 +88,7 @@ def _batches_on(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tens
         yield images, labels
 
 
-class batches:
+class Batches:
     """Iterate over images in order: (float32 (B, 3, H, W) in [0, 1], int64 (B,)) pairs on `device`.
 
     Args:
@@ -139,8 +125,8 @@ class batches:
         if isinstance(self._images, TensorImages):
             yield from self._slices(self._images)
             return
-        keys = [chunk.tolist() for chunk in self._chunks]
-        yield from _batches_on(_loader(_Reader(self._images), keys, self._device, self._workers), self._device)
+        keys = [[(0, index) for index in chunk.tolist()] for chunk in self._chunks]
+        yield from _batches_on(_Reader(self._images).loader(keys, self._device, self._workers), self._device)
 
     def _slices(self, images: TensorImages) -> Iterator[tuple[Tensor, Tensor]]:
         if images.pixels.nbytes <= RESIDENT_BYTES:
@@ -190,47 +176,47 @@ class TrainingBatches:
             raise InputError(f"{len(images)} images do not fill one batch of {batch_size} (-b/--batch)")
         self._device = torch.device(device)
         self._images = images.to(self._device) if isinstance(images, TensorImages) else images
-        self._plan = _Plan(len(images), batch_size, seed, rank, world_size, drop_last)
+        self._order = _EpochOrder(len(images), batch_size, seed, rank, world_size, drop_last)
         self._workers = workers
         self._loader: DataLoader | None = None
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Choose the epoch that the next iteration runs through, and the step it begins at."""
-        self._plan.set_epoch(epoch, first_step)
+        self._order.set_epoch(epoch, first_step)
 
     def __len__(self) -> int:
         """Steps of a whole epoch, wherever the iteration begins."""
-        return self._plan.steps
+        return self._order.steps
 
     def global_size(self, step: int) -> int:
         """Images in the batch of `step` over all processes: what a mean over the batch divides by."""
-        return len(self._plan.batches[step])
+        return len(self._order.batches[step])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs (float32 (B, 3, H, W), int64 (B,)) on the device; pixels in [0, 1] up to the augmentation."""
         return self._sliced() if isinstance(self._images, TensorImages) else self._decoded()
 
     def _sliced(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images, augment, plan = self._images, self._images.augment, self._plan
-        for step in range(plan.first_step, plan.steps):
-            shard = plan.shard(step)
-            chosen = plan.batches[step][shard].to(self._device)
+        images, augment, order = self._images, self._images.augment, self._order
+        for step in range(order.first_step, order.steps):
+            shard = order.shard(step)
+            chosen = order.batches[step][shard].to(self._device)
             pixels, labels = images.uint8(chosen), images.labels[chosen]
             if augment is None:
                 yield to_float(pixels), labels
                 continue
             # drawn for the whole global batch, so that a slice gets what it would get in a single process
-            draws = augment.draw(self.global_size(step), stream("batch", plan.seed, plan.epoch, step))
+            draws = augment.draw(self.global_size(step), stream("batch", order.seed, order.epoch, step))
             yield augment(pixels, {name: draw[shard].to(self._device) for name, draw in draws.items()}), labels
 
     def _decoded(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._loader is None:  # kept, and its workers with it, from epoch to epoch
-            reader = _TrainingReader(self._images, self._plan.seed)
-            self._loader = _loader(reader, self._plan, self._device, self._workers, keep_workers=True)
+            reader = _Reader(self._images, self._order.seed)
+            self._loader = reader.loader(self._order, self._device, self._workers, keep_workers=True)
         yield from _batches_on(self._loader, self._device)
 
 
-class _Plan:
+class _EpochOrder:
     """Which images are in which batch of an epoch; as DataLoader's batch sampler it lists this process's share.
 
     An object of its own, because TrainingBatches and its DataLoader referring to each other would leave the worker

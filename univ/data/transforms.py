@@ -105,7 +105,7 @@ class ImageNetAugmentation:
         box = self._crop_box(width, height, uniform[:40])
         flip, *factors = uniform[40:44]
         order = torch.randperm(3, generator=generator).tolist()
-        jitter = tuple((kind, 1 + self.jitter * (2 * factors[kind] - 1)) for kind in order)
+        jitter = tuple((adjustment, 1 + self.jitter * (2 * factors[adjustment] - 1)) for adjustment in order)
         alpha = self.lighting * torch.randn(3, generator=generator)
         return ImageNetDraw(box, flip < 0.5, jitter, PCA_EIGENVECTORS @ (alpha * PCA_EIGENVALUES))
 
@@ -133,8 +133,8 @@ class ImageNetAugmentation:
         image = image.crop(draw.box).resize((self.size, self.size), Image.Resampling.BILINEAR)
         if draw.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        for kind, factor in draw.jitter:
-            enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[kind]
+        for adjustment, factor in draw.jitter:
+            enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[adjustment]
             image = enhance(image).enhance(factor)
         return to_uint8_tensor(image), draw.offset
 
@@ -143,7 +143,7 @@ class ImageNetAugmentation:
         image = _resize_tensor(image[:, top:bottom, left:right], self.size, self.size)
         if draw.flip:
             image = image.flip(2)
-        order = torch.tensor([[kind for kind, _ in draw.jitter]])
+        order = torch.tensor([[adjustment for adjustment, _ in draw.jitter]])
         factor = torch.tensor([[factor for _, factor in sorted(draw.jitter)]])
         return (color_jitter(to_float(image[None]), order, factor)[0] * 255).round().to(torch.uint8)
 
@@ -219,11 +219,11 @@ def color_jitter(images: Tensor, order: Tensor, factor: Tensor) -> Tensor:
     """
     weights = images.new_tensor(GREY)[None, :, None, None]
     for step in range(3):
-        kind = order[:, step]
+        adjustment = order[:, step]
         grey = (images * weights).sum(dim=1, keepdim=True)
         others = torch.stack([torch.zeros_like(grey), grey.mean(dim=(2, 3), keepdim=True).expand_as(grey), grey])
-        other = others[kind, torch.arange(len(images), device=images.device)]
-        f = factor.gather(1, kind[:, None])[:, :, None, None]
+        other = others[adjustment, torch.arange(len(images), device=images.device)]
+        f = factor.gather(1, adjustment[:, None])[:, :, None, None]
         images = torch.lerp(other, images, f).clamp(0, 1)
     return images
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from loguru import logger
@@ -104,10 +104,15 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         InputError: the disk is full, the folder cannot be written, or `path` is no regular file.
     """
     target = destination(path)
+
+    def create() -> tuple[int, Path]:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        return handle, Path(name)
+
     with cannot_write(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_orphans(target)
-        handle, temporary = _temporary_beside(target)
+        handle, temporary = _open_locked(create, _lock)  # so that it is not taken for what a killed run left
         try:
             yield temporary
             with temporary.open("rb") as written:
@@ -141,46 +146,18 @@ def move(source: Path, path: Path | str) -> None:
             source.unlink()
 
 
-def _temporary_beside(target: Path) -> tuple[int, Path]:
-    """A new temporary file, locked as long as its writer lives, which tells it from what a killed run left."""
-    while True:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        _open_locks.add(handle)
-        with contextlib.suppress(OSError):  # without locks on this file system nothing is ever taken for left over
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:  # else removed as left over, between its making and its lock
-            return handle, Path(name)
-        _close(handle)
-
-
 def remove_orphans(target: Path) -> None:
     """Remove the temporary files and the lock that killed runs left beside `target`, for who does not write it."""
     name = glob.escape(target.name)
     for left in (*target.parent.glob(f".{name}.*.tmp"), *target.parent.glob(f".{name}.lock")):
-        with contextlib.suppress(OSError), left.open("rb") as file:  # another run may be removing it too
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
-
-
-def _close(handle: int) -> None:
-    _open_locks.discard(handle)
-    os.close(handle)
-
-
-def _close_locks_of_parent() -> None:
-    """A forked worker lets go of the locks it inherited: it may outlive a parent that is killed."""
-    for handle in _open_locks:
-        os.close(handle)
-    _open_locks.clear()
-
-
-os.register_at_fork(after_in_child=_close_locks_of_parent)
+        with contextlib.suppress(OSError), left.open("rb") as file:  # another run may write it, or be removing it too
+            if _lock(file, wait=False):
+                left.unlink()
 
 
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` to `path` atomically, in UTF-8."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -209,7 +186,7 @@ def append_text(path: Path | str, text: str, *, header: str = "") -> None:
     with cannot_write(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("a+b", buffering=0) as file:  # a buffer would be written on closing, after a failure too
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+            _lock(file)
             file.seek(0)
             first = _check_header(path, file.readline(), header)
             size = file.seek(0, os.SEEK_END)
@@ -308,54 +285,77 @@ def locked(path: Path | str, *, wait: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process holds it and `wait` is off (the line says which), or no lock can be made there.
     """
-    path = Path(path)
     target = Path(os.path.realpath(path))
-    lock = target.with_name(f".{target.name}.lock")
-    with cannot_write(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-    handle = _acquire(lock, path, wait)
+    name = target.with_name(f".{target.name}.lock")
+
+    def lock(handle: int) -> None:
+        try:
+            if not _lock(handle, wait=False):
+                logger.warning("this file system has no locks: write {} from one process only", path)
+        except BlockingIOError as error:
+            holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+            if not wait:
+                raise InputError(f"{path} is being written by {holder}: let it finish, or stop it") from error
+            logger.info("waiting: {} is being written by {}", path, holder)
+            _lock(handle)
+
+    with cannot_write(name):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        handle, _ = _open_locked(lambda: (os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), name), lock)
     try:
-        with cannot_write(lock):
+        with cannot_write(name):
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
         yield
     finally:
         if handle in _open_locks:  # else this is a forked child that unwinds, and the lock its parent's
-            lock.unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
             _close(handle)
 
 
-def _acquire(lock: Path, path: Path, wait: bool) -> int:
-    """An open, locked handle of the file `lock`, which its previous holder may have removed meanwhile."""
-    said = False
+def _open_locked(create: Callable[[], tuple[int, Path]], lock: Callable[[int], Any]) -> tuple[int, Path]:
+    """A file of one's own: opened by `create`, locked until `_close`, and not removed between the two."""
     while True:
-        with cannot_write(lock):
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle, path = create()
         _open_locks.add(handle)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
-                if not wait:
-                    raise InputError(f"{path} is being written by {holder}: let it finish, or stop it") from error
-                if not said:
-                    logger.info("waiting: {} is being written by {}", path, holder)
-                    said = True
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                    raise
-                logger.warning("this file system has no locks: write {} from one process only", path)
+            lock(handle)
             if os.fstat(handle).st_nlink:
-                return handle
-        except OSError as error:
-            _close(handle)
-            raise InputError(f"cannot lock {lock}: {error.strerror or error}") from error
+                return handle, path
         except BaseException:
             _close(handle)
             raise
         _close(handle)
+
+
+def _lock(file: int | IO, *, wait: bool = True) -> bool:
+    """Lock an open file until it is closed; False on a file system that has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it and `wait` is off.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        return False
+    return True
+
+
+def _close(handle: int) -> None:
+    _open_locks.discard(handle)
+    os.close(handle)
+
+
+def _close_locks_of_parent() -> None:
+    """A forked worker lets go of the locks it inherited: it may outlive a parent that is killed."""
+    for handle in _open_locks:
+        os.close(handle)
+    _open_locks.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks_of_parent)
 
 
 # --- content --------------------------------------------------------------------------------------------------------
@@ -367,45 +367,37 @@ def file_hash(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_hash(paths: Iterable[Path | str]) -> str:
-    """SHA-256 of a file's bytes, or over those of several files in this order, as hexadecimal digits; see `kept_hash`.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-    """
-
-    def whole(paths: list[Path]) -> str:
-        hashes = [file_hash(path) for path in paths]
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
-
-    return kept_hash(paths, "bytes", whole)
+def content_hash(path: Path | str) -> str:
+    """`file_hash`, kept while the file does not change; see `kept_hash`."""
+    return kept_hash([path], "bytes", lambda: file_hash(path))
 
 
-def kept_hash(paths: Iterable[Path | str], what: str, compute: Callable[[list[Path]], str]) -> str:
+def kept_hash(paths: Iterable[Path | str], what: str, compute: Callable[[], str]) -> str:
     """A hash of the content of some files, computed again only when a path, size, inode or time of change differs.
 
     Hashes are kept in $XDG_CACHE_HOME/univ/hashes (~/.cache/univ/hashes), which may be removed at any time.
 
     Args:
         what: is hashed, and all else the hash depends on.
-        compute: paths -> 64 hexadecimal digits.
+        compute: gives the hash, 64 hexadecimal digits.
 
     Raises:
         FileNotFoundError: a file is missing.
     """
     files = [Path(os.path.realpath(path)) for path in paths]
-    states = [(found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns) for found in map(os.stat, files)]
+    states = [(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns) for status in map(os.stat, files)]
     known = hashlib.sha256(f"{what}\n".encode())
     for path, state in zip(files, states):
         known.update(os.fsencode(f"{path}\0{' '.join(map(str, state))}\n"))
-    kept = _hash_folder() / known.hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    kept = cache / "univ/hashes" / known.hexdigest()
     with contextlib.suppress(OSError):
         text = kept.read_text()
         if len(text) == 64:
             return text
     if (size := sum(state[0] for state in states)) > LARGE:
         logger.info("reading {:.0f} GB of {} once, to tell later whether they changed", size / 1e9, files[0].parent)
-    digits = compute(files)
+    digits = compute()
     newest = max((max(state[2:]) for state in states), default=0)
     if time.time_ns() - newest > 2e9:  # a file changed within the clock's grain of its hash would look unchanged
         try:
@@ -413,7 +405,3 @@ def kept_hash(paths: Iterable[Path | str], what: str, compute: Callable[[list[Pa
         except InputError as error:
             logger.debug("hashes are not kept: {}", error)
     return digits
-
-
-def _hash_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "univ" / "hashes"

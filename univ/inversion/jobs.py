@@ -80,7 +80,7 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
             **{name: getattr(args, name) for name in PROCEDURE},
             "arch": arch,
             "pretrain_dataset": args.pretrain_dataset,
-            "checkpoint": files.content_hash([checkpoint]),
+            "checkpoint": files.content_hash(checkpoint),
             "images": images.fingerprint,
             "indices": hashlib.sha256(torch.stack([targets, seeds]).numpy().tobytes()).hexdigest(),
         }

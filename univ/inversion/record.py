@@ -76,7 +76,7 @@ def read_origin(path: Path) -> dict[str, Any]:
         return {}
     origin = schemas.read_json(beside, schemas.InversionRecord).model_dump(exclude_unset=True)
     for file, key in ((path, "images_sha256"), (path.with_suffix(".csv"), "csv_sha256")):
-        if key in origin and file.is_file() and files.content_hash([file]) != origin[key]:
+        if key in origin and file.is_file() and files.content_hash(file) != origin[key]:
             raise InputError(f"{file} is not the file that {beside.name} describes: restore it, or invert anew")
     return origin
 

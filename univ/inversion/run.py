@@ -16,7 +16,7 @@ from tqdm import tqdm
 from univ import files, runs
 from univ.data import Images
 from univ.data.images import to_float
-from univ.data.loaders import batches, stream
+from univ.data.loaders import Batches, stream
 from univ.errors import InputError
 from univ.inversion import record
 from univ.inversion.jobs import Job, images_of
@@ -74,7 +74,7 @@ def _pairs(
     for size, group in itertools.groupby(share, key=len):
         group = list(group)
         chosen = torch.cat([index[p.start : p.stop] for p in group for index in (job.seeds, job.targets)])
-        decoded = iter(batches(images, size, device=device, workers=args.workers, indices=chosen))
+        decoded = iter(Batches(images, size, device=device, workers=args.workers, indices=chosen))
         for positions, (seeds, _), (targets, _) in zip(group, decoded, decoded):
             yield positions, _first_iterates(args, seeds, positions), targets
 
@@ -105,7 +105,7 @@ def assemble(args: argparse.Namespace, job: Job, parts: Parts) -> dict[str, floa
 
     chosen = final.argsort()[torch.linspace(0, len(final) - 1, min(SHEET_COLUMNS, len(final))).round().long()]
     seeds, targets = (
-        next(iter(batches(images, len(chosen), device="cpu", indices=index[chosen])))[0]
+        next(iter(Batches(images, len(chosen), device="cpu", indices=index[chosen])))[0]
         for index in (job.seeds, job.targets)
     )
     rows = {

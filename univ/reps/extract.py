@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from univ.data import Images
-from univ.data.loaders import batches
+from univ.data.loaders import Batches
 from univ.errors import InputError
 from univ.models import HEAD_INPUT, Classifier
 from univ.models.precision import arithmetic
@@ -142,7 +142,7 @@ def extract(
         Tap(model, node=node, flatten=flatten) as tap,
         tqdm(total=n, desc=name or arch, unit="img", disable=quiet, leave=False) as bar,
     ):
-        for pixels, _ in batches(images, batch_size, device=device, workers=workers, indices=chosen):
+        for pixels, _ in Batches(images, batch_size, device=device, workers=workers, indices=chosen):
             out, rep = model(pixels), tap.rep
             if not done:
                 reps, logits = (torch.empty((n, *values.shape[1:]), dtype=torch.float32) for values in (rep, out))

@@ -90,7 +90,7 @@ def _is_made(path: Path, identity: Mapping[str, Any]) -> bool:
         return False
     recorded = read_identity(path)
     same = {key: recorded.get(key) for key in identity} == identity
-    if not same or recorded.get("sha256", "") not in ("", files.content_hash([path])):  # older ones hold no hash
+    if not same or recorded.get("sha256", "") not in ("", files.content_hash(path)):  # older ones hold no hash
         logger.info("{} was made otherwise: extracting anew", path)
         return False
     logger.info("representations are there: {}", path)
@@ -138,7 +138,7 @@ def _stream(
     described.unlink(missing_ok=True)  # never an old description beside new numbers
     files.save_torch(path, torch.from_numpy(stored))
     accuracy = sum(block["correct"] for block in blocks.values()) / n
-    files.write_json(described, {**identity, "classifier_accuracy": accuracy, "sha256": files.content_hash([path])})
+    files.write_json(described, {**identity, "classifier_accuracy": accuracy, "sha256": files.content_hash(path)})
     partial.unlink()
     note_path.unlink()
     logger.info("wrote {}: {:,} x {:,} {}", path, *stored.shape, dtype)

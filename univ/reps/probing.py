@@ -88,7 +88,7 @@ def _extract(args: argparse.Namespace, split: str, model: Classifier, images: Im
         "transform": images.transform_name,
         "arch": args.model_arch,
         "node": model.spec.node,
-        "checkpoint": files.content_hash([args.model_ckpt_path]),
+        "checkpoint": files.content_hash(args.model_ckpt_path),
         "dtype": args.reps_dtype,
         "precision": args.precision,
         "n": len(images),

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from univ.attacks import Attack, at_least_float32
 from univ.data import Images
-from univ.data.loaders import batches, stream
+from univ.data.loaders import Batches, stream
 from univ.errors import InputError
 from univ.models import Classifier
 from univ.models.folding import fold_batchnorm
@@ -107,7 +107,7 @@ def evaluate(
     device = process.device
     mine = torch.arange(process.rank, len(images), process.world_size)
     share = max(1, batch_size // process.world_size)
-    loader = batches(images, share, device=device, workers=workers, indices=mine)
+    loader = Batches(images, share, device=device, workers=workers, indices=mine)
     clean, robust = Totals(device), Totals(device)
     if attack is not None:
         network = (target or AttackTarget(model)).of_now()

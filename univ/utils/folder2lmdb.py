@@ -13,186 +13,25 @@ then paths. The file appears under its name only when it is complete. At the end
 from __future__ import annotations
 
 import argparse
-import array
 import collections
 import contextlib
 import itertools
-import json
 import os
 import signal
-import struct
 import sys
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
-import lmdb
 from tqdm import tqdm
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # univ, when it is not installed
 
 from univ import cli, files, runs
 from univ.data.images import EXTENSIONS, decode_pillow, read_image_file, why_not_decoded
+from univ.data.lmdb import write_lmdb
 from univ.errors import InputError
-
-# --- the record format -----------------------------------------------------------------------------------------------
-# Image i lies under the key str(i). Its record is a header and the image file's bytes; the header is, little-endian, a
-# mark, the CRC-32 of everything after it, and the label. No pickle anywhere.
-
-FORMAT = "univ-images"
-VERSION = 1
-MARK = b"IMG1"
-HEADER = struct.Struct("<4sIq")
-META_KEY = b"__meta__"  # JSON: format, version, length, classes
-LABELS_KEY = b"__labels__"  # all labels once more, as int64, so that they are known without touching the images
-
-
-def key(index: int) -> bytes:
-    """The key of image `index`."""
-    return str(index).encode("ascii")
-
-
-def encode(image: bytes, label: int) -> bytes:
-    """The record of an image file's bytes and its label (0 <= label < 2^63)."""
-    if not 0 <= label < 2**63:
-        raise ValueError(f"a label is an integer from 0 to 2^63 - 1, got {label}")
-    labelled = struct.pack("<q", label) + image
-    return HEADER.pack(MARK, zlib.crc32(labelled), label) + image
-
-
-def decode(record: bytes | memoryview) -> tuple[bytes, int]:
-    """The image file's bytes and the label of a record.
-
-    Raises:
-        ValueError: no such record, or one whose checksum shows that it is damaged.
-    """
-    if len(record) < HEADER.size or bytes(record[: len(MARK)]) != MARK:
-        raise ValueError("it does not begin like a record of this format")
-    _, checksum, label = HEADER.unpack_from(record)
-    if zlib.crc32(record[HEADER.size - 8 :]) != checksum:
-        raise ValueError("its checksum is wrong: the file is damaged")
-    return bytes(record[HEADER.size :]), label
-
-
-def encode_labels(labels: Iterable[int]) -> bytes:
-    """All labels with their CRC-32 before them, as stored under LABELS_KEY."""
-    values = _little_endian(array.array("q", labels)).tobytes()
-    return struct.pack("<I", zlib.crc32(values)) + values
-
-
-def decode_labels(stored: bytes) -> array.array:
-    """The labels of `encode_labels`, type code q.
-
-    Raises:
-        ValueError: the checksum shows that they are damaged.
-    """
-    values = stored[4:]
-    if len(stored) < 4 or len(values) % 8 or struct.unpack_from("<I", stored)[0] != zlib.crc32(values):
-        raise ValueError(f"the checksum of {LABELS_KEY.decode()} is wrong: the file is damaged")
-    return _little_endian(array.array("q", values))
-
-
-def _little_endian(values: array.array) -> array.array:
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
-
-
-def encode_meta(length: int, classes: Sequence[str]) -> bytes:
-    """What the file says about itself, as stored under META_KEY."""
-    meta = {"format": FORMAT, "version": VERSION, "length": length, "classes": list(classes)}
-    return json.dumps(meta).encode()
-
-
-def decode_meta(stored: bytes) -> dict[str, Any]:
-    """The fields of `encode_meta`.
-
-    Raises:
-        ValueError: not the JSON of this format, or a version this program does not know.
-    """
-    meta = json.loads(stored)
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ValueError(f"its {META_KEY.decode()} is not that of format {FORMAT!r}")
-    if meta.get("version") != VERSION:
-        raise ValueError(f"it has version {meta.get('version')} of the format, this program reads version {VERSION}")
-    if type(meta.get("length")) is not int or meta["length"] < 0:
-        raise ValueError(f"it states the length {meta.get('length')!r}")
-    classes = meta.get("classes")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"its {META_KEY.decode()} has no list of class names")
-    return meta
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-COMMIT_BYTES = 64 * 2**20  # records are committed in portions of this size
-FIRST_MAP_BYTES = 2**30  # the memory map starts so and doubles as needed, rather than reserve a terabyte of addresses
-
-
-class _Writer:
-    """Puts records into a fresh LMDB environment, in portions, enlarging its map when it is full."""
-
-    def __init__(self, path: Path) -> None:
-        # no lock file and no fsync per portion: `write_lmdb` sees to both
-        self._env = lmdb.open(str(path), subdir=False, lock=False, map_size=FIRST_MAP_BYTES, sync=False)
-        self._pending: list[tuple[bytes, bytes]] = []
-        self._pending_bytes = 0
-
-    def put(self, name: bytes, value: bytes) -> None:
-        self._pending.append((name, value))
-        self._pending_bytes += len(value)
-        if self._pending_bytes >= COMMIT_BYTES:
-            self._commit()
-
-    def _commit(self) -> None:
-        while True:
-            try:
-                with self._env.begin(write=True) as transaction:
-                    for name, value in self._pending:
-                        transaction.put(name, value)
-                break
-            except lmdb.MapFullError:
-                self._env.set_mapsize(2 * self._env.info()["map_size"])
-        self._pending, self._pending_bytes = [], 0
-
-    def finish(self) -> None:
-        self._commit()
-
-    def close(self) -> None:
-        self._env.close()
-
-
-def write_lmdb(path: Path, records: Iterable[tuple[bytes, int]], classes: Sequence[str]) -> int:
-    """Write (image file's bytes, label) pairs to a new LMDB file at `path`, which is replaced if it exists.
-
-    The file appears, or changes, only when all records are written and on the disk: whatever interrupts the writing,
-    an exception raised by `records` included, leaves nothing behind.
-
-    Returns:
-        The number of records.
-
-    Raises:
-        InputError: another process is writing the same file, or it cannot be written.
-    """
-    labels = array.array("q")
-    with files.locked(path), files.atomic_path(path) as temporary, contextlib.ExitStack() as stack:
-        try:
-            writer = stack.enter_context(contextlib.closing(_Writer(temporary)))
-            for image, label in records:
-                writer.put(key(len(labels)), encode(image, label))
-                labels.append(label)
-            writer.put(LABELS_KEY, encode_labels(labels))
-            writer.put(META_KEY, encode_meta(len(labels), classes))
-            writer.finish()
-        except lmdb.Error as error:
-            raise InputError(f"cannot write {path}: {str(error).rpartition(': ')[2]} (is the disk full?)") from error
-    return len(labels)
-
-
-# --- reading an image folder -----------------------------------------------------------------------------------------
 
 CHUNK = 32  # files a reader process fetches at a time
 CHUNKS_AHEAD = 4  # per reader process: bounds what waits in memory when the disk written to is the slower one
@@ -308,9 +147,6 @@ def convert(folder: Path, path: Path, *, procs: int = 0, verify: bool = False, q
     except BrokenProcessPool as error:
         raise InputError(f"a reader process (-p) was killed: {error}") from error
     return f"{count:,} images of {len(classes)} classes ({path.stat().st_size / 1e9:.1f} GB) in {path}"
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -26,10 +26,9 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # univ, when it is
 
 from univ import cli, files, runs
 from univ.data.indices import write_labels
-from univ.data.lmdb import ImageFolderLMDB
+from univ.data.lmdb import ImageFolderLMDB, write_lmdb
 from univ.errors import InputError
 from univ.files import schemas
-from univ.utils.folder2lmdb import write_lmdb
 
 SEED = 34786567  # the study's
 NUM_CLASSES, NUM_CHOSEN = 100, 50

@@ -43,7 +43,7 @@ Input = Literal["standard", "inverted"]
 Flags = dict[str, Any]
 
 
-class Study(BaseModel):
+class StudyFile(BaseModel):
     """The keys of a study file; scripts/studies/example.yaml explains each."""
 
     model_config = ConfigDict(extra="forbid")
@@ -75,7 +75,7 @@ class Study(BaseModel):
     notebooks: list[str] = []
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> "Study":
+    def read(cls, config: Mapping[str, Any]) -> "StudyFile":
         """The study that Snakemake's merged files and KEY=VALUE words describe, its defaults filled in.
 
         Raises:
@@ -152,13 +152,10 @@ class Study(BaseModel):
         return [str(file.path("results")) for file in files]
 
     def attack(self, eps: str) -> Flags:
-        """The attack of a training radius: its step is two thirds of it (Salman et al. 2020), on CIFAR-10 half of it."""
+        """The attack of a training radius; its step is 2/3 of it (Salman et al. 2020), on CIFAR-10 half of it."""
         radius = f"{eps_value(eps):g}"
-        return (
-            {"eps": radius, "lr": f"{radius}/{2 if self.data == 'cifar10' else 1.5}", "steps": 3}
-            if radius != "0"
-            else {}
-        )
+        step = f"{radius}/{2 if self.data == 'cifar10' else 1.5}"
+        return {} if radius == "0" else {"eps": radius, "lr": step, "steps": 3}
 
     def flags(self, stage: str, defaults: Mapping[str, Any] | None = None, *, network: bool = True) -> list[str]:
         """The words of a stage: defaults, what is common to all scripts that run networks, its own keys."""
@@ -188,7 +185,7 @@ def words(flags: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def check(study: Study) -> None:
+def check(study: StudyFile) -> None:
     """Look up every stage's keys among the long flags of its script.
 
     Raises:
@@ -229,7 +226,7 @@ def parser_of(module: str) -> argparse.ArgumentParser:
 def _mistake(error: Mapping[str, Any]) -> str:
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(key, Study.model_fields)}"
+        return f"unknown key {key!r}{_nearest(key, StudyFile.model_fields)}"
     return f"{key}: {error['msg'].lower()}, got {error['input']!r}"
 
 
@@ -244,7 +241,7 @@ def main() -> None:
     for word in sys.argv[1:]:
         key, equals, value = word.partition("=")
         config.update({key: yaml.safe_load(value)} if equals else yaml.safe_load(Path(word).read_text()))
-    check(Study.read(config))
+    check(StudyFile.read(config))
 
 
 if __name__ == "__main__":

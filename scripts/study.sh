@@ -4,7 +4,7 @@
 #   bash scripts/study.sh scripts/studies/digits.yaml
 #   bash scripts/study.sh my.yaml invert compare            only these stages, and what they need
 #   bash scripts/study.sh my.yaml eps=[eps3] -n             with another value of a key; -n only prints the commands
-#   bash scripts/study.sh my.yaml --executor slurm --profile scripts/profiles/slurm
+#   bash scripts/study.sh my.yaml --profile scripts/profiles/slurm    as jobs of SLURM
 #
 # Stages: download data train evaluate invert compare func subgroups probes figures. KEY=VALUE is a key of the file
 # (scripts/studies/example.yaml explains each); a second .yaml goes on top of the first. All other words are
@@ -48,8 +48,12 @@ if [ -z "${DEVICES:-${GPUS:-}}" ]; then
     fi
 fi
 read -ra devices <<<"${DEVICES:-${GPUS//,/,}}"
+cluster="" # a scheduler that assigns devices itself: no limit here, and no process to fork jobs from
+[[ " ${flags[*]} " != *" --profile "* && " ${flags[*]} " != *" --executor "* ]] || cluster=1
 cores="$(python -c 'import os; print(len(os.sched_getaffinity(0)))')"
 threads=$((cores / ${#devices[@]}))
+limits=(--cores "$((cores > ${#devices[@]} ? cores : ${#devices[@]}))" --resources "gpu=${#devices[@]}")
+[ -z "$cluster" ] || limits=()
 export UNIV_DEVICES="${devices[*]}" PYTHONPATH="$ROOT/scripts:$PYTHONPATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
 out="$(realpath -m -- "${OUT:-.}")"
@@ -62,15 +66,14 @@ flock --nonblock "$lock" || die "another study is running in $out"
 export UNIV_SCRIPTS="$ROOT/scripts"
 set -m # a process group of its own, so that it can be ended with its jobs
 (
-    if [[ " ${devices[*]} " != *[0-9]* && " ${flags[*]} " != *" -n "* ]]; then # on CPUs jobs are forks of one process
+    if [[ -z "$cluster" && " ${devices[*]} " != *[0-9]* && " ${flags[*]} " != *" -n "* ]]; then # on CPUs jobs are forks of one process
         export UNIV_WARM
         UNIV_WARM="$(mktemp -d)/socket"
         python scripts/warm.py --serve "$UNIV_WARM" {lock}>&- &
     fi
     exec snakemake --snakefile scripts/Snakefile --directory "$out" --configfile "${files[@]}" \
-        --config "${keys[@]}" "$listed" --cores "$((cores > ${#devices[@]} ? cores : ${#devices[@]}))" \
-        --resources "gpu=${#devices[@]}" --logger study --rerun-incomplete --nolock --latency-wait 1 \
-        --rerun-triggers mtime params input "${flags[@]}" {lock}>&-
+        --config "${keys[@]}" "$listed" "${limits[@]}" --logger study --rerun-incomplete --nolock --latency-wait 1 \
+        --rerun-triggers mtime params input "${flags[@]}"
 ) &
 pid=$!
 set +m

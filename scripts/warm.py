@@ -1,4 +1,4 @@
-"""Runs scripts in forks of a process that has imported torch: a short job then costs milliseconds, not seconds, to start.
+"""Runs scripts in forks of a process that has imported torch: a short job then starts in milliseconds, not seconds.
 
     python scripts/warm.py --serve SOCKET          imports, then waits for work
     python -IS scripts/warm.py SCRIPT WORD...      as `python SCRIPT WORD...`, in a fork; UNIV_WARM names the socket
@@ -14,6 +14,7 @@ import selectors
 import signal
 import socket
 import sys
+from pathlib import Path
 
 
 def child(asked: dict, descriptors: list[int]) -> None:
@@ -29,7 +30,7 @@ def child(asked: dict, descriptors: list[int]) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     code = 0
     try:
-        sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+        sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
@@ -46,7 +47,7 @@ def child(asked: dict, descriptors: list[int]) -> None:
 
 def serve(path: str) -> None:
     """Fork for each connection; answer with the exit code, and end the fork whose client is gone."""
-    sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
     import cifar10_training, compare_probes, func, inversion, rep, subgroup_sim, train_probe  # noqa: E401, F401, I001
 
     wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -86,7 +87,7 @@ def serve(path: str) -> None:
 
 def ask(words: list[str]) -> int:
     """Have the server run a script, and wait for its exit code."""
-    message = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
+    message = {"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.environ["UNIV_WARM"])
         socket.send_fds(server, [json.dumps(message).encode()], [0, 1, 2])

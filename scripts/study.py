@@ -157,19 +157,15 @@ class StudyFile(BaseModel):
         step = f"{radius}/{2 if self.data == 'cifar10' else 1.5}"
         return {} if radius == "0" else {"eps": radius, "lr": step, "steps": 3}
 
-    def flags(self, stage: str, defaults: Mapping[str, Any] | None = None, *, network: bool = True) -> list[str]:
-        """The words of a stage: defaults, what is common to all scripts that run networks, its own keys."""
-        merged = {**(defaults or {}), **(self.common if network else {}), **getattr(self, stage)}
+    def flags(self, stage: str, defaults: Flags | None = None, *, network: bool = True, **fixed: Any) -> list[str]:
+        """The words of a stage: defaults, what is common to all scripts that run networks, its own keys, `fixed`."""
+        merged = {**(defaults or {}), **(self.common if network else {}), **getattr(self, stage), **fixed}
         return words({name: value for name, value in merged.items() if name not in OWN_KEYS})
 
-    def workers(self, stage: str) -> str:
-        """The words that say how many processes decode images."""
-        merged = {**self.common, **getattr(self, stage, {})}
-        return shlex.join(words({"workers": merged.get("workers")})) if stage in SCRIPTS else ""
-
-    def launch(self, stage: str) -> str:
-        """What runs a stage's script: `python`, or torchrun."""
-        return getattr(self, stage, {}).get("launch", "python") if stage in SCRIPTS else "python"
+    def how(self, stage: str) -> tuple[str, str]:
+        """What runs a script of a stage, `python` or torchrun; the words that say how many processes decode images."""
+        own = {**(self.common if stage not in ("subgroups", "figures") else {}), **getattr(self, stage)}
+        return own.get("launch", "python"), shlex.join(words({"workers": own.get("workers")}))
 
 
 _PREPARED = {"center": "center", "normalize": "norm"}

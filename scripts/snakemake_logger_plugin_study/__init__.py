@@ -3,6 +3,7 @@ terminal, and of a job that fails the end of its log. Snakemake finds this modul
 
 import logging
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -69,13 +70,14 @@ class LogHandler(LogHandlerBase):
                 self.total[stage] = self.total.get(stage, 0) + int(count)
 
     def start(self, record: logging.LogRecord) -> None:
-        if record.rule_name in SILENT:
+        if record.rule_name in SILENT and not (self.common_settings.dryrun and record.shellcmd):
             return
         log = Path(str(record.log[0]).partition(" (")[0]) if record.log else Path(record.rule_name)
         stage = STAGE_OF_RULE.get(record.rule_name, record.rule_name)
         if self.common_settings.dryrun:
-            command = record.shellcmd.partition("; ")[2].strip()
-            print(f"# {stage} {log.stem}: {record.reason}\n{command}", flush=True)
+            command = record.shellcmd.removeprefix("source ").partition("; ")[2] or record.shellcmd
+            reason = textwrap.shorten(str(record.reason), 120, placeholder=" ...")
+            print(f"# {stage} {log.stem}: {reason}\n{command.strip()}", flush=True)
             return
         now = time.monotonic()
         self.jobs[record.jobid] = (stage, log.stem, str(log), now)

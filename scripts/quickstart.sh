@@ -18,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/env.sh
 
 answer_help "$@"
-files=(scripts/studies/digits.yaml) words=() fresh="" smoke="${SMOKE:-0}" jobs="$(getconf _NPROCESSORS_ONLN)"
+files=(scripts/studies/digits.yaml) words=() fresh="" dry="" smoke="${SMOKE:-0}" jobs="$(getconf _NPROCESSORS_ONLN)"
 while [ $# -gt 0 ]; do
     case "$1" in
         --smoke) smoke=1 ;;
@@ -41,7 +41,8 @@ if [ -n "$smoke" ] && [ "$smoke" != 0 ]; then
     OUT="${OUT:-smoke}"
 fi
 export OUT="${OUT:-.}"
-if [ -n "$fresh" ]; then # of the digits, and nothing of other data sets
+[[ " ${words[*]} " != *" -n "* ]] || dry=1
+if [ -n "$fresh" ] && [ -z "$dry" ]; then # of the digits, and nothing of other data sets
     rm -rf "$OUT"/data/{cnns/digits,digits/inverted} "$OUT"/runs/{training,probes}/digits "$OUT"/figs/notebooks
     [ ! -d "$OUT/results" ] || find "$OUT/results" -depth \( -type d -name digits -o -path "*/cache/*digits*" \) -exec rm -rf {} +
 fi
@@ -51,7 +52,7 @@ if [ -z "${DEVICES:-}" ]; then
 fi
 started=$SECONDS
 bash scripts/study.sh "${files[@]}" "${words[@]}"
-[[ " ${words[*]} " == *" -n "* ]] || {
+[ -n "$dry" ] || [ ! -f "$OUT/results/digits/summary.md" ] || {
     echo
     cat "$OUT/results/digits/summary.md"
     echo

@@ -234,10 +234,22 @@ def _nearest(word: str, valid: Iterable[str]) -> str:
 
 def main() -> None:
     config: dict[str, Any] = {}
+    files = []
     for word in sys.argv[1:]:
         key, equals, value = word.partition("=")
-        config.update({key: yaml.safe_load(value)} if equals else yaml.safe_load(Path(word).read_text()))
-    check(StudyFile.read(config))
+        if not equals:
+            files.append(Path(word).name)
+        try:
+            read = yaml.safe_load(value if equals else Path(word).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{word}: {' '.join(str(error).split())}") from error
+        if not equals and not isinstance(read, dict):
+            raise InputError(f"{word}: no study: expected lines of KEY: VALUE")
+        config.update({key: read} if equals else read)
+    try:
+        check(StudyFile.read(config))
+    except InputError as error:
+        raise InputError(f"{' with '.join(files)}: {error}") from error
 
 
 if __name__ == "__main__":

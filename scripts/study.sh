@@ -25,13 +25,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/env.sh
 
 answer_help "${@:---help}"
-files=() stages=() keys=() flags=()
+files=() stages=() keys=() flags=() value=""
 for word in "$@"; do
     case "$word" in
-        -*) flags+=("$word") ;;
+        -n | --keep-going) flags=("$word" "${flags[@]}") ;; # take no value: a stage may follow
+        -*) flags+=("$word") value=1 ;;
         *.yaml | *.yml) if [ -f "$here/$word" ]; then files+=("$here/$word"); else files+=("$word"); fi ;;
         *=*) keys+=("$word") ;;
-        *) if [ ${#flags[@]} -gt 0 ]; then flags+=("$word"); else stages+=("$word"); fi ;;
+        *) if [ -n "$value" ]; then flags+=("$word"); else stages+=("$word"); fi ;;
     esac
 done
 [ ${#files[@]} -gt 0 ] || die "which study? Give its .yaml file (see -h)"

@@ -2,6 +2,7 @@
 terminal, and of a job that fails the end of its log. Snakemake finds this module by its name."""
 
 import logging
+import re
 import sys
 import textwrap
 import time
@@ -20,7 +21,12 @@ STAGE_OF_RULE = {
     "report": "figures",
 }
 SILENT = ("all", "same_images", "link")
-REPEATED = ("RuleException", "Exiting because a job execution failed", "At least one job did not complete")
+REPEATED = (
+    "RuleException",
+    "Exiting because a job execution failed",
+    "At least one job did not complete",
+    "Cannot restore",
+)
 TAIL = 15  # lines of a failed job's log
 
 
@@ -75,7 +81,7 @@ class LogHandler(LogHandlerBase):
         log = Path(str(record.log[0]).partition(" (")[0]) if record.log else Path(record.rule_name)
         stage = STAGE_OF_RULE.get(record.rule_name, record.rule_name)
         if self.common_settings.dryrun:
-            command = record.shellcmd.removeprefix("source ").partition("; ")[2] or record.shellcmd
+            command = re.sub(r"^source \S+ \S+; ", "", record.shellcmd)
             reason = textwrap.shorten(str(record.reason), 120, placeholder=" ...")
             print(f"# {stage} {log.stem}: {reason}\n{command.strip()}", flush=True)
             return

@@ -175,8 +175,9 @@ def words(flags: Mapping[str, Any]) -> list[str]:
     """{epochs: 6, overwrite: true, rep: [cka, proc]} -> --epochs 6 --overwrite --rep cka proc."""
     found = []
     for name, value in flags.items():
-        if value is not None and value is not False:
-            values = [] if value is True else value if isinstance(value, list) else [value]
+        said = str(value).lower()  # Snakemake reads the words of its command line as text
+        if said not in ("none", "false"):
+            values = [] if said == "true" else value if isinstance(value, list) else [value]
             found += [f"--{name}", *map(str, values)]
     return found
 

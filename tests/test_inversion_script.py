@@ -2,13 +2,10 @@
 
 import csv
 import json
-import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import commands
 import pytest
 import torch
 from image_files import encoded_image
@@ -240,17 +237,3 @@ def test_where_nothing_says_which_images_the_flags_are_named(cnns, tmp_path):
     text = f"-d imagenet --data-path {pictures} -i {tmp_path} -m {ARCH} -p digits --model-dir {cnns / 'eps0'}"
     with pytest.raises(InputError, match=r"-s, -t.*-n"):
         script.main(text.split())
-
-
-def test_the_pipeline_has_one_command_per_model_and_radius():
-    settings = {"DRY_RUN": "1", "MODELS": "resnet50 vgg16_bn", "EPS": "eps0 eps3", "FLAGS": "--uint8 -b 8"}
-    run = ["bash", ROOT / "scripts/invert_in100.sh"]
-    lines = subprocess.check_output(run, env=os.environ | settings, text=True).splitlines()
-    jobs = [commands.parse(shlex.split(line)[1:]) for line in lines]
-    made = [(job.model, job.eps, str(job.model_dir)) for job in jobs]
-    assert made == [
-        ([model], [eps], f"data/cnns/imagenet100/{eps}")
-        for eps in ("eps0", "eps3")
-        for model in ("resnet50", "vgg16_bn")
-    ]
-    assert all(job.uint8 and job.batch == 8 and job.num_imgs_to_invert == 10_000 for job in jobs)

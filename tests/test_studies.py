@@ -139,7 +139,8 @@ def parse(line):
 @pytest.mark.parametrize("name", STUDIES)
 def test_printed_commands_are_understood(name, tmp_path):
     words = [f"scripts/studies/{name}.yaml", "published=[]", "more_knn=[7]", "-n"]
-    if name == "digits":
+    digits = {"digits": 12, "example": 4}  # how many are trained
+    if name in digits:
         words += ["common={seed: 3, precision: bf16}"]
     else:
         words += ["eps=[eps025,eps3]", "common={precision: bf16, workers: 2}", "models=[resnet18,torchvision:resnet18]"]
@@ -152,17 +153,29 @@ def test_printed_commands_are_understood(name, tmp_path):
     stages = {job.split()[0] for job in jobs}
     assert stages >= {"train", "evaluate", "invert", "compare", "func", "subgroups", "probes", "figures"}
     trained = {job: args[0] for job, args in parsed.items() if job.startswith("train ")}
-    assert len(trained) == (12 if name == "digits" else 4)
+    assert len(trained) == digits.get(name, 4)
     for job, args in trained.items():
         eps = {"0": 0, "025": 0.25}.get(text := job.rpartition("_eps")[2]) or float(text)
         assert args.adv == int(eps > 0) and args.epochs > 0 and args.precision == "bf16"
         if eps:
             assert args.eps == eps and args.lr == pytest.approx(eps * (1 / 2 if name == "cifar10" else 2 / 3))
-        assert args.workers == 2 or name == "digits"
-    assert {getattr(args, "seed", 3) for args in trained.values()} == {3} or name != "digits"
+        assert args.workers == 2 or name in digits
+    assert {getattr(args, "seed", 3) for args in trained.values()} == {3} or name not in digits
     assert [args.knn for job, found in parsed.items() if job.endswith("_k7") for args in found if args] == [7] * (
         2 * len({job.rpartition("_eps")[2] for job in trained})
     )
+
+
+def test_models_and_radii_are_the_papers_by_default(tmp_path):
+    words = ["invert={uint8: true, batch: 8, num-imgs-to-invert: 10000}", "-n"]
+    jobs = planned(succeed("invert_in100.sh", *words, OUT=tmp_path).stdout_text)
+    made = [args for job, line in jobs.items() if job.startswith("invert") for args in parse(line)]
+    assert sorted((*args.model, *args.eps) for args in made) == sorted(
+        (arch, eps)
+        for arch in ("resnet50", "wide_resnet50_2", "densenet161", "vgg16_bn")
+        for eps in ("eps0", "eps025", "eps05", "eps1", "eps3")
+    )
+    assert all(args.uint8 and args.batch == 8 and args.num_imgs_to_invert == 10_000 for args in made)
 
 
 def test_published_files_count_as_made(tmp_path):
@@ -176,7 +189,11 @@ def test_published_files_count_as_made(tmp_path):
     for name in ("cnns/imagenet100/eps3/vgg16_bn.ckpt", "imagenet100/inverted/vgg16_bn_eps3.npy"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).touch()
-    for name in ("cnns/imagenet100/eps3/timm_resnet18.pt", "imagenet100/inverted/timm_resnet18_eps3.pt"):
+    for name in ("train", "val"):  # made anew where they are missing, and then what is not published, too
+        (tmp_path / f"data/imagenet/imagenet100/{name}.lmdb").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"data/imagenet/imagenet100/{name}.lmdb").touch()
+    (tmp_path / "data/imagenet100/train.lmdb").touch()
+    for name in ("cnns/imagenet100/eps3/timm_resnet18.ckpt", "imagenet100/inverted/timm_resnet18_eps3.pt"):
         (tmp_path / "data" / name).touch()
     jobs = planned(succeed("study.sh", *words, OUT=tmp_path).stdout_text)
     assert not any(job.startswith(("download", "train", "evaluate", "invert")) for job in jobs) and jobs

@@ -601,7 +601,7 @@ def test_a_whole_study_from_training_to_figures_and_again(dataset, tmp_path):
     subgroups = pd.read_csv(tmp_path / f"results/subgroups/{dataset}/repsim_subgroups.csv")
     assert set(subgroups["eps"]) == {0, 3} and set(subgroups["pred_type"]) == {"agree", "disagree"}
     probes = pd.read_csv(tmp_path / f"results/probing/{dataset}/probe_agreement.csv")
-    assert len(probes) == 1  # the pair at eps 3
+    assert len(probes) == 6  # pairs of 4: two of each model at eps 3
     assert (tmp_path / "figs/similarity_standard.pdf").stat().st_size > 0
     assert (tmp_path / f"results/{dataset}/report.html").stat().st_size > 0
 

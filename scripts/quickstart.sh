@@ -51,7 +51,17 @@ if [ -z "${DEVICES:-}" ]; then
     export DEVICES
 fi
 started=$SECONDS
-bash scripts/study.sh "${files[@]}" "${words[@]}"
+bash scripts/study.sh "${files[@]}" "${words[@]}" &
+study=$!
+stop() {
+    kill -TERM "$study" 2>/dev/null || true
+    wait "$study" || true
+    exit "$1"
+}
+trap 'stop 129' HUP
+trap 'stop 130' INT
+trap 'stop 143' TERM
+wait "$study"
 [ -n "$dry" ] || [ ! -f "$OUT/results/digits/summary.md" ] || {
     echo
     cat "$OUT/results/digits/summary.md"

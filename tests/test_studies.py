@@ -364,7 +364,10 @@ DIGITS = ("vgg11", "resnet10", "densenet17", "resnext14_4x32d")
     "key, rerun",
     [
         ("compare={rep: [paper, mag, con], knn: 5}", COMPARED | DRAWN),
-        ("func={func: [dis, norm, kappa, jsd], batch: 50}", {job.replace("compare", "func") for job in COMPARED} | DRAWN),
+        (
+            "func={func: [dis, norm, kappa, jsd], batch: 50}",
+            {job.replace("compare", "func") for job in COMPARED} | DRAWN,
+        ),
         (
             "probes={batch: 64, epochs: 9}",
             {f"probes {model}_eps1" for model in DIGITS} | {"probes agreement"} | DRAWN,

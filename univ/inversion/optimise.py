@@ -50,9 +50,7 @@ class Inversion:
 
 @dataclass(frozen=True)
 class Inverted:
-    """What came out for n images.
-
-    Everything is float32, or float64 if model and images are.
+    """What came out for n images, in float32, or float64 if model and images are.
 
     Attributes:
         images: (n, 3, H, W) in [0, 1]: per image the iterate nearest to its target, the last included.
@@ -142,11 +140,8 @@ class Inverter:
     def __init__(self, model: Classifier, inversion: Inversion, *, cuda_graph: bool = True) -> None:
         if model.training:
             raise ValueError(f"{model.arch} is in training mode: representations are inverted in evaluation mode")
-        self.inversion = inversion
-        self._model = model
-        self._network: Classifier = (
-            fold_batchnorm(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        )
+        self.inversion, self._model = inversion, model
+        self._network = fold_batchnorm(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
         device = next(self._network.parameters()).device
         self._autocast = torch.is_autocast_enabled(device.type)
         self._loss_scale = 1.0

@@ -125,9 +125,9 @@ def extract(
         model: in evaluation mode, on `device`.
         chosen: (n,) int64, which images, in the order the rows shall have.
         workers: processes that decode.
-        precision: of the arithmetic, one of models.precision's.
+        precision: one of models.precision's.
         node, flatten: see `Tap`.
-        name: what the progress bar says.
+        name: of the progress bar.
 
     Raises:
         ValueError: the model is in training mode.

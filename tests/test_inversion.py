@@ -382,15 +382,6 @@ def test_parts_of_other_settings_are_not_mixed(parts):
     other.close()
 
 
-def test_a_second_run_on_the_same_file_is_refused(parts):
-    second = Parts(parts.output, {"iterations": 3}, count=10)
-    with pytest.raises(InputError, match=r"net_eps0\.pt is being written by process \d+"):
-        second.open()
-    parts.close()
-    second.open()
-    second.close()
-
-
 def test_a_damaged_part_is_named_and_made_again(parts):
     parts.save(0, some(0, 4))
     parts.save(4, some(4, 10))

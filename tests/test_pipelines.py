@@ -227,9 +227,15 @@ def test_printed_commands_are_understood(script, tmp_path):
 
 
 def test_models_and_radii_are_the_studys_by_default():
-    lines = run("invert_in100.sh", DRY_RUN=1).stdout.splitlines()
-    jobs = [(args.model, args.eps) for args in (parse(shlex.split(line)) for line in lines)]
-    assert jobs == [([arch], [eps]) for eps in ("eps0", "eps025", "eps05", "eps1", "eps3") for arch in IN100]
+    lines = run("invert_in100.sh", DRY_RUN=1, FLAGS="--uint8 -b 8").stdout.splitlines()
+    jobs = [parse(shlex.split(line)) for line in lines]
+    expected = [
+        ([arch], [eps], Path("data/cnns/imagenet100") / eps, 10_000, True, 8)
+        for eps in ("eps0", "eps025", "eps05", "eps1", "eps3")
+        for arch in IN100
+    ]
+    made = [(job.model, job.eps, job.model_dir, job.num_imgs_to_invert, job.uint8, job.batch) for job in jobs]
+    assert made == expected
 
 
 def test_published_data_are_not_made_again():

@@ -97,26 +97,21 @@ class _State:
         return [getattr(self, field.name) for field in fields(self)]
 
 
-class _Captured:
-    """One iteration as a CUDA graph over a state of its own: hundreds of kernels are launched by one call."""
-
-    def __init__(self, advance: Callable[[_State], None], state: _State) -> None:
-        everything = torch.ones(len(state.x), dtype=torch.bool, device=state.x.device)
-        self.state = state.rows(everything)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(state.x.device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    advance(self.state)
-            torch.cuda.current_stream().wait_stream(stream)
-            # "thread_local": the thread that pins the next batch allocates meanwhile, as it may
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                advance(self.state)
-
-    def __call__(self) -> None:
-        self._graph.replay()
+def _capture(advance: Callable[[_State], None], state: _State) -> tuple[_State, Callable[[], None]]:
+    """A copy of a state, and an iteration on it as a CUDA graph: hundreds of kernels are launched by one call."""
+    state = state.rows(torch.ones(len(state.x), dtype=torch.bool, device=state.x.device))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(state.x.device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                advance(state)
+        torch.cuda.current_stream().wait_stream(stream)
+        # "thread_local": the thread that pins the next batch allocates meanwhile, as it may
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            advance(state)
+    return state, graph.replay
 
 
 class Inverter:
@@ -152,7 +147,7 @@ class Inverter:
                     module.to(dtype)
             self._loss_scale = FP16_LOSS_SCALE if dtype == torch.float16 else 1.0
         self._cuda_graph = cuda_graph and device.type == "cuda"
-        self._captured: _Captured | None = None
+        self._captured: tuple[_State, Callable[[], None]] | None = None
 
     @torch.no_grad()
     def __call__(
@@ -213,10 +208,10 @@ class Inverter:
         """The state to look at, and a function that advances it by one iteration."""
         if not self._cuda_graph:
             return state, lambda: self._advance(state)
-        if self._captured is None or self._captured.state.x.shape != state.x.shape:
+        if self._captured is None or self._captured[0].x.shape != state.x.shape:
             self._captured = None  # gives its memory back before the next capture
             try:
-                self._captured = _Captured(self._advance, state)
+                self._captured = _capture(self._advance, state)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -224,8 +219,8 @@ class Inverter:
                     f"this network cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): "
                     "run with --no-cuda-graph"
                 ) from error
-        self._captured.state.copy_(state)
-        return self._captured.state, self._captured
+        self._captured[0].copy_(state)
+        return self._captured
 
     def _advance(self, state: _State) -> None:
         with torch.enable_grad():

@@ -50,18 +50,12 @@ class Inversion:
 
 @dataclass(frozen=True)
 class Inverted:
-    """What came out for n images, in float32, or float64 if model and images are.
+    """What came out for n images, in float32, or float64 if model and images are."""
 
-    Attributes:
-        images: (n, 3, H, W) in [0, 1]: per image the iterate nearest to its target, the last included.
-        start_distance, final_distance: (n,), relative distance of the first iterate and of `images`.
-        best_iteration: (n,) int64, steps after which `images` was reached; 0 is the first iterate itself.
-    """
-
-    images: Tensor
-    start_distance: Tensor
-    final_distance: Tensor
-    best_iteration: Tensor
+    images: Tensor  # (n, 3, H, W) in [0, 1]: per image the iterate nearest to its target, the last included
+    start_distance: Tensor  # (n,) relative distance of the first iterate
+    final_distance: Tensor  # (n,) and of `images`
+    best_iteration: Tensor  # (n,) int64, steps after which `images` was reached; 0 is the first iterate itself
 
 
 @dataclass

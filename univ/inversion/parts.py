@@ -110,8 +110,8 @@ class Parts:
     def wait(self) -> None:
         """Return when all parts are there.
 
-        Polls the folder: a collective operation would time out where one process has an hour more to do than another,
-        and a process that dies takes the others with it (torchrun sees to that).
+        Polls: a collective operation would time out where one process has an hour more to do than another, and a
+        process that dies takes the others with it (torchrun sees to that).
         """
         while sum(span.stop - span.start for span in self._spans()) < self.count:
             time.sleep(0.2)
@@ -143,11 +143,7 @@ class Parts:
         return whole
 
     def finish(self, inverted: Inverted, describe: Callable[[str], None]) -> None:
-        """Write the finished file at once and remove the parts.
-
-        Args:
-            describe: called with the SHA-256 of the finished file before it is put in its place.
-        """
+        """Write the finished file and remove the parts; `describe` gets its SHA-256 before it is put in its place."""
         files.save_torch(self.output, inverted.images, before=lambda whole: describe(files.file_hash(whole)))
         shutil.rmtree(self.folder)
         self.close()

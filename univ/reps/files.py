@@ -35,7 +35,7 @@ def read_identity(path: Path | str) -> dict[str, Any]:
 
 
 def open_reps(path: Path | str) -> Tensor:
-    """Representations (N, D), float32 or float16, memory-mapped where the format allows it; activations are flattened.
+    """Representations (N, D), any floating type, memory-mapped where the format allows it; activations are flattened.
 
     Raises:
         FileNotFoundError: no such file.

@@ -30,18 +30,12 @@ FREE_SHARE = 0.8  # of the device's free memory that the training matrix may tak
 
 @dataclass(frozen=True)
 class Training:
-    """How probes are trained; the study's settings, except that it trains 30 epochs.
-
-    Attributes:
-        batch_size: rows per step and probe.
-        lr: Adam's learning rate falls from it to `MIN_LR` on a cosine, epoch by epoch.
-        seed: of the order in which slices of the data come, which all probes share.
-    """
+    """How probes are trained; the study's settings, except that it trains 30 epochs."""
 
     epochs: int = 10
-    batch_size: int = 1024
-    lr: float = 5e-3
-    seed: int = 0
+    batch_size: int = 1024  # rows per step and probe
+    lr: float = 5e-3  # Adam's; falls to `MIN_LR` on a cosine, epoch by epoch
+    seed: int = 0  # of the order in which slices of the data come, which all probes share
 
     def lr_in(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
@@ -58,21 +52,14 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear layer and how good it is.
+    """A linear layer and how good it is on the validation part."""
 
-    Attributes:
-        weight, bias: (C, D) and (C,), float32 on the CPU.
-        seed: of its initial weights and its order within a slice.
-        epoch: epochs completed, from 1.
-        accuracy, loss: on the validation part; share of images, mean cross-entropy in nats.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    seed: int
-    epoch: int
+    weight: Tensor  # (C, D) float32 on the CPU
+    bias: Tensor  # (C,)
+    seed: int  # of its initial weights and its order within a slice
+    epoch: int  # epochs completed, from 1
     accuracy: float
-    loss: float
+    loss: float  # mean cross-entropy in nats
 
 
 @dataclass(frozen=True)

@@ -110,11 +110,7 @@ def _start_folder(run: Path) -> Path:
 
 
 def train(args: argparse.Namespace, parts: dict[str, probes.Labelled]) -> None:
-    """Train the probes and write their checkpoints and logs.
-
-    Raises:
-        InputError: the two parts are known to be representations of different models; names what differs.
-    """
+    """Train the probes and write their checkpoints and logs; two parts known to be of different models are refused."""
     paths = {split: reps_path(args, split) for split in parts}
     identity = repfiles.read_identity(paths["val"])
     if differing := differing_models(repfiles.read_identity(paths["train"]), identity):

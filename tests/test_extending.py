@@ -12,7 +12,7 @@ from univ.data import DATASETS, Dataset, Request, open_training
 from univ.data.images import TensorImages
 from univ.models import build_model, checkpoints, default_models
 from univ.show import plots
-from univ.show.study import Study
+from univ.show.sources import Sources
 
 
 def open_stripes(dataset: Dataset, request: Request) -> TensorImages:
@@ -64,7 +64,7 @@ def test_a_data_set_is_one_entry_and_one_opener(stripes):
 
     plots.main(["--only", "data_effect", "--quiet"])
     assert list((stripes / "figs").glob("*.png"))
-    figures = [figure for _, figure in plots.FIGURES["data_effect"](Study(stripes / "results"))]
+    figures = [figure for _, figure in plots.FIGURES["data_effect"](Sources(stripes / "results"))]
     assert any(STRIPES.label in text.get_text() for axes in figures[0].axes for text in axes.get_xticklabels())
 
     module_of("scripts/report.py").main(["--quiet"])

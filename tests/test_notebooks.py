@@ -7,7 +7,7 @@ import commands
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from synthetic_results import write_scores, write_study
+from synthetic_results import write_scores, write_sources
 
 from univ.errors import InputError
 from univ.show import plots
@@ -34,7 +34,7 @@ def studies(tmp_path_factory) -> dict[str, Study]:
         Study(tmp_path_factory.mktemp(name), start, dict.fromkeys(NOTEBOOKS, ""))
         for name, start in (("full", ROOT / "notebooks"), ("incomplete", ROOT), ("empty", ROOT))
     )
-    write_study(full.root)
+    write_sources(full.root)
     models = ("resnet50", "vgg16_bn")
     write_scores(incomplete.root / "results", "imagenet100", models, inputs=("standard",), ks=(10,))
 
@@ -77,8 +77,8 @@ def test_full_results(studies):
     assert figures == expected
     assert "imagenet: no results" in said["data_effect"] and "digits, " not in said["data_effect"]
     root = studies["full"].root
-    study = plots.Study(root / "results", root / "data")
-    stems = {stem for draw in plots.FIGURES.values() for stem, figure in draw(study) if figure is not None}
+    sources = plots.Sources(root / "results", root / "data")
+    stems = {stem for draw in plots.FIGURES.values() for stem, figure in draw(sources) if figure is not None}
     drawn = {path.name for path in (root / "figs").iterdir()}
     assert drawn == {stem + suffix for stem in stems for suffix in (".pdf", ".png")}  # as without Jupyter
 

@@ -21,7 +21,7 @@ from univ.reps.cache import RepCache, read_cache
 from univ.reps.identity import Identity, Inputs
 from univ.results import made
 from univ.show import plots, report, summary
-from univ.show.study import Study
+from univ.show.sources import Sources
 from univ.training.log import read_log
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def test_a_result_whose_json_is_damaged_is_not_done_and_readers_go_on(study):
     file = results.ResultFile("dis", "digits", "digits", "eps1", exp="10")
     status = results.check(study, file, {})
     assert not status and "dis_eps1_10.json" in status.reason
-    page = report.build(Study(study))
+    page = report.build(Sources(study))
     assert page.count("its JSON,") >= len(paths)
     summary.summarize(study, "digits", study / "accuracy")
 
@@ -104,7 +104,7 @@ def test_names_are_shown_as_text(tmp_path):
     write_scores(root, "plainly", models, eps=["eps0", "eps1"], inputs=["standard"], ks=[10])
     for folder in list(root.rglob("plainly")):  # our own programs refuse to write such a name
         folder.rename(folder.with_name(dataset))
-    page = report.build(Study(root))
+    page = report.build(Sources(root))
     page.encode()
     assert "\x1b" not in page and "<b>x" not in page and "$x_1$&lt;i&gt;\\udc80" in page
     figure = plots.heat_maps(results.load_long_table(root), "cka", dataset, "standard")

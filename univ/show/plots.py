@@ -31,7 +31,7 @@ from univ.errors import plain
 from univ.measures.cards import SHOWN
 from univ.show import differences, quantities
 from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, Inversions, dataset_label
-from univ.show.study import Study, add_arguments
+from univ.show.sources import Sources, add_arguments
 
 INPUT_COLORS = {"standard": ("#e0f9fa", "darkturquoise", "#00393d"), "inverted": ("#faf0fa", "plum", "#4b1d52")}
 INPUT_LABELS = {"standard": "regular images", "inverted": "inverted images"}
@@ -382,55 +382,55 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
 Drawn = Iterator[tuple[str, Figure | None]]
 
 
-def data_effect(study: Study) -> Drawn:
+def data_effect(sources: Sources) -> Drawn:
     """Similarity, agreement and JSDSim by data set and radius."""
-    lines = quantities.missing(study.scores, [*REPRESENTATIONAL, *FUNCTIONAL])
-    for line in lines + quantities.pooled(quantities.one_k(study.scores, study.knn)):
+    lines = quantities.missing(sources.scores, [*REPRESENTATIONAL, *FUNCTIONAL])
+    for line in lines + quantities.pooled(quantities.one_k(sources.scores, sources.knn)):
         logger.info("data_effect: {}", line)
     for images in INPUT_COLORS:
-        yield f"similarity_{images}", similarity_by_eps(study.scores, images, knn=study.knn)
-        yield f"agreement_{images}", agreement_by_eps(study.scores, images, study.bounds)
-        yield f"jsd_{images}", jsd_by_eps(study.scores, images)
+        yield f"similarity_{images}", similarity_by_eps(sources.scores, images, knn=sources.knn)
+        yield f"agreement_{images}", agreement_by_eps(sources.scores, images, sources.bounds)
+        yield f"jsd_{images}", jsd_by_eps(sources.scores, images)
 
 
-def rep_vs_pred_sim(study: Study) -> Drawn:
+def rep_vs_pred_sim(sources: Sources) -> Drawn:
     """Figure 5 for every data set and input that has subgroups."""
-    if study.subgroups.empty:
-        logger.info("rep_vs_pred_sim: no {} below {}", results.SUBGROUPS_NAME, study.results)
-    for dataset, images in sorted(set(zip(study.subgroups["dataset"], study.subgroups["input"]))):
+    if sources.subgroups.empty:
+        logger.info("rep_vs_pred_sim: no {} below {}", results.SUBGROUPS_NAME, sources.results)
+    for dataset, images in sorted(set(zip(sources.subgroups["dataset"], sources.subgroups["input"]))):
         name = "_".join(["rep_vs_pred", *([dataset.replace("/", "-")] if dataset else []), images])
-        yield name, similarity_by_prediction(study.subgroups, dataset, images, k=study.knn)
+        yield name, similarity_by_prediction(sources.subgroups, dataset, images, k=sources.knn)
 
 
-def probes(study: Study) -> Drawn:
+def probes(sources: Sources) -> Drawn:
     """Agreement of classifiers and of probes."""
-    if study.probes.empty:
-        logger.info("probe_agreement: no {} below {}", results.PROBES_NAME, study.results)
-    yield "probe_agreement", probe_agreement(study.scores, study.probes)
+    if sources.probes.empty:
+        logger.info("probe_agreement: no {} below {}", results.PROBES_NAME, sources.results)
+    yield "probe_agreement", probe_agreement(sources.scores, sources.probes)
 
 
-def jaccard_apx(study: Study) -> Drawn:
+def jaccard_apx(sources: Sources) -> Drawn:
     """Jaccard for several numbers of neighbours."""
-    for line in quantities.missing(study.scores, ["jacc"]):
+    for line in quantities.missing(sources.scores, ["jacc"]):
         logger.info("jaccard_apx: {}", line)
     for images in INPUT_COLORS:
-        yield f"jaccard_by_k_{images}", jaccard_by_k(study.scores, images)
+        yield f"jaccard_by_k_{images}", jaccard_by_k(sources.scores, images)
 
 
-def inv_img_example(study: Study) -> Drawn:
+def inv_img_example(sources: Sources) -> Drawn:
     """Seed, target and inverted images per model, for every data set that has inverted images."""
     for dataset in DATASETS:
-        folder = study.data / dataset / "inverted"
+        folder = sources.data / dataset / "inverted"
         if not folder.is_dir():
             logger.info("inv_img_example: no {}", folder)
             continue
-        inversions = quantities.load_inversions(dataset, study.data)
+        inversions = quantities.load_inversions(dataset, sources.data)
         for line in inversions.missing:
             logger.info("inv_img_example: {}: {}", dataset, line)
         yield f"inverted_{dataset}", inversion_grid(inversions)
 
 
-FIGURES: dict[str, Callable[[Study], Drawn]] = {
+FIGURES: dict[str, Callable[[Sources], Drawn]] = {
     "data_effect": data_effect,
     "rep_vs_pred_sim": rep_vs_pred_sim,
     "probe_agreement": probes,
@@ -470,10 +470,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    study = Study.of(args)
+    sources = Sources.of(args)
     count = 0
     for name in args.only:
-        for stem, figure in FIGURES[name](study):
+        for stem, figure in FIGURES[name](sources):
             count += save(figure, args.figs / files.file_name(stem, "figure"))
     logger.info("{} figures in {}", count, args.figs)
 

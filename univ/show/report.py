@@ -23,7 +23,7 @@ from univ.errors import InputError, plain
 from univ.measures.cards import SHOWN
 from univ.show import plots, prose, provenance, quantities, tables
 from univ.show.plots import INPUT_LABELS
-from univ.show.study import Study
+from univ.show.sources import Sources
 from univ.show.tables import Table, dataset_label
 
 DIFFERENCES = "Differences from the original"
@@ -32,53 +32,52 @@ DIFFERENCES = "Differences from the original"
 KINDS = {"adv": "adversarial images", "sample": "inverted images pooled over models", "base": "permuted images"}
 
 
-def build(study: Study, readme: Path | None = None) -> str:
+def build(sources: Sources, readme: Path | None = None) -> str:
     """The page.
 
     Args:
-        study: what it is about.
         readme: Markdown file whose section on differences from the original is repeated.
 
     Raises:
         InputError: there is no results folder, or nothing in it.
     """
-    if not study.results.is_dir():
-        raise InputError(f"there is no results folder {study.results}: name one with --results")
-    made = provenance.read(study.results)
-    if made.empty and study.evaluations.empty:
+    if not sources.results.is_dir():
+        raise InputError(f"there is no results folder {sources.results}: name one with --results")
+    made = provenance.read(sources.results)
+    if made.empty and sources.evaluations.empty:
         scripts = "rep.py, func.py, subgroup_sim.py or compare_probes.py"
-        raise InputError(f"no results in {study.results}: it holds no CSV of {scripts}")
+        raise InputError(f"no results in {sources.results}: it holds no CSV of {scripts}")
     of_runs = provenance.runs_of(made[made["problem"] == ""])
     unknown = made[made["problem"] != ""]
     software: Counter[tuple[str, str]] = Counter()
     for run in of_runs:
         software[run.commit, run.versions] += len(run.files)
-    found, tests = tables.means(study.scores), tables.subgroup_tests(study.subgroups)
+    found, tests = tables.means(sources.scores), tables.subgroup_tests(sources.subgroups)
     page = _template().render(
-        lead=_lead(study, found, len(made)),
-        accuracy=tables.accuracy(study),
-        transfer=tables.transfer(study),
+        lead=_lead(sources, found, len(made)),
+        accuracy=tables.accuracy(sources),
+        transfer=tables.transfer(sources),
         similarity=_similarity(found),
         several_k=found[found["measure"] == "jacc"].groupby("input")["knn"].nunique() > 1,
-        pairs={kind: _heat_maps(study.scores, kind) for kind in INPUT_LABELS},
-        others=_others(study),
-        agreement=tables.agreement(study, found),
+        pairs={kind: _heat_maps(sources.scores, kind) for kind in INPUT_LABELS},
+        others=_others(sources),
+        agreement=tables.agreement(sources, found),
         subgroups=tables.subgroups(tests),
-        probes=tables.probes(study),
-        probe_accuracies=tables.probe_accuracies(study),
-        singles=tables.singles(study),
-        figures=_figures(study),
+        probes=tables.probes(sources),
+        probe_accuracies=tables.probe_accuracies(sources),
+        singles=tables.singles(sources),
+        figures=_figures(sources),
         software=software,
         runs=[(run, _words(run), _files(run)) for run in of_runs],
         unknown=[_code(path) + f": {_shown(problem)}" for path, problem in zip(unknown["path"], unknown["problem"])],
-        missing=tables.missing(study, found, tests),
-        pooled=quantities.pooled(quantities.one_k(study.scores, study.knn)),
-        left_out=study.left_out(),
+        missing=tables.missing(sources, found, tests),
+        pooled=quantities.pooled(quantities.one_k(sources.scores, sources.knn)),
+        left_out=sources.left_out(),
         differences=prose.section(readme, DIFFERENCES, "What the original does, and what is done here."),
         differences_title=DIFFERENCES,
         images=INPUT_LABELS,
         commit=runs.commit(),
-        root=study.results,
+        root=sources.results,
     )
     return page.lstrip()
 
@@ -86,9 +85,9 @@ def build(study: Study, readme: Path | None = None) -> str:
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _lead(study: Study, found: pd.DataFrame, files: int) -> dict[str, str]:
+def _lead(sources: Sources, found: pd.DataFrame, files: int) -> dict[str, str]:
     """What the folder holds, and the similarity at the smallest and the largest radius."""
-    scores = study.scores
+    scores = sources.scores
     datasets = quantities.order_datasets(scores["dataset"])
     items = {
         "Data": ", ".join(map(dataset_label, datasets)),
@@ -112,10 +111,10 @@ def _similarity(found: pd.DataFrame) -> dict[str, Table]:
     return {kind: tables.similarity(titles[kind], of_kind) for kind, of_kind in rows.items() if len(of_kind)}
 
 
-def _others(study: Study) -> list[tuple[str, str, Table]]:
+def _others(sources: Sources) -> list[tuple[str, str, Table]]:
     """Adversarial, pooled and permuted images: id, heading and table of each."""
     parts = []
-    for kind, scores in study.others.items():
+    for kind, scores in sources.others.items():
         what = " and ".join(KINDS[word] for word in kind.split("+"))
         for inputs, rows in tables.means(scores).groupby("input"):
             table = tables.similarity(f"Mean similarity, {what}.", rows)
@@ -147,9 +146,9 @@ class Picture:
     wide: bool = False
 
 
-def _figures(study: Study) -> dict[str, Picture]:
+def _figures(sources: Sources) -> dict[str, Picture]:
     """Every figure that the results allow, by name; the page says what those it knows show."""
-    drawn = itertools.chain.from_iterable(figures(study) for figures in plots.FIGURES.values())
+    drawn = itertools.chain.from_iterable(figures(sources) for figures in plots.FIGURES.values())
     named = {name: figure for name, figure in drawn if figure is not None}
     return {name: _picture(figure, name.replace("_", " ").capitalize() + ".") for name, figure in named.items()}
 

@@ -8,7 +8,7 @@ import pandas as pd
 from univ.errors import plain
 from univ.show import tables
 from univ.show.plots import INPUT_LABELS
-from univ.show.study import Study
+from univ.show.sources import Sources
 from univ.show.tables import Table
 
 
@@ -21,15 +21,15 @@ def summarize(results_dir: Path, dataset: str, accuracy_dir: Path, *, scale: str
         accuracy_dir: folder of the CSVs that evaluation appended to.
         scale: a sentence on how the results were made, put below the title.
     """
-    study = Study(results_dir, evaluated=tuple(sorted(accuracy_dir.glob("*.csv"))), dataset=dataset)
-    found = tables.means(study.scores)
+    sources = Sources(results_dir, evaluated=tuple(sorted(accuracy_dir.glob("*.csv"))), dataset=dataset)
+    found = tables.means(sources.scores)
     parts = [f"# {plain(dataset)}: are robust models more alike?", scale, conclusion(found, dataset)]
-    parts += _section("Accuracy", tables.accuracy(study))
+    parts += _section("Accuracy", tables.accuracy(sources))
     for kind, label in INPUT_LABELS.items():
         rows = found[found["input"] == kind]
         parts += _section(f"Similarity on {label}", tables.similarity("", rows) if len(rows) else None)
-    parts += _section("Inverted images as other models see them", tables.transfer(study))
-    parts += _section("Agreement of linear probes", tables.probes(study))
+    parts += _section("Inverted images as other models see them", tables.transfer(sources))
+    parts += _section("Agreement of linear probes", tables.probes(sources))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 from synthetic_results import DIGITS_MODELS, write_scores, write_sources
 
 from univ.show import plots, quantities
@@ -40,12 +39,10 @@ def test_legends_lie_outside_the_data(sources, tmp_path):
         assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1  # nothing is cut off
 
 
-def test_shades_darken_with_eps():
-    for kind, base in (("standard", "darkturquoise"), ("inverted", "plum")):
-        light = [sum(plots.shade(kind, eps)) for eps in plots.SHADED_EPS]
-        assert light == sorted(light, reverse=True)
-        nearest = min(np.abs(np.array(plots.shade(kind, eps)) - to_rgb(base)).max() for eps in np.linspace(0, 3, 50))
-        assert nearest < 0.05  # the colour itself is among them
+@pytest.mark.parametrize("kind", ["standard", "inverted"])
+def test_shades_darken_with_eps(kind):
+    light = [sum(plots.shade(kind, eps)) for eps in plots.SHADED_EPS]
+    assert light == sorted(light, reverse=True)
 
 
 def test_agreement_has_a_bound_mark_at_every_box(sources):
@@ -106,9 +103,8 @@ def test_figures_without_jupyter_are_the_same_each_time(sources, tmp_path):
     for folder in ("a", "b"):
         plots.main([*words, "--figs", str(tmp_path / folder), "--only", "probe_agreement", "inv_img_example"])
     drawn = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
-    assert set(drawn) == {
-        f"{stem}.{suffix}" for stem in ("inverted_digits", "probe_agreement") for suffix in ("pdf", "png")
-    }
+    stems = ("inverted_digits", "probe_agreement")
+    assert set(drawn) == {f"{stem}.{suffix}" for stem in stems for suffix in ("pdf", "png")}
     assert drawn["probe_agreement.pdf"].startswith(b"%PDF")
     assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
 

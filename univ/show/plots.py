@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+import torch
 from loguru import logger
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
@@ -191,7 +192,6 @@ def similarity_by_eps(
 
     Args:
         table: long table, with `knn` among its settings where several k were computed.
-        images: standard or inverted.
         knn: which k of the neighbour-based measures; the smallest there is by default.
     """
     data = table[(table["input"] == images) & table["measure"].isin(list(measures))]
@@ -220,7 +220,7 @@ def agreement_by_eps(
 
 
 def jsd_by_eps(table: pd.DataFrame, images: str) -> Figure | None:
-    """JSDSim = 1 - JSD / ln 2 of predicted probabilities by data set and radius."""
+    """Similarity of predicted probabilities, 1 - JSD / ln 2, by data set and radius."""
     return agreement_by_eps(table, images, measure="jsd")
 
 
@@ -240,11 +240,7 @@ def similarity_by_prediction(
     """The study's Figure 5: similarity on the images where predictions agree and where they differ, at eps 0 and 3.
 
     One panel per measure; above each pair of boxes the p-value of the difference of means, permuted at the level of
-    models (`differences.model_level_test`).
-
-    Args:
-        subgroups: as `results.load_subgroups` gives them.
-        k: number of neighbours of the Jaccard panel.
+    models (`differences.model_level_test`). `k` is that of the Jaccard panel.
     """
     rows = subgroups[(subgroups["dataset"] == dataset) & (subgroups["input"] == images)]
     panels = {measure: differences.subgroup_rows(rows, measure, k) for measure in REPRESENTATIONAL}
@@ -285,9 +281,6 @@ def probe_agreement(table: pd.DataFrame, probes: pd.DataFrame) -> Figure | None:
     """Agreement of pretrained classifiers at eps 0 and at the largest eps, and of probes on frozen representations.
 
     Box and points, one point per pair, one panel per data set that has probes.
-
-    Args:
-        table, probes: as `results.load_long_table` and `results.load_probe_agreement` give them.
     """
     named = [name for name in quantities.order_datasets(probes["dataset"]) if name]
     datasets = named or quantities.order_datasets(table["dataset"]) if len(probes) else []
@@ -354,17 +347,15 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
     keys = [(model, eps) for model in models for name, eps in sorted(inversions.inverted) if name == model]
     columns = {"seed": inversions.seeds, "target": inversions.targets}
     columns |= {f"{_name(model)}\neps {eps:g}": inversions.inverted[model, eps] for model, eps in keys}
-    rows, _, height, width = inversions.targets.shape
+    rows, _, _, width = inversions.targets.shape
     gap = max(1, width // 16)
     # one picture of all: a grid of axes takes a second to draw for every few dozen images
-    grid = np.ones((rows * (height + gap) - gap, len(columns) * (width + gap) - gap, 3), dtype=np.float32)
-    for column, images in enumerate(columns.values()):
-        for row, image in enumerate(images):
-            top, left = row * (height + gap), column * (width + gap)
-            grid[top : top + height, left : left + width] = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    images = torch.stack(list(columns.values()), dim=1).flatten(0, 1)  # row by row
+    framed = torch.nn.functional.pad(images.clamp(0, 1), (0, gap, 0, gap), value=1)
+    grid = framed.unflatten(0, (rows, -1)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    grid = grid[:-gap, :-gap].numpy()
     side = min(1.0, 12 / len(columns))  # inches per image
-    figure, axes = _figure(1, 1, side * len(columns) + 0.1, side * rows + 0.5)
-    panel = axes[0, 0]
+    figure, ((panel,),) = _figure(1, 1, side * len(columns) + 0.1, side * rows + 0.5)
     panel.imshow(grid, interpolation="nearest")
     centers = [column * (width + gap) + width / 2 for column in range(len(columns))]
     longest = max(len(line) for name in columns for line in name.splitlines())
@@ -372,8 +363,7 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
     panel.set_xticks(centers, list(columns), fontsize=size)
     panel.tick_params(axis="x", length=0, labeltop=True, labelbottom=False)
     panel.set_yticks([])
-    for spine in panel.spines.values():
-        spine.set_visible(False)
+    panel.spines[:].set_visible(False)
     return figure
 
 
@@ -471,10 +461,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
     sources = Sources.of(args)
-    count = 0
-    for name in args.only:
-        for stem, figure in FIGURES[name](sources):
-            count += save(figure, args.figs / files.file_name(stem, "figure"))
+    drawn = itertools.chain.from_iterable(FIGURES[name](sources) for name in args.only)
+    count = sum(save(figure, args.figs / files.file_name(stem, "figure")) for stem, figure in drawn)
     logger.info("{} figures in {}", count, args.figs)
 
 

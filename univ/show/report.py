@@ -26,9 +26,7 @@ from univ.show.plots import INPUT_LABELS
 from univ.show.sources import Sources
 from univ.show.tables import Table, dataset_label
 
-DIFFERENCES = "Differences from the original"
-"""The section of the documentation that the page repeats: what is decided otherwise than in the study's own code."""
-
+DIFFERENCES = "Differences from the original"  # the section of the documentation that the page repeats
 KINDS = {"adv": "adversarial images", "sample": "inverted images pooled over models", "base": "permuted images"}
 
 
@@ -57,7 +55,10 @@ def build(sources: Sources, readme: Path | None = None) -> str:
         lead=_lead(sources, found, len(made)),
         accuracy=tables.accuracy(sources),
         transfer=tables.transfer(sources),
-        similarity=_similarity(found),
+        similarity={
+            kind: tables.similarity(f"Mean similarity on {INPUT_LABELS[kind]}.", rows)
+            for kind, rows in found.groupby("input", sort=False)
+        },
         several_k=found[found["measure"] == "jacc"].groupby("input")["knn"].nunique() > 1,
         pairs={kind: _heat_maps(sources.scores, kind) for kind in INPUT_LABELS},
         others=_others(sources),
@@ -68,7 +69,7 @@ def build(sources: Sources, readme: Path | None = None) -> str:
         singles=tables.singles(sources),
         figures=_figures(sources),
         software=software,
-        runs=[(run, _words(run), _files(run)) for run in of_runs],
+        runs=[_run(run) for run in of_runs],
         unknown=[_code(path) + f": {_shown(problem)}" for path, problem in zip(unknown["path"], unknown["problem"])],
         missing=tables.missing(sources, found, tests),
         pooled=quantities.pooled(quantities.one_k(sources.scores, sources.knn)),
@@ -104,13 +105,6 @@ def _lead(sources: Sources, found: pd.DataFrame, files: int) -> dict[str, str]:
     return {term: what for term, what in items.items() if what}
 
 
-def _similarity(found: pd.DataFrame) -> dict[str, Table]:
-    """Kind of images -> its means, of the kinds there are."""
-    rows = {kind: found[found["input"] == kind] for kind in INPUT_LABELS}
-    titles = {kind: f"Mean similarity on {label}." for kind, label in INPUT_LABELS.items()}
-    return {kind: tables.similarity(titles[kind], of_kind) for kind, of_kind in rows.items() if len(of_kind)}
-
-
 def _others(sources: Sources) -> list[tuple[str, str, Table]]:
     """Adversarial, pooled and permuted images: id, heading and table of each."""
     parts = []
@@ -123,13 +117,15 @@ def _others(sources: Sources) -> list[tuple[str, str, Table]]:
     return parts
 
 
-def _words(run: provenance.Run) -> str:
-    return ", ".join([*(INPUT_LABELS.get(word, word) for word in run.about), counted(len(run.files), "result")])
-
-
-def _files(run: provenance.Run) -> Table:
+def _run(run: provenance.Run) -> tuple[provenance.Run, str, Table]:
+    """A run, what it is about, and its files."""
+    words = [*(INPUT_LABELS.get(word, word) for word in run.about), counted(len(run.files), "result")]
     cells = run.files.assign(group="").rename(columns={"path": "file"}).set_index(["group", "file"])
-    return Table("Files below the results folder.", cells[["images", "settings"]], words=("settings",))
+    return (
+        run,
+        ", ".join(words),
+        Table("Files below the results folder.", cells[["images", "settings"]], words=("settings",)),
+    )
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -148,9 +144,12 @@ class Picture:
 
 def _figures(sources: Sources) -> dict[str, Picture]:
     """Every figure that the results allow, by name; the page says what those it knows show."""
-    drawn = itertools.chain.from_iterable(figures(sources) for figures in plots.FIGURES.values())
-    named = {name: figure for name, figure in drawn if figure is not None}
-    return {name: _picture(figure, name.replace("_", " ").capitalize() + ".") for name, figure in named.items()}
+    return {
+        name: _picture(figure, name.replace("_", " ").capitalize() + ".")
+        for figures in plots.FIGURES.values()
+        for name, figure in figures(sources)
+        if figure is not None
+    }
 
 
 def _heat_maps(scores: pd.DataFrame, kind: str) -> list[Picture]:

@@ -16,8 +16,6 @@ def summarize(results_dir: Path, dataset: str, accuracy_dir: Path, *, scale: str
     """The page as Markdown text.
 
     Args:
-        results_dir: the results folder.
-        dataset: whose results to read.
         accuracy_dir: folder of the CSVs that evaluation appended to.
         scale: a sentence on how the results were made, put below the title.
     """
@@ -54,11 +52,7 @@ def markdown(table: Table) -> str:
 
 
 def conclusion(found: pd.DataFrame, dataset: str) -> str:
-    """One sentence per kind of image: whether robust models came out more alike than standard ones, as measured.
-
-    Args:
-        found: as `tables.means` gives it.
-    """
+    """One sentence per kind of image, of `tables.means`: whether robust models came out more alike, as measured."""
     sentences = []
     for kind, label in INPUT_LABELS.items():
         words = {"cka": "", "dis": ""}

@@ -127,8 +127,8 @@ def transfer(sources: Sources) -> Table | None:
     if rows.empty:
         return None
     rows = rows.assign(other=rows["source"] != rows["model"]).sort_values(["dataset", "other"], key=_place)
-    rows["group"] = rows["dataset"].map(dataset_label)
-    rows["classified by"] = rows["other"].map({False: "the model inverted", True: "the other models"})
+    others = {False: "the model inverted", True: "the other models"}
+    rows = rows.assign(**{"group": rows["dataset"].map(dataset_label), "classified by": rows["other"].map(others)})
     title = "Inverted images classified as their target's class, in percent."
     note = "Where other models see the target too, they respond to what the image was made to show one model."
     return Table(title, 100 * _by_eps(rows, "classified by", "accuracy"), note, digits=1)
@@ -160,12 +160,7 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def similarity(title: str, rows: pd.DataFrame) -> Table:
-    """Means by data set and measure (rows) and radius (columns).
-
-    Args:
-        title: what the table shows.
-        rows: those of `means` to show.
-    """
+    """Rows of `means` by data set and measure (rows) and radius (columns)."""
     names = [measure_label(key, knn) for key, knn in zip(rows["measure"], rows["knn"])]
     rows = rows.assign(group=rows["dataset"].map(dataset_label), measure=names)
     spread = _by_eps(rows, "measure", "spread")
@@ -184,11 +179,7 @@ def change(found: pd.DataFrame, dataset: str, kind: str) -> dict[str, tuple[pd.S
 
 
 def agreement(sources: Sources, found: pd.DataFrame) -> Table | None:
-    """Agreement of predictions beside what the accuracies alone would give.
-
-    Args:
-        found: as `means` gives it.
-    """
+    """Agreement of predictions (in `means`) beside what the accuracies alone would give."""
     keys = ["dataset", "input", "eps"]
     rows = found[found["measure"] == "dis"]
     if rows.empty:
@@ -214,8 +205,7 @@ def agreement(sources: Sources, found: pd.DataFrame) -> Table | None:
 def subgroup_tests(subgroups: pd.DataFrame) -> pd.DataFrame:
     """Similarity where predictions agree and where they differ, for every measure, k and radius, regular images first.
 
-    Args:
-        subgroups: as `results.load_subgroups` gives them; scores that could not be computed count as absent.
+    Scores that could not be computed count as absent.
 
     Returns:
         Columns group (data set, images and radius), measure (with its k), agree, differ (mean similarity of the pairs
@@ -316,11 +306,7 @@ def singles(sources: Sources) -> Table | None:
 
 
 def missing(sources: Sources, found: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
-    """What the study has and this folder has not, a line each.
-
-    Args:
-        found, tests: as `means` and `subgroup_tests` give them.
-    """
+    """What the study has and this folder, by its `means` and `subgroup_tests`, has not, a line each."""
     scores = sources.scores
     absent = [name for name in quantities.studied() if name not in set(scores["dataset"])]
     lines = quantities.missing(scores, [*quantities.REPRESENTATIONAL, *quantities.FUNCTIONAL])

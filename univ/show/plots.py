@@ -282,10 +282,7 @@ def probe_agreement(table: pd.DataFrame, probes: pd.DataFrame) -> Figure | None:
 
     Box and points, one point per pair, one panel per data set that has probes.
     """
-    named = [name for name in quantities.order_datasets(probes["dataset"]) if name]
-    datasets = named or quantities.order_datasets(table["dataset"]) if len(probes) else []
-    panels = {name: quantities.classifier_and_probe_agreement(table, probes, name) for name in datasets}
-    panels = {name: data for name, data in panels.items() if len(data)}
+    panels = quantities.agreements(table, probes)
     if not panels:
         return None
     groups = {name: list(dict.fromkeys(data["group"])) for name, data in panels.items()}

@@ -177,6 +177,14 @@ def classifier_and_probe_agreement(table: pd.DataFrame, probes: pd.DataFrame, da
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group", "pair", "agreement"])
 
 
+def agreements(table: pd.DataFrame, probes: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Data set -> its `classifier_and_probe_agreement`, of those that probes name (all, where they name none)."""
+    named = [name for name in order_datasets(probes["dataset"]) if name]
+    datasets = named or order_datasets(table["dataset"]) if len(probes) else []
+    found = {name: classifier_and_probe_agreement(table, probes, name) for name in datasets}
+    return {name: rows for name, rows in found.items() if len(rows)}
+
+
 # --- inverted images ------------------------------------------------------------------------------------------------
 
 

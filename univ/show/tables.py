@@ -253,11 +253,8 @@ def subgroups(tests: pd.DataFrame) -> Table | None:
 
 def probes(sources: Sources) -> Table | None:
     """Agreement of classifiers and of linear probes."""
-    named = [name for name in quantities.order_datasets(sources.probes["dataset"]) if name]
-    datasets = named or quantities.order_datasets(sources.scores["dataset"]) if len(sources.probes) else []
     rows = []
-    for dataset in datasets:
-        compared = quantities.classifier_and_probe_agreement(sources.scores, sources.probes, dataset)
+    for dataset, compared in quantities.agreements(sources.scores, sources.probes).items():
         for group, values in compared.groupby("group", sort=False)["agreement"]:
             values = values.astype(float)
             name = " ".join(group.split()).replace("eps ", f"eps{NBSP}")

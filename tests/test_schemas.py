@@ -1,7 +1,9 @@
 """What is read back: the right content, or one line that names the file and the field; names are only ever text."""
 
+import contextlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,8 +82,8 @@ def test_a_result_whose_json_is_damaged_is_not_done_and_readers_go_on(study):
 @pytest.mark.parametrize(("column", "value"), [("input", "sideways"), ("pred_type", "perhaps"), ("score", "high")])
 def test_a_cell_that_is_none_of_the_values_is_named(study, column, value):
     path = study / "subgroups/digits/standard" / results.SUBGROUPS_NAME
-    table = pd.read_csv(path, dtype=object).assign(input="standard")
-    table.loc[0, column] = value
+    table = pd.read_csv(path).assign(**({} if column != "input" else {column: "standard"}))
+    table[column] = [value, *table[column][1:]]
     table.to_csv(path, index=False)
     with pytest.raises(InputError, match=rf"{path.name}, column {column}, row .*: 0 .*{value}"):
         results.load_subgroups(study)
@@ -135,40 +137,28 @@ def test_weights_that_need_gradients_are_read(tmp_path):
     assert not any(weight.requires_grad for weight in checkpoints.read_weights(tmp_path / "w.pt").values())
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"epoch": "three"}, "epoch"),
-        ({"epoch": -1}, "epoch"),
-        ({"arch": ["resnet10"]}, "arch"),
-        ({"arch": "x" * 5000}, "arch"),
-        ({"resume": {"recipe": {"attack": None, "epochs": 3}}}, "resume.steps_per_epoch"),
-    ],
-)
-def test_fields_of_a_checkpoint_are_checked(tmp_path, fields, named):
-    state = build_model("resnet10", "digits", seed=0).state_dict()
-    torch.save({"model": state, "epoch": 1, **fields}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=rf"w\.pt is damaged .*: {named}"):
-        checkpoints.load_checkpoint(tmp_path / "w.pt")
+NEXT = {"recipe": {"attack": None, "epochs": 3}}
+CHECKPOINT = {
+    "epoch": ("three", -1), "arch": (["resnet10"], "x" * 5000), "resume.steps_per_epoch": (NEXT,)
+}  # fmt: skip
+PROBE = {
+    "weight": (torch.zeros(3, 4).to_sparse(), torch.zeros(3, 4, dtype=torch.int64)), "bias": ([0.0, 0.0, 0.0],),
+    "accuracy": ("high",), "seed": (None,), "reps": ("val_reps.pt",), "reps.val": ({"val": "x" * 5000},),
+    "run": ("x" * 300,),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"weight": torch.zeros(3, 4).to_sparse()}, "weight"),
-        ({"weight": torch.zeros(3, 4, dtype=torch.int64)}, "weight"),
-        ({"bias": [0.0, 0.0, 0.0]}, "bias"),
-        ({"accuracy": "high"}, "accuracy"),
-        ({"seed": None}, "seed"),
-        ({"reps": "val_reps.pt"}, "reps"),
-        ({"reps": {"val": "x" * 5000}}, r"reps\.val"),
-        ({"run": "x" * 300}, "run"),
-    ],
-)
-def test_fields_of_a_probe_are_checked(tmp_path, fields, named):
-    torch.save({"weight": torch.zeros(3, 4), "bias": torch.zeros(3), **fields}, tmp_path / "best.pt")
-    with pytest.raises(InputError, match=rf"best\.pt is damaged .*: {named}"):
-        probes.load(tmp_path / "best.pt")
+@pytest.mark.parametrize(("load", "fields"), [(checkpoints.load_checkpoint, CHECKPOINT), (probes.load, PROBE)])
+def test_fields_of_checkpoints_and_probes_are_checked(tmp_path, load, fields):
+    state = build_model("resnet10", "digits", seed=0).model.state_dict()
+    good = {"model": state, "epoch": 1, "weight": torch.zeros(3, 4), "bias": torch.zeros(3)}
+    for field, values in fields.items():
+        for value in values:
+            torch.save({**good, field.partition(".")[0]: value}, tmp_path / "w.pt")
+            with pytest.raises(InputError, match=rf"w\.pt is damaged .*: {re.escape(field)}"):
+                load(tmp_path / "w.pt")
+    torch.save(good, tmp_path / "w.pt")
+    load(tmp_path / "w.pt")
 
 
 # --- caches, inversions, logs ---------------------------------------------------------------------------------------
@@ -196,11 +186,10 @@ def test_damaged_settings_of_parts_are_named_and_overwritten_when_asked(tmp_path
     parts = Parts(tmp_path / "net_eps0.pt", {"iterations": 3}, count=1)
     parts.folder.mkdir()
     (parts.folder / "settings.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"settings\.json is .*--overwrite"):
+    with contextlib.closing(parts), pytest.raises(InputError, match=r"settings\.json is .*--overwrite"):
         parts.open()
-    parts.close()
-    parts.open(discard=True)
-    parts.close()
+    with contextlib.closing(parts):
+        parts.open(discard=True)
 
 
 def test_damaged_lines_of_a_log_are_left_out(tmp_path):

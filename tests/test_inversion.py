@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from scripts.benchmarks.inversion import pictures, published_inversion, trained_statistics
-from univ import files
+from univ import attacks, files
+from univ.data import open_training
 from univ.data.loaders import stream
 from univ.errors import InputError
-from univ.inversion import Inversion, Inverted, Inverter, Parts
-from univ.models import DIGITS_ARCHS, HEAD_INPUT, Arch, Classifier
+from univ.inversion import MOMENTUM, Inversion, Inverted, Inverter, Parts
+from univ.models import DIGITS_ARCHS, HEAD_INPUT, Arch, Classifier, build_model
 from univ.models.precision import AUTOCAST, arithmetic
 from univ.reps.extract import Tap
 
@@ -97,6 +98,35 @@ def test_final_distances_are_those_of_the_published_procedure(arch, seeds, targe
     assert (ours.final_distance < 0.9 * ours.start_distance).all()  # there was something to compare
 
 
+def train(arch):
+    """A classifier of the digits after one epoch: an untrained one is inverted to a distance of nearly nothing."""
+    training, _ = open_training("digits")
+    pixels, labels = training.floats(slice(None)), training.labels
+    model, generator = build_model(arch, "digits", seed=0), stream("order")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for chosen in torch.randperm(len(labels), generator=generator).split(64):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(pixels[chosen]), labels[chosen]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("arch", DIGITS_ARCHS)
+def test_a_hundred_iterations_end_near_the_published_distances(arch, seeds, targets):
+    model, settings = train(arch).double(), Inversion(iterations=100)
+    seeds, targets = noisy(seeds[:3]), targets[:3].double()
+    ours = Inverter(model, settings)(seeds, targets)
+    expected = relative_distances(model, published_inversion(model, seeds, targets, settings), targets)
+    torch.testing.assert_close(ours.final_distance, expected, rtol=0.05, atol=0)
+    assert expected.min() > 1e-3  # below that, rounding is what is compared
+
+
+def test_the_distance_is_the_unfolded_models(model, seeds, targets):
+    inverted = Inverter(model, Inversion(iterations=5))(seeds, targets)
+    for images, distance in ((inverted.images, inverted.final_distance), (seeds, inverted.start_distance)):
+        torch.testing.assert_close(distance, relative_distances(model, images, targets), rtol=1e-4, atol=1e-6)
+
+
 # --- against a literal loop -----------------------------------------------------------------------------------------
 
 
@@ -131,6 +161,23 @@ def test_the_best_iterate_of_all_is_kept(model, seeds, targets):
         assert inverted.final_distance[position].item() == pytest.approx(min(distances), rel=1e-3)
         torch.testing.assert_close(inverted.images[position], iterates[best[-1]], rtol=0, atol=2e-3)
     assert min(best) < 12
+
+
+def test_agrees_with_the_loop_of_the_attack(model, seeds, targets):
+    inverter = Inverter(model, Inversion(iterations=10, step_size=1.0))
+    with Tap(model, node=HEAD_INPUT) as tap, attacks.frozen(model):
+        model(targets)
+        wanted = tap.rep.clone()
+
+        def distances(x):
+            model(x)
+            return (tap.rep - wanted).norm(dim=1) / wanted.norm(dim=1)
+
+        rule = attacks.L2MomentumStep(seeds, eps=1000, step_size=1.0, momentum=MOMENTUM)
+        images, losses = attacks.pgd(lambda x: -distances(x), rule, steps=10)
+    inverted = inverter(seeds, targets)
+    torch.testing.assert_close(inverted.final_distance, -losses, rtol=1e-3, atol=0)
+    torch.testing.assert_close(inverted.images, images, rtol=0, atol=2e-3)
 
 
 # --- closed forms ---------------------------------------------------------------------------------------------------
@@ -367,6 +414,16 @@ def test_parts_come_together_whatever_their_order_and_size(parts):
     assert said == [files.file_hash(parts.output)]
     assert torch.equal(torch.load(parts.output, weights_only=True), some(0, 10).images)
     assert not parts.folder.exists()
+
+
+def test_parts_keep_eight_bits_where_asked(tmp_path):
+    parts = Parts(tmp_path / "net_eps0.pt", {"uint8": True}, count=3)
+    parts.open()
+    parts.save(0, some(0, 3))
+    whole = parts.collect()
+    parts.finish(whole, lambda sha256: None)
+    stored = torch.load(parts.output, weights_only=True)
+    assert stored.dtype == torch.uint8 and stored[:, 0, 0, 0].tolist() == [0, 1, 2]
 
 
 def test_parts_of_other_settings_are_not_mixed(parts):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from synthetic_results import DIGITS_MODELS, write_scores, write_sources
 
 from univ.show import plots, quantities
@@ -39,10 +40,12 @@ def test_legends_lie_outside_the_data(sources, tmp_path):
         assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1  # nothing is cut off
 
 
-@pytest.mark.parametrize("kind", ["standard", "inverted"])
-def test_shades_darken_with_eps(kind):
+@pytest.mark.parametrize(("kind", "base"), [("standard", "darkturquoise"), ("inverted", "plum")])
+def test_shades_darken_with_eps(kind, base):
     light = [sum(plots.shade(kind, eps)) for eps in plots.SHADED_EPS]
     assert light == sorted(light, reverse=True)
+    nearest = min(np.abs(np.array(plots.shade(kind, eps)) - to_rgb(base)).max() for eps in np.linspace(0, 3, 50))
+    assert nearest < 0.05  # the colour itself is among them
 
 
 def test_agreement_has_a_bound_mark_at_every_box(sources):

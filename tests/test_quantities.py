@@ -49,6 +49,22 @@ def test_agreement_bounds_by_hand():
     assert math.isnan(agreement_bounds(0.1, 0.05, 10)[1])
 
 
+def test_bounds_hold_for_simulated_classifiers():
+    generator = np.random.default_rng(0)
+    n, num_classes = 200_000, 5
+
+    def worsened(preds, share):
+        other = (preds + generator.integers(1, num_classes, n)) % num_classes
+        return np.where(generator.random(n) < share, other, preds)
+
+    labels = generator.integers(0, num_classes, n)
+    first, second = worsened(labels, 0.1), worsened(labels, 0.3)
+    copy = worsened(first, 0.25)
+    for side, other in enumerate((second, copy)):
+        bound = agreement_bounds((first == labels).mean(), (other == labels).mean(), num_classes)[side]
+        assert (first == other).mean() == pytest.approx(bound, abs=0.005)
+
+
 def test_mean_bounds_average_over_pairs():
     about = {"num_classes": 2, "eps": 0.0, "dataset": "d", "exp": "0"}
     regular = [{"source": "", "model": m, "accuracy": a, "input": "standard"} for m, a in zip("abc", (0.9, 0.8, 0.8))]

@@ -85,8 +85,9 @@ def compare(
                 f"{a} and {b} were not given the same images ({len(preds[a])} of {images[a]}, {len(preds[b])} of "
                 f"{images[b]}): extract both from the same data"
             )
+    preds = {name: classes.to(device) for name, classes in preds.items()}
     bar = tqdm(pairs, desc="compare", unit="pair", disable=quiet)
-    rows = [(a, b, (preds[a].to(device) == preds[b].to(device)).double().mean().item()) for a, b in bar]
+    rows = [(a, b, (preds[a] == preds[b]).double().mean().item()) for a, b in bar]
     return pd.DataFrame(rows, columns=PROBE_COLUMNS), known
 
 

@@ -19,7 +19,7 @@ from loguru import logger
 from univ import cli, files, runs
 from univ.data import DATASETS
 from univ.show import report
-from univ.show.study import Study, add_arguments
+from univ.show.sources import Sources, add_arguments
 from univ.show.summary import summarize
 
 
@@ -39,12 +39,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    page = report.build(Study.of(args), args.readme)
+    page = report.build(Sources.of(args), args.readme)
     out = args.out or args.results / "report.html"
     files.write_text(out, page)
     logger.info("wrote {} ({:.1f} MB)", out, len(page.encode()) / 1e6)
     if args.summary:
-        text = summarize(args.results, args.summary, args.results / "accuracy" / args.summary, scale=args.about)
+        text = summarize(args.results, args.summary, scale=args.about)
         files.write_text(out.with_name("summary.md"), text)
 
 

@@ -13,7 +13,7 @@ from univ import files, results
 from univ.data import open_images
 from univ.eps import eps_value
 from univ.results import ResultFile, made
-from univ.show.study import Study
+from univ.show.sources import Sources
 
 DIGITS_MODELS = ("vgg11", "resnet10", "densenet17", "resnext14_4x32d")
 EPS = ("eps0", "eps1", "eps2")
@@ -105,13 +105,13 @@ def write_inversions(
         table.to_csv(folder / f"{model}_{name}.csv", index=False)
 
 
-def write_study(root: Path, inverted: int = 6) -> Study:
+def write_sources(root: Path, inverted: int = 6) -> Sources:
     """All of these, in results/ and data/ below a folder."""
-    study = Study(root / "results", root / "data")
+    sources = Sources(root / "results", root / "data")
     for write in (write_scores, write_subgroups, write_probe_agreement):
-        write(study.results)
-    write_inversions(study.data / "digits" / "inverted", n=inverted)
-    return study
+        write(sources.results)
+    write_inversions(sources.data / "digits" / "inverted", n=inverted)
+    return sources
 
 
 def matrix(values: list[list[float]], models: str = "abc") -> pd.DataFrame:
@@ -119,10 +119,10 @@ def matrix(values: list[list[float]], models: str = "abc") -> pd.DataFrame:
     return pd.DataFrame(values, index=list(models), columns=list(models))
 
 
-def study_of_everything(root: Path) -> Study:
+def sources_of_everything(root: Path) -> Sources:
     """Everything a folder can hold: two data sets, other kinds and preprocessings, unknown and damaged records."""
-    study = write_study(root, inverted=4)
-    found = study.results
+    sources = write_sources(root, inverted=4)
+    found = sources.results
     write_scores(found, "sat6", models=("resnet18", "vgg16_bn"), eps=("eps0",), inputs=("standard",), ks=(10,))
     about = {"dataset": "digits", "models": "digits", "eps": "eps1", "exp": "10"}
     rep = about | {"center": True, "normalize": True}
@@ -143,4 +143,4 @@ def study_of_everything(root: Path) -> Study:
     (found / "digits/accuracy").mkdir(parents=True)
     rows = "vgg11,digits,97.5,0.1,eps1,0,0,t\nvgg11,digits,91.25,0.3,eps1,0.5,1.0,t\nvgg11,digits,98.5,0.1,eps1,0,0,u\n"
     (found / "digits/accuracy/vgg11_eps1.csv").write_text(CSV_OF_ACCURACIES + rows)
-    return study
+    return sources

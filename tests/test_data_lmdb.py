@@ -71,6 +71,15 @@ def test_codec_notices_every_change(image, label, data):
         decode(bytes(record))
 
 
+@given(st.binary(max_size=80))
+def test_codec_never_takes_noise_for_a_record(noise):
+    for decoder in (decode, decode_labels):
+        if decoder is decode_labels and noise == b"\0" * 4:
+            continue  # the checksum of no labels
+        with pytest.raises(ValueError):
+            decoder(noise)
+
+
 @given(st.lists(ANY_LABEL, max_size=20))
 def test_labels_round_trip(labels):
     assert decode_labels(encode_labels(labels)).tolist() == labels

@@ -192,10 +192,7 @@ def test_with_pixels_as_representation_images_go_straight_to_the_target():
     difference = targets - seeds
     unit = difference / difference.flatten(1).norm(dim=1)[:, None, None, None]
     torch.testing.assert_close(inverted.images, seeds + travelled * unit, rtol=0, atol=1e-5)
-    assert inverted.best_iteration.tolist() == [
-        5,
-        5,
-    ]  # the last iterate, which no step follows, counts
+    assert inverted.best_iteration.tolist() == [5, 5]  # the last iterate, which no step follows, counts
 
 
 def test_a_seed_that_is_its_target_stays():
@@ -440,15 +437,6 @@ def test_parts_of_other_settings_are_not_mixed(parts):
     other.open(discard=True)
     assert other.missing(10) == [range(10)]
     other.close()
-
-
-def test_a_second_run_on_the_same_file_is_refused(parts):
-    second = Parts(parts.output, {"iterations": 3}, count=10)
-    with pytest.raises(InputError, match=r"net_eps0\.pt is being written by process \d+"):
-        second.open()
-    parts.close()
-    second.open()
-    second.close()
 
 
 def test_a_damaged_part_is_named_and_made_again(parts):

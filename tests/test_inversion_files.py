@@ -5,16 +5,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from image_files import Dangerous
 
 from univ.data.loaders import Batches
 from univ.errors import InputError
 from univ.inversion import Inverted, record
 from univ.inversion.images import find_inverted, open_inverted, pool_inverted, to_uint8
-
-settings.register_profile("univ", deadline=None)  # a busy machine is no failure
-settings.load_profile("univ")
 
 
 @pytest.fixture
@@ -24,10 +20,6 @@ def images():
 
 def load(path):
     return open_inverted(path).floats(slice(None))
-
-
-def test_8_bits_are_rounded(images):
-    assert (to_uint8(images).float() / 255 - images).abs().max() <= 0.5 / 255 + 1e-7  # truncated: up to 1 / 255
 
 
 @pytest.mark.parametrize("as_uint8", [False, True])
@@ -77,14 +69,6 @@ def test_what_is_no_set_of_images_is_refused(tmp_path, stored, message):
     assert "x.pt" in str(error.value)
 
 
-class Dangerous:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
 @pytest.mark.parametrize("form", ["zip", "before-1.6", "objects.npy", "pickle.npy"])
 def test_nothing_in_a_file_runs(tmp_path, form):
     path, dangerous = tmp_path / ("x.npy" if form.endswith("npy") else "x.pt"), Dangerous(tmp_path / "ran")
@@ -97,28 +81,6 @@ def test_nothing_in_a_file_runs(tmp_path, form):
     with pytest.raises(InputError, match=path.name):
         load(path)
     assert not (tmp_path / "ran").exists()
-
-
-@given(st.data())
-def test_damaged_files_are_refused_or_read_as_images(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("damaged")
-    suffix = data.draw(st.sampled_from(["pt", "npy"]))
-    path = folder / f"x.{suffix}"
-    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    torch.save(pixels, path) if suffix == "pt" else np.save(path, pixels.numpy())
-    contents = bytearray(path.read_bytes())
-    if data.draw(st.booleans()):
-        del contents[data.draw(st.integers(0, len(contents) - 1)) :]
-    else:
-        for position in data.draw(st.lists(st.integers(0, len(contents) - 1), min_size=1, max_size=4)):
-            contents[position] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(contents)
-    try:
-        loaded = load(path)
-    except InputError as error:
-        assert str(path) in str(error)
-    else:
-        assert loaded.shape[1] == 3 and loaded.min() >= 0 and loaded.max() <= 1
 
 
 def test_find_names_what_is_there(tmp_path, images):
@@ -146,13 +108,11 @@ def test_pooling_draws_over_all_models(tmp_path, as_uint8):
     values = (pooled.floats(slice(None))[:, 0, 0, 0] * 255).round().long()
     assert len(values.unique()) == 12 and len((values // 10).unique()) == 3
     assert torch.equal(values % 10 + 100, pooled.labels)
-    assert pooled.fingerprint == pool_inverted(paths, 12, seed=0, labels=torch.arange(7) + 100).fingerprint
-    assert pooled.fingerprint != pool_inverted(paths, 12, seed=1, labels=torch.arange(7) + 100).fingerprint
+    same, other = (pool_inverted(paths, 12, seed=seed, labels=torch.arange(7) + 100) for seed in (0, 1))
+    assert pooled.fingerprint == same.fingerprint != other.fingerprint
     assert len(pool_inverted(paths, None, seed=0)) == 21
     with pytest.raises(InputError, match="22 of 21"):
         pool_inverted(paths, 22, seed=0)
-    with pytest.raises(InputError, match="no model"):
-        pool_inverted({}, 1, seed=0)
     torch.save(torch.rand(6, 3, 2, 2), tmp_path / "other.pt")
     with pytest.raises(InputError, match="different shapes"):
         pool_inverted({**paths, "other": tmp_path / "other.pt"}, 3, seed=0)

@@ -34,6 +34,16 @@ def cnns(tmp_path_factory):
 
 
 @pytest.fixture
+def pictures(tmp_path):
+    """A folder of images whose labels nobody knows."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(encoded_image("rgb", number, (300, 280)))
+    return folder
+
+
+@pytest.fixture
 def words(cnns, tmp_path):
     """Words of a short run that writes into a folder of the test's own; n=0 draws nothing and reads the index files."""
 
@@ -92,14 +102,18 @@ def test_several_models_and_radii_share_the_index_files(cnns, tmp_path, monkeypa
     assert len(indices) == 1
 
 
-def test_index_files_are_read(words, tmp_path):
+def test_index_files_are_read_and_must_pair_up(words, tmp_path):
     targets, seeds = torch.tensor([5, 300, 17]), torch.tensor([8, 8, 9])
     write_indices(tmp_path / "t.csv", targets)
     write_indices(tmp_path / "s.csv", seeds)
-    script.main(words("-t", tmp_path / "t.csv", "-s", tmp_path / "s.csv", n=0))
+    named = words("-t", tmp_path / "t.csv", "-s", tmp_path / "s.csv", n=0)
+    script.main(named)
     rows = rows_of(tmp_path / f"inverted/{ARCH}_eps0.csv")
     assert [int(row["target_index"]) for row in rows] == targets.tolist()
     assert [int(row["seed_index"]) for row in rows] == seeds.tolist()
+    write_indices(tmp_path / "s.csv", seeds[:2])
+    with pytest.raises(InputError, match=r"3 targets.*2 seeds"):
+        script.main(named)
 
 
 def test_a_number_alone_draws_once_and_then_reads(words, tmp_path):
@@ -162,11 +176,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(words, tmp_path, capfd):
     assert len(load(output)) == 6 and output.read_bytes() != before  # the original appended
 
 
-def test_images_of_another_data_set_are_brought_to_the_models_size(cnns, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for number in range(4):
-        (pictures / f"{number}.jpg").write_bytes(encoded_image("rgb", number, (300, 280)))
+def test_images_of_another_data_set_are_brought_to_the_models_size(cnns, pictures, tmp_path):
     model = build_model("torchvision:shufflenet_v2_x0_5", "imagenet", seed=0)
     checkpoints.save_checkpoint(tmp_path / "torchvision_shufflenet_v2_x0_5.ckpt", model, epoch=1)
     for name, values in (("t", [0, 3]), ("s", [1, 2])):
@@ -223,17 +233,7 @@ def test_other_indices_are_not_overwritten_unasked(words, tmp_path):
     assert len(read_indices(tmp_path / "inverted/target_indices.csv")) == 6
 
 
-def test_index_files_must_pair_up(words, tmp_path):
-    write_indices(tmp_path / "t.csv", torch.tensor([1, 2]))
-    write_indices(tmp_path / "s.csv", torch.tensor([3]))
-    with pytest.raises(InputError, match=r"2 targets.*1 seeds"):
-        script.main(words("-t", tmp_path / "t.csv", "-s", tmp_path / "s.csv", n=0))
-
-
-def test_where_nothing_says_which_images_the_flags_are_named(cnns, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "a.png").write_bytes(encoded_image("png", 0))
+def test_where_nothing_says_which_images_the_flags_are_named(cnns, pictures, tmp_path):
     text = f"-d imagenet --data-path {pictures} -i {tmp_path} -m {ARCH} -p digits --model-dir {cnns / 'eps0'}"
     with pytest.raises(InputError, match=r"-s, -t.*-n"):
         script.main(text.split())

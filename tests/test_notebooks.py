@@ -7,7 +7,7 @@ import commands
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from synthetic_results import write_scores, write_study
+from synthetic_results import write_scores, write_sources
 
 from univ.errors import InputError
 from univ.show import plots
@@ -34,7 +34,7 @@ def studies(tmp_path_factory) -> dict[str, Study]:
         Study(tmp_path_factory.mktemp(name), start, dict.fromkeys(NOTEBOOKS, ""))
         for name, start in (("full", ROOT / "notebooks"), ("incomplete", ROOT), ("empty", ROOT))
     )
-    write_study(full.root)
+    write_sources(full.root)
     models = ("resnet50", "vgg16_bn")
     write_scores(incomplete.root / "results", "imagenet100", models, inputs=("standard",), ks=(10,))
 
@@ -56,10 +56,6 @@ def studies(tmp_path_factory) -> dict[str, Study]:
     return {"full": full, "incomplete": incomplete, "empty": empty}
 
 
-def test_the_five_notebooks():
-    assert set(NOTEBOOKS) == set(plots.FIGURES)
-
-
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_are_committed_without_outputs(name):
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
@@ -74,11 +70,11 @@ def test_full_results(studies):
     said = studies["full"].said
     figures = {name: text.count("[figure]") for name, text in said.items()}
     expected = {"data_effect": 6, "rep_vs_pred_sim": 1, "probe_agreement": 1, "jaccard_apx": 2, "inv_img_example": 1}
-    assert figures == expected
+    assert figures == expected and set(NOTEBOOKS) == set(plots.FIGURES)
     assert "imagenet: no results" in said["data_effect"] and "digits, " not in said["data_effect"]
     root = studies["full"].root
-    study = plots.Study(root / "results", root / "data")
-    stems = {stem for draw in plots.FIGURES.values() for stem, figure in draw(study) if figure is not None}
+    sources = plots.Sources(root / "results", root / "data")
+    stems = {stem for draw in plots.FIGURES.values() for stem, figure in draw(sources) if figure is not None}
     drawn = {path.name for path in (root / "figs").iterdir()}
     assert drawn == {stem + suffix for stem in stems for suffix in (".pdf", ".png")}  # as without Jupyter
 

@@ -17,7 +17,7 @@ from synthetic_results import (
     CSV_OF_ACCURACIES,
     DIGITS_MODELS,
     matrix,
-    study_of_everything,
+    sources_of_everything,
     write_probe_agreement,
     write_subgroups,
 )
@@ -26,7 +26,7 @@ from univ import results
 from univ.errors import InputError
 from univ.results import ResultFile
 from univ.show import prose, provenance, report
-from univ.show.study import Study
+from univ.show.sources import Sources
 
 ROOT = Path(__file__).resolve().parent.parent
 README = """# Name
@@ -102,15 +102,15 @@ def assert_sound(text: str) -> Page:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def sources(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
     (root / "README.md").write_text(README)
-    return study_of_everything(root)
+    return sources_of_everything(root)
 
 
 @pytest.fixture(scope="module")
-def page(study):
-    return report.build(study, study.results.parent / "README.md")
+def page(sources):
+    return report.build(sources, sources.results.parent / "README.md")
 
 
 def test_the_page_is_sound_and_needs_nothing_else(page):
@@ -128,16 +128,16 @@ def test_the_page_is_sound_and_needs_nothing_else(page):
         assert name in page
 
 
-def test_cells_show_numbers_rounded_and_hold_them_in_full(page, study):
+def test_cells_show_numbers_rounded_and_hold_them_in_full(page, sources):
     row = re.search(r'<tr><th scope="row">negative RTD</th>.*?</tr>', page, flags=re.DOTALL)[0]
-    scores = study.scores[(study.scores["measure"] == "rtd") & (study.scores["input"] == "standard")]
+    scores = sources.scores[(sources.scores["measure"] == "rtd") & (sources.scores["input"] == "standard")]
     scores = -scores[(scores["eps"] == 0) & (scores["dataset"] == "digits")]["score"]
     cell = f'<td class="number"><data value="{scores.mean()}">{scores.mean():.3f}</data>'
     assert cell in row and f"<small>± {scores.std():.3f}</small>" in row
     assert '<td class="number">6</td>' in row
 
 
-def test_every_run_tells_its_arguments_commit_versions_and_files(page, study):
+def test_every_run_tells_its_arguments_commit_versions_and_files(page, sources):
     run = re.search(r"<details>\n<summary><code>func.py</code>.*?</details>", page, flags=re.DOTALL)[0]
     text = Page(run).text
     assert "digits, eps1, regular images, 2 results" in text
@@ -151,7 +151,7 @@ def test_every_run_tells_its_arguments_commit_versions_and_files(page, study):
     everything = Page(page).text
     assert "jsd/standard/digits/jsd_eps1_10.csv: no JSON beside it" in everything
     assert "churn/standard/digits/churn_eps1_10.csv: does not fit its JSON" in everything
-    assert all(path in everything for path in provenance.read(study.results)["path"])
+    assert all(path in everything for path in provenance.read(sources.results)["path"])
 
 
 def test_what_is_missing_is_said(page):
@@ -197,10 +197,9 @@ def write_one(folder: Path) -> None:
 
 
 def write_published(folder: Path) -> None:
-    """CSVs without a JSON."""
+    """A CSV without its JSON."""
     write_one(folder)
-    for path in folder.rglob("*.json"):
-        path.unlink()
+    next(folder.rglob("*.json")).unlink()
 
 
 def write_accuracies(folder: Path) -> None:
@@ -220,22 +219,21 @@ def write_accuracies(folder: Path) -> None:
 )
 def test_incomplete_results_give_a_page(tmp_path, write, shown):
     write(tmp_path)
-    page = report.build(Study(tmp_path, tmp_path / "data"))
+    page = report.build(Sources(tmp_path, tmp_path / "data"))
     text = assert_sound(page).text
     assert "What is missing" in text and shown in text and "listed in the README" in text
-    if write is write_one:
-        assert page == report.build(Study(tmp_path, tmp_path / "data"))  # no date, no random names
+    assert page == report.build(Sources(tmp_path, tmp_path / "data"))  # no date, no random names
 
 
 def test_no_results(tmp_path):
     with pytest.raises(InputError, match=r"there is no results folder .*nowhere: name one with --results"):
-        report.build(Study(tmp_path / "nowhere"))
+        report.build(Sources(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="no results in"):
-        report.build(Study(tmp_path))
+        report.build(Sources(tmp_path))
     (tmp_path / "accuracy").mkdir()
     (tmp_path / "accuracy/other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"other\.csv lacks the columns model, dataset, acc, trained_eps, attack_eps"):
-        report.build(Study(tmp_path))
+        report.build(Sources(tmp_path))
 
 
 def test_the_script_writes_the_page_or_says_in_a_line_why_not(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from univ import results
 from univ.errors import InputError
 from univ.measures.cards import CARDS, find_card
-from univ.results import ResultFile, legend, made
+from univ.results import ResultFile, layout, legend, made
 
 MODELS = ["vgg11", "resnet10", "densenet17"]
 
@@ -60,15 +60,11 @@ SPEC_TABLE = {
 }
 
 
-def test_the_table_covers_every_measure():
-    assert sorted(SPEC_TABLE) == sorted(key for key, card in CARDS.items() if card.studied)
-
-
-@pytest.mark.parametrize(("measure", "path"), SPEC_TABLE.items())
-def test_published_path_of_every_measure(measure, path):
-    assert setting(measure).path("results") == Path("results") / path
-    inverted = setting(measure, inverted=True).path("results")
-    assert inverted == Path("results") / path.replace("standard", "inverted")
+def test_published_path_of_every_measure():
+    paths = {key: str(setting(key).path("")) for key, card in CARDS.items() if card.studied}
+    assert paths == SPEC_TABLE
+    inverted = {key: str(setting(key, inverted=True).path("")) for key in SPEC_TABLE}
+    assert inverted == {key: path.replace("standard", "inverted") for key, path in SPEC_TABLE.items()}
 
 
 @pytest.mark.parametrize(
@@ -99,11 +95,10 @@ def test_folders_and_files_beside():
     assert file.singles_path("r") == file.folder("r") / "proc_norm_mean_base_all_eps3_0.1.csv"
 
 
-@pytest.mark.parametrize("measure", SPEC_TABLE)
 @pytest.mark.parametrize("changes", [{}, {"inverted": True}, {"baseline": True, "dataset": "sat6"}, {"sample": True}])
-def test_parse_inverts_path(measure, changes):
-    file = setting(measure, **changes)
-    assert results.parse_path(file.path(Path("r")), Path("r")) == file
+def test_parse_inverts_path(changes):
+    for file in (setting(measure, **changes) for measure in SPEC_TABLE):
+        assert results.parse_path(file.path(Path("r")), Path("r")) == file
 
 
 @pytest.mark.parametrize("name", ["cka_eps3_0.1_ci.csv", "summary.csv", "cka_all_eps3_0.1.csv", "cka_3_0.1.csv"])
@@ -147,10 +142,11 @@ def test_single_scores_are_lists_in_brackets(tmp_path):
 
 
 def test_the_json_tells_how_the_csv_was_made(tmp_path):
-    settings = {"models": tuple(MODELS), "data": Path("a/b")}
-    path = results.write(tmp_path, setting("cka"), square(), settings, {"commit": "c0ffee"})
-    record = json.loads(path.with_suffix(".json").read_text())
-    assert record["settings"] == {"models": MODELS, "data": "a/b"} and record["commit"] == "c0ffee"
+    settings = {"models": tuple(MODELS), "data": Path("a/b"), "mine": [1, {"b": None}]}
+    path = results.write(tmp_path, setting("cka"), square(), settings, {"commit": "c0ffee", "more": 1.5})
+    record = results.read_record(path)
+    assert record["settings"] == {"models": MODELS, "data": "a/b", "mine": [1, {"b": None}]}
+    assert record["commit"] == "c0ffee" and record["more"] == 1.5
     assert not list(path.parent.glob("*.tmp"))
 
 
@@ -163,19 +159,7 @@ def test_the_first_result_brings_the_legend(tmp_path):
     said = path.read_text()
     for card in CARDS.values():
         assert f"| {card.key} | {card.folder} | `{card.file}_...csv` |" in said
-    for word in (
-        "norm_",
-        "mean_",
-        "adv_",
-        "sample_",
-        "base_",
-        "all_",
-        "<exp>",
-        "10000",
-        "_ci",
-        "_pvalue",
-        "_calibrated",
-    ):
+    for word in (*(part for part, _ in layout.PARTS.values()), *layout.COMPANIONS, "<exp>", "10000"):
         assert word in said
     assert "{" not in said
     assert len(results.load_long_table(tmp_path)) == 3  # it is no result
@@ -292,15 +276,12 @@ def test_one_result_under_two_spellings_counts_once(tmp_path):
 
 
 def test_a_directional_measure_beyond_the_list_keeps_both_directions(tmp_path):
-    results.write(tmp_path, setting("mutual_knn"), (square() + square().T) / 2, {})
-    results.write(tmp_path, setting("linear_predictivity"), square(), {})
+    about = {"dataset": "sat6", "models": "cifar10"}
+    results.write(tmp_path, setting("mutual_knn", **about), (square() + square().T) / 2, {})
+    results.write(tmp_path, setting("linear_predictivity", **about), square(), {})
     table = results.load_long_table(tmp_path)
     assert table.groupby("measure").size().to_dict() == {"mutual_knn": 3, "linear_predictivity": 6}
-
-
-def test_sat6_names_the_models_training_data(tmp_path):
-    results.write(tmp_path, setting("cka", dataset="sat6", models="cifar10"), square(), {})
-    assert set(results.load_long_table(tmp_path).dataset) == {"sat6/cifar10"}
+    assert set(table.dataset) == {"sat6/cifar10"}  # there the models' training data are named
 
 
 @pytest.mark.parametrize("folder", ["", "missing"])

@@ -1,11 +1,14 @@
 """What is read back: the right content, or one line that names the file and the field; names are only ever text."""
 
+import contextlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from synthetic_results import write_probe_agreement, write_scores, write_subgroups
@@ -19,9 +22,8 @@ from univ.models import build_model, checkpoints
 from univ.reps import probes
 from univ.reps.cache import RepCache, read_cache
 from univ.reps.identity import Identity, Inputs
-from univ.results import made
 from univ.show import plots, report, summary
-from univ.show.study import Study
+from univ.show.sources import Sources
 from univ.training.log import read_log
 
 ROOT = Path(__file__).parents[1]
@@ -53,12 +55,6 @@ def test_the_field_and_what_it_should_be_are_named(tmp_path):
         schemas.read_json(path, schemas.Sidecar)
 
 
-def test_fields_that_no_schema_names_stay_as_they_are(tmp_path):
-    made.write_csv(tmp_path / "x.csv", "a\n1\n", {"mine": [1, {"b": None}]}, {"more": 1.5})
-    record = results.read_record(tmp_path / "x.csv")
-    assert record["settings"] == {"mine": [1, {"b": None}]} and record["more"] == 1.5
-
-
 # --- results and their readers --------------------------------------------------------------------------------------
 
 
@@ -78,22 +74,17 @@ def test_a_result_whose_json_is_damaged_is_not_done_and_readers_go_on(study):
     file = results.ResultFile("dis", "digits", "digits", "eps1", exp="10")
     status = results.check(study, file, {})
     assert not status and "dis_eps1_10.json" in status.reason
-    page = report.build(Study(study))
+    page = report.build(Sources(study))
     assert page.count("its JSON,") >= len(paths)
-    summary.summarize(study, "digits", study / "accuracy")
+    summary.summarize(study, "digits")
 
 
 @pytest.mark.parametrize(("column", "value"), [("input", "sideways"), ("pred_type", "perhaps"), ("score", "high")])
 def test_a_cell_that_is_none_of_the_values_is_named(study, column, value):
     path = study / "subgroups/digits/standard" / results.SUBGROUPS_NAME
-    header, first, *rest = path.read_text().splitlines()
-    if column not in header:
-        header, first, rest = f"{header},{column}", f"{first},{value}", [f"{row},standard" for row in rest]
-    else:
-        cells = first.split(",")
-        cells[header.split(",").index(column)] = value
-        first = ",".join(cells)
-    path.write_text("\n".join([header, first, *rest]) + "\n")
+    table = pd.read_csv(path).assign(**({} if column != "input" else {column: "standard"}))
+    table[column] = [value, *table[column][1:]]
+    table.to_csv(path, index=False)
     with pytest.raises(InputError, match=rf"{path.name}, column {column}, row .*: 0 .*{value}"):
         results.load_subgroups(study)
 
@@ -104,22 +95,15 @@ def test_names_are_shown_as_text(tmp_path):
     write_scores(root, "plainly", models, eps=["eps0", "eps1"], inputs=["standard"], ks=[10])
     for folder in list(root.rglob("plainly")):  # our own programs refuse to write such a name
         folder.rename(folder.with_name(dataset))
-    page = report.build(Study(root))
+    page = report.build(Sources(root))
     page.encode()
     assert "\x1b" not in page and "<b>x" not in page and "$x_1$&lt;i&gt;\\udc80" in page
     figure = plots.heat_maps(results.load_long_table(root), "cka", dataset, "standard")
     plots.save(figure, tmp_path / "figure")
     labels = figure.axes[0].get_xticklabels()
-    assert [label.get_text() for label in labels] == [
-        "vgg11",
-        "re{x}snet",
-        "$x_1$",
-        r"$\frac$",
-        "<b>x|y<|b>",
-        "\\x1b[31mx",
-    ]
+    assert [label.get_text() for label in labels] == [*models[:-1], "\\x1b[31mx"]
     assert not any(label.get_parse_math() for label in labels)
-    summary.summarize(root, dataset, root).encode()
+    summary.summarize(root, dataset).encode()
 
 
 def test_what_steers_a_terminal_is_escaped_in_errors_and_logs():
@@ -153,40 +137,28 @@ def test_weights_that_need_gradients_are_read(tmp_path):
     assert not any(weight.requires_grad for weight in checkpoints.read_weights(tmp_path / "w.pt").values())
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"epoch": "three"}, "epoch"),
-        ({"epoch": -1}, "epoch"),
-        ({"arch": ["resnet10"]}, "arch"),
-        ({"arch": "x" * 5000}, "arch"),
-        ({"resume": {"recipe": {"attack": None, "epochs": 3}}}, "resume.steps_per_epoch"),
-    ],
-)
-def test_fields_of_a_checkpoint_are_checked(tmp_path, fields, named):
-    model = build_model("resnet10", "digits", seed=0)
-    torch.save({"model": model.state_dict(), "epoch": 1, **fields}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=rf"w\.pt is damaged .*: {named}"):
-        checkpoints.load_checkpoint(tmp_path / "w.pt")
+NEXT = {"recipe": {"attack": None, "epochs": 3}}
+CHECKPOINT = {
+    "epoch": ("three", -1), "arch": (["resnet10"], "x" * 5000), "resume.steps_per_epoch": (NEXT,)
+}  # fmt: skip
+PROBE = {
+    "weight": (torch.zeros(3, 4).to_sparse(), torch.zeros(3, 4, dtype=torch.int64)), "bias": ([0.0, 0.0, 0.0],),
+    "accuracy": ("high",), "seed": (None,), "reps": ("val_reps.pt",), "reps.val": ({"val": "x" * 5000},),
+    "run": ("x" * 300,),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"weight": torch.zeros(3, 4).to_sparse()}, "weight"),
-        ({"weight": torch.zeros(3, 4, dtype=torch.int64)}, "weight"),
-        ({"bias": [0.0, 0.0, 0.0]}, "bias"),
-        ({"accuracy": "high"}, "accuracy"),
-        ({"seed": None}, "seed"),
-        ({"reps": "val_reps.pt"}, "reps"),
-        ({"reps": {"val": "x" * 5000}}, r"reps\.val"),
-        ({"run": "x" * 300}, "run"),
-    ],
-)
-def test_fields_of_a_probe_are_checked(tmp_path, fields, named):
-    torch.save({"weight": torch.zeros(3, 4), "bias": torch.zeros(3), **fields}, tmp_path / "best.pt")
-    with pytest.raises(InputError, match=rf"best\.pt is damaged .*: {named}"):
-        probes.load(tmp_path / "best.pt")
+@pytest.mark.parametrize(("load", "fields"), [(checkpoints.load_checkpoint, CHECKPOINT), (probes.load, PROBE)])
+def test_fields_of_checkpoints_and_probes_are_checked(tmp_path, load, fields):
+    state = build_model("resnet10", "digits", seed=0).model.state_dict()
+    good = {"model": state, "epoch": 1, "weight": torch.zeros(3, 4), "bias": torch.zeros(3)}
+    for field, values in fields.items():
+        for value in values:
+            torch.save({**good, field.partition(".")[0]: value}, tmp_path / "w.pt")
+            with pytest.raises(InputError, match=rf"w\.pt is damaged .*: {re.escape(field)}"):
+                load(tmp_path / "w.pt")
+    torch.save(good, tmp_path / "w.pt")
+    load(tmp_path / "w.pt")
 
 
 # --- caches, inversions, logs ---------------------------------------------------------------------------------------
@@ -214,11 +186,10 @@ def test_damaged_settings_of_parts_are_named_and_overwritten_when_asked(tmp_path
     parts = Parts(tmp_path / "net_eps0.pt", {"iterations": 3}, count=1)
     parts.folder.mkdir()
     (parts.folder / "settings.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"settings\.json is .*--overwrite"):
+    with contextlib.closing(parts), pytest.raises(InputError, match=r"settings\.json is .*--overwrite"):
         parts.open()
-    parts.close()
-    parts.open(discard=True)
-    parts.close()
+    with contextlib.closing(parts):
+        parts.open(discard=True)
 
 
 def test_damaged_lines_of_a_log_are_left_out(tmp_path):

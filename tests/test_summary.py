@@ -14,11 +14,11 @@ from univ.show import summary, tables
 def page(tmp_path):
     write_scores(tmp_path / "results")
     write_scores(tmp_path / "results", "sat6", eps=["eps0"], inputs=["standard"], ks=[10])
-    (tmp_path / "accuracy").mkdir()
+    (tmp_path / "results/accuracy/digits").mkdir(parents=True)
     rows = ["digits,98.25,0.1,eps0,0,0,t", "digits,40.5,1.0,eps0,0.1,1.0,t", "digits,41.5,1.0,eps0,0.1,1.0,t"]
     rows = "".join(f"vgg11,{row}\n" for row in rows)
-    (tmp_path / "accuracy/vgg11_eps0.csv").write_text(CSV_OF_ACCURACIES + rows)
-    return tmp_path, summary.summarize(tmp_path / "results", "digits", tmp_path / "accuracy", scale="Small.")
+    (tmp_path / "results/accuracy/digits/vgg11_eps0.csv").write_text(CSV_OF_ACCURACIES + rows)
+    return tmp_path, summary.summarize(tmp_path / "results", "digits", scale="Small.")
 
 
 def test_means_are_those_of_the_long_table_and_of_one_data_set(page):
@@ -51,5 +51,5 @@ def test_names_are_escaped():
 
 
 def test_an_empty_folder_gives_a_page_without_tables(tmp_path):
-    text = summary.summarize(tmp_path, "digits", tmp_path)
+    text = summary.summarize(tmp_path, "digits")
     assert text.startswith("# digits") and "|" not in text

@@ -5,19 +5,19 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_results import CSV_OF_ACCURACIES, study_of_everything
+from synthetic_results import CSV_OF_ACCURACIES, sources_of_everything
 
 from univ.measures.cards import SHOWN
 from univ.show import differences, tables
-from univ.show.study import Study
+from univ.show.sources import Sources
 from univ.show.tables import Table
 
 IMAGES = {"standard": "regular images", "inverted": "inverted images"}
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return study_of_everything(tmp_path_factory.mktemp("study"))
+def sources(tmp_path_factory):
+    return sources_of_everything(tmp_path_factory.mktemp("study"))
 
 
 def cell(table: Table, group: str, name: str, column: str) -> object:
@@ -28,10 +28,10 @@ def cell(table: Table, group: str, name: str, column: str) -> object:
 
 
 @pytest.mark.parametrize("kind", ["standard", "inverted"])
-def test_means_are_those_of_the_long_table(study, kind):
-    found = tables.means(study.scores)
+def test_means_are_those_of_the_long_table(sources, kind):
+    found = tables.means(sources.scores)
     table = tables.similarity("", found[found["input"] == kind])
-    rows = study.scores[study.scores["input"] == kind]
+    rows = sources.scores[sources.scores["input"] == kind]
     settings = rows.groupby(["dataset", "measure", "knn", "eps"], dropna=False)
     for (dataset, measure, knn, eps), scores in settings["score"]:
         label = SHOWN[measure].label + ("" if math.isnan(knn) else f" (k = {knn:g})")
@@ -44,19 +44,19 @@ def test_means_are_those_of_the_long_table(study, kind):
     assert spread == pytest.approx(of_cka.std().tolist(), rel=1e-12)
 
 
-def test_other_kinds_of_images_and_unknown_measures_have_means_too(study):
-    found = tables.means(study.others["adv"])  # of 0.25 and 0.75; the third pair has no score
+def test_other_kinds_of_images_and_unknown_measures_have_means_too(sources):
+    found = tables.means(sources.others["adv"])  # of 0.25 and 0.75; the third pair has no score
     assert found[["mean", "n", "failed"]].values.tolist() == [[0.5, 2, 1]]
     rows = {"measure": "mine", "score": [7.0, 3.0], "dataset": "digits", "input": "standard", "eps": 1.0, "knn": 5}
     table = tables.similarity("", tables.means(pd.DataFrame(rows)))
     assert cell(table, "digits", "mine (raw score)", "eps 1") == 5
 
 
-def test_agreement_lies_beside_its_bounds(study):
-    table = tables.agreement(study, tables.means(study.scores))
-    disagreement = study.scores[study.scores["measure"] == "dis"].groupby(["dataset", "input", "eps"])["score"]
+def test_agreement_lies_beside_its_bounds(sources):
+    table = tables.agreement(sources, tables.means(sources.scores))
+    disagreement = sources.scores[sources.scores["measure"] == "dis"].groupby(["dataset", "input", "eps"])["score"]
     assert len(table.cells) == len(disagreement) == 7
-    bounds = study.bounds.set_index(["dataset", "input", "eps"])
+    bounds = sources.bounds.set_index(["dataset", "input", "eps"])
     for (dataset, kind, eps), scores in disagreement:
         row = f"{dataset}, {IMAGES[kind]}", f"eps {eps:g}"
         assert cell(table, *row, "agreement") == pytest.approx(1 - scores.mean(), rel=1e-12)
@@ -65,8 +65,8 @@ def test_agreement_lies_beside_its_bounds(study):
         assert cell(table, *row, "pairs") == len(scores)
 
 
-def test_accuracies_on_the_compared_images_and_on_the_test_part(study):
-    table, recorded = tables.accuracy(study), study.accuracies
+def test_accuracies_on_the_compared_images_and_on_the_test_part(sources):
+    table, recorded = tables.accuracy(sources), sources.accuracies
     for row in recorded[recorded["input"] == "standard"].itertuples():
         shown = cell(table, f"{row.dataset}: compared images", row.model, f"eps {row.eps:g}")
         assert shown == pytest.approx(100 * row.accuracy)
@@ -76,12 +76,12 @@ def test_accuracies_on_the_compared_images_and_on_the_test_part(study):
     inverted = recorded[(recorded["input"] == "inverted") & (recorded["eps"] == 2)]
     own = inverted["source"] == inverted["model"]
     for name, rows in (("the model inverted", inverted[own]), ("the other models", inverted[~own])):
-        shown = cell(tables.transfer(study), "digits", name, "eps 2")
+        shown = cell(tables.transfer(sources), "digits", name, "eps 2")
         assert shown == pytest.approx(100 * rows["accuracy"].mean())
 
 
-def test_subgroups_are_compared_over_the_pairs_that_have_both(study):
-    rows = study.subgroups
+def test_subgroups_are_compared_over_the_pairs_that_have_both(sources):
+    rows = sources.subgroups
     table = tables.subgroups(tables.subgroup_tests(rows))
     assert len(table.cells) == 2 * 5  # two radii; cka, proc, rtd, jacc at two k
     for metric, label, k in (("cka", "CKA", None), ("proc", "ProcrustesSim", None), ("jacc", "Jaccard (k = 50)", 50)):
@@ -96,49 +96,49 @@ def test_subgroups_are_compared_over_the_pairs_that_have_both(study):
     assert "4 models cannot give a p below 0.125" in table.note
 
 
-def test_subgroups_without_a_pair_are_named_as_missing(study):
-    rows = study.subgroups.copy()
+def test_subgroups_without_a_pair_are_named_as_missing(sources):
+    rows = sources.subgroups.copy()
     rows.loc[(rows["metric"] == "rtd") & (rows["pred_type"] == "disagree"), "score"] = math.nan
     tests = tables.subgroup_tests(rows)
     without = tests[tests["pairs"] == 0]
     assert without["measure"].tolist() == ["negative RTD"] * 2 and without["p"].isna().all()
-    lines = tables.missing(study, tables.means(study.scores), tests)
+    lines = tables.missing(sources, tables.means(sources.scores), tests)
     places = "digits, regular images, eps 0; digits, regular images, eps 2"
     assert f"subgroups, negative RTD: no pair has a score in both groups ({places})" in lines
 
 
-def test_probes_and_classifiers(study):
-    table = tables.probes(study)
-    between = study.probes[study.probes["arch_1"] != study.probes["arch_2"]]["agreement"]
+def test_probes_and_classifiers(sources):
+    table = tables.probes(sources)
+    between = sources.probes[sources.probes["arch_1"] != sources.probes["arch_2"]]["agreement"]
     shown = [cell(table, "digits", "probes on eps 2 representations", column) for column in table.cells]
     assert shown == pytest.approx([between.mean(), between.min(), between.max(), 24])
-    scores = study.scores[(study.scores["dataset"] == "digits") & (study.scores["input"] == "standard")]
+    scores = sources.scores[(sources.scores["dataset"] == "digits") & (sources.scores["input"] == "standard")]
     robust = scores[(scores["measure"] == "dis") & (scores["eps"] == 2)]["score"]
     assert cell(table, "digits", "classifiers eps 2", "mean") == pytest.approx(1 - robust.mean())
 
 
-def test_scores_of_single_models_and_of_the_set(study):
-    table = tables.singles(study)
+def test_scores_of_single_models_and_of_the_set(sources):
+    table = tables.singles(sources)
     own = [cell(table, "digits: magnitude, own inverted images", model, "eps 1") for model in "abc"]
     assert own == [1, 5, 9]
     assert cell(table, "digits: ambiguity, regular images", "all models", "eps 1") == 0.375
 
 
-def test_a_tag_or_a_data_set_can_be_chosen(study):
-    other = Study(study.results, study.data, exp="other")
+def test_a_tag_or_a_data_set_can_be_chosen(sources):
+    other = Sources(sources.results, sources.data, exp="other")
     assert tables.means(other.scores)["mean"].tolist() == [0.5]
-    assert set(Study(study.results, exp="10.0").accuracies["exp"]) == {"10"}
-    assert set(Study(study.results, exp="10").evaluations["model"]) == {"vgg11"}  # the test part has no tag
-    assert set(Study(study.results, dataset="sat6").scores["dataset"]) == {"sat6"}
+    assert set(Sources(sources.results, exp="10.0").accuracies["exp"]) == {"10"}
+    assert set(Sources(sources.results, exp="10").evaluations["model"]) == {"vgg11"}  # the test part has no tag
+    assert set(Sources(sources.results, dataset="sat6").scores["dataset"]) == {"sat6"}
 
 
 def test_accuracies_are_found_where_the_readme_puts_them(tmp_path):
     (tmp_path / "cifar10/accuracy").mkdir(parents=True)
     for name in ("accuracy.csv", "cifar10/accuracy/all.csv"):
         (tmp_path / name).write_text(CSV_OF_ACCURACIES + "resnet18,cifar10,81.5,0.1,eps3,0,0,t\n")
-    study = Study(tmp_path, evaluated=(tmp_path / "accuracy.csv",))  # named too: read once
-    assert study.evaluations[["model", "accuracy", "eps"]].values.tolist() == [["resnet18", 0.815, 3.0]]
-    assert cell(tables.accuracy(study), "CIFAR-10: test part, clean", "resnet18", "eps 3") == 81.5
+    sources = Sources(tmp_path, evaluated=(tmp_path / "accuracy.csv",))  # named too: read once
+    assert sources.evaluations[["model", "accuracy", "eps"]].values.tolist() == [["resnet18", 0.815, 3.0]]
+    assert cell(tables.accuracy(sources), "CIFAR-10: test part, clean", "resnet18", "eps 3") == 81.5
 
 
 @pytest.mark.parametrize(

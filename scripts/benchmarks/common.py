@@ -5,26 +5,26 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from univ import runs
-
-
-def processor_name() -> str:
-    """The CPU's model name, as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+from univ.models import HEAD_INPUT, Classifier
+from univ.reps.extract import Tap
 
 
 def environment_line(device: torch.device) -> str:
     """Hardware, threads and versions in one line."""
-    where = f"{processor_name()}, {torch.get_num_threads()} threads"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    processor = next(names, platform.processor() or platform.machine())
+    where = f"{processor}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)} ({where})"
     versions = runs.versions()
@@ -40,26 +40,46 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     return "\n".join(lines)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def alternate(
     runs_by_name: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device, warm_up: bool = True
 ) -> dict[str, float]:
     """Median seconds of each run, taken in turn (A B A B ...), by default after one warm-up each."""
+    synchronize = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in runs_by_name}
     for repeat in range(0 if warm_up else 1, repeats + 1):
         for name, run in runs_by_name.items():
-            synchronize(device)
+            synchronize()
             started = time.perf_counter()
             run()
-            synchronize(device)
+            synchronize()
             if repeat > 0:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+class _WithLatent(nn.Module):
+    """A classifier's network with the calling convention of the `robustness` package."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.network = model.model
+        self._model = [model]  # in a list, so that it is not registered a second time
+
+    def forward(
+        self, x: Tensor, with_latent: bool = False, fake_relu: bool = False, no_relu: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if not with_latent:
+            return self.network(x)
+        with Tap(self._model[0], node=HEAD_INPUT) as tap:
+            return self.network(x), tap.rep
+
+
+def peer(model: Classifier) -> nn.Module:
+    """The same network as `robustness.attacker.AttackerModel`, which attacks, trains and inverts it."""
+    from robustness.attacker import AttackerModel
+
+    statistics = SimpleNamespace(mean=model.normalizer.new_mean.flatten(), std=model.normalizer.new_std.flatten())
+    return AttackerModel(_WithLatent(model), statistics)
 
 
 @contextlib.contextmanager

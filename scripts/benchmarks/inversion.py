@@ -7,7 +7,6 @@ convolutions of many channels at fp32) saving one of three passes is all there i
 """
 
 import argparse
-import types
 
 import torch
 from torch import Tensor, nn
@@ -16,39 +15,18 @@ from univ import cli
 from univ.data import DATASETS, open_images
 from univ.data.loaders import stream
 from univ.inversion import MOMENTUM, Inversion, Inverter
-from univ.models import DIGITS_ARCHS, HEAD_INPUT, Classifier, build_model
+from univ.models import DIGITS_ARCHS, Classifier, build_model
 from univ.models.precision import PRECISIONS, arithmetic
-from univ.reps.extract import Tap
 
-from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table
+from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table, peer
 
 ON_CPU = (*(f"digits:{arch}" for arch in DIGITS_ARCHS), "cifar10:resnet18", "imagenet:resnet50")
 ON_CUDA = ("cifar10:resnet18", "imagenet:resnet50", "imagenet:vgg16_bn", "imagenet:densenet161", "imagenet:tiny_vit_5m")
 
 
-# --- the peer, which tests/test_inversion.py uses too ---------------------------------------------------------------
-
-
-class _WithLatent(nn.Module):
-    """A classifier's network with the calling convention of the `robustness` package."""
-
-    def __init__(self, model: Classifier) -> None:
-        super().__init__()
-        self.network = model.model
-        self._model = [model]  # in a list, so that it is not registered a second time
-
-    def forward(
-        self, x: Tensor, with_latent: bool = False, fake_relu: bool = False, no_relu: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        with Tap(self._model[0], node=HEAD_INPUT) as tap:
-            logits = self.network(x)
-            return (logits, tap.rep) if with_latent else logits
-
-
 def published_inversion(model: Classifier, start: Tensor, targets: Tensor, inversion: Inversion) -> Tensor:
     """Inverted images, (n, 3, H, W), by the published procedure; arguments as those of `univ.inversion.Inverter`."""
     from robustness.attack_steps import L2Step
-    from robustness.attacker import AttackerModel
 
     class MomentumStep(L2Step):
         mean: Tensor | float = 0.0
@@ -62,26 +40,14 @@ def published_inversion(model: Classifier, start: Tensor, targets: Tensor, inver
         _, rep = network(x, with_latent=True)
         return torch.norm(rep - target, dim=1) / torch.norm(target, dim=1), None
 
-    statistics = types.SimpleNamespace(mean=model.normalizer.new_mean.flatten(), std=model.normalizer.new_std.flatten())
-    attacker = AttackerModel(_WithLatent(model), statistics).eval()
+    attacker = peer(model).eval()
     with torch.no_grad():
         (_, target), _ = attacker(targets, with_latent=True)
+    settings = {"eps": 1000, "step_size": inversion.step_size, "iterations": inversion.iterations}
+    how = {"constraint": MomentumStep, "targeted": True, "custom_loss": loss}
     with cuda_only_on_cuda(start.device):
-        _, inverted = attacker(
-            start,
-            target.clone(),
-            make_adv=True,
-            constraint=MomentumStep,
-            eps=1000,
-            step_size=inversion.step_size,
-            iterations=inversion.iterations,
-            targeted=True,
-            custom_loss=loss,
-        )
+        _, inverted = attacker(start, target.clone(), make_adv=True, **how, **settings)
     return inverted.detach()
-
-
-# --- the benchmark --------------------------------------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,10 +10,9 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from univ import cli
@@ -26,23 +25,12 @@ from univ.models.precision import PRECISIONS, training_arithmetic
 from univ.runs import Distributed
 from univ.training import Data, Recipe, Saving, Trainer
 
-from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table
+from .common import alternate, cuda_only_on_cuda, environment_line, markdown_table, peer
 
 ON_CPU = ("digits:vgg11:64", "digits:resnet10:64", "digits:densenet17:64", "digits:resnext14_4x32d:64")
 ON_CPU += ("cifar10:resnet18:32", "imagenet:resnet18:8")
 ON_CUDA = ("cifar10:resnet18:512", "cifar10:vgg16:512", "imagenet:resnet50:256", "imagenet:densenet161:128")
 MOMENTUM, WEIGHT_DECAY, LEARNING_RATE = 0.9, 5e-4, 0.01
-
-
-class _IgnoresFlags(nn.Module):
-    """A network with the calling convention of the `robustness` package."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, **flags: bool) -> Tensor:
-        return self.network(x)
 
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -51,10 +39,7 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 def peer_step(model: Classifier, attack: Attack, device: torch.device) -> Step:
     """A copy of a classifier, trained by the `robustness` package as in its train._model_loop."""
-    from robustness.attacker import AttackerModel
-
-    statistics = SimpleNamespace(mean=model.normalizer.new_mean.flatten(), std=model.normalizer.new_std.flatten())
-    theirs = AttackerModel(_IgnoresFlags(copy.deepcopy(model.model)), statistics).to(device).train()
+    theirs = peer(copy.deepcopy(model)).to(device).train()
     optimizer = torch.optim.SGD(theirs.parameters(), LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     settings = {"eps": attack.eps, "step_size": attack.step_size, "iterations": attack.steps}
 
@@ -95,7 +80,6 @@ def our_step(model: Classifier, attack: Attack, images: TensorImages, args: argp
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of this topic."""
     text = "SET:ARCH:BATCH ... (default: small networks on the CPU, the study's on CUDA)"
     parser.add_argument("--networks", nargs="+", metavar="NETWORK", help=text)
     parser.add_argument("--repeats", type=cli.positive_int, default=15, help="timed steps of each")
@@ -105,7 +89,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time every network and print the table."""
     device = args.device
     networks = args.networks or (ON_CUDA if device.type == "cuda" else ON_CPU)
     rows = []

@@ -42,7 +42,7 @@ from univ.reps.extract import Extraction
 from univ.reps.identity import Identity, Inputs
 from univ.results import made
 from univ.show import provenance, quantities
-from univ.show.study import Study
+from univ.show.sources import Sources
 from univ.training.log import read_log
 from univ.training.recipe import Recipe, differences
 
@@ -122,7 +122,7 @@ def _write_result(folder: Path) -> None:
 
 
 def _accuracies(path: Path) -> Any:
-    return results.load_accuracies(path.parents[3]), Study(path.parents[3]).bounds
+    return results.load_accuracies(path.parents[3]), Sources(path.parents[3]).bounds
 
 
 def _subgroups(path: Path) -> Any:

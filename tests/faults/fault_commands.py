@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = ("--device", "cpu", "--quiet")
 ARCHS = ("vgg11", "resnet10")
 WRITING = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "fcntl.flock")  # audit events, besides "open" to write
-GRACE = 5  # seconds that worker processes may outlive the one that started them
+GRACE = 60.0  # seconds: beside other work a new process takes long to come to the point where it watches its parent
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from univ.data.entry import Dataset, Request
 from univ.data.images import TensorImages
 from univ.errors import InputError
 from univ.files.unpickle import unpickle_allowed
-
-if TYPE_CHECKING:
-    from univ.data.datasets import Dataset, Request
 
 FOLDER = "cifar-10-batches-py"
 DOWNLOAD = "torchvision.datasets.CIFAR10(folder, download=True) fetches it"

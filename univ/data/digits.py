@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from univ.data.entry import Dataset, Request
 from univ.data.images import TensorImages
-
-if TYPE_CHECKING:
-    from univ.data.datasets import Dataset, Request
 
 NUM_TEST = 360  # of 1797
 SPLIT_SEED = 0

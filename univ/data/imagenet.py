@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from univ.data.entry import Dataset, Request
 from univ.data.images import EXTENSIONS, EncodedImages, read_image_file
 from univ.data.indices import read_labels
 from univ.data.lmdb import ImageFolderLMDB
 from univ.data.transforms import imagenet_transform
 from univ.errors import InputError
-
-if TYPE_CHECKING:
-    from univ.data.datasets import Dataset, Request
 
 
 class ImageFiles(EncodedImages):

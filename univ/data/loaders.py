@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from univ import runs
-from univ.data.datasets import Images
+from univ.data.entry import Images
 from univ.data.images import EncodedImages, TensorImages, to_float
 from univ.errors import InputError
 

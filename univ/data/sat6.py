@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,12 +10,10 @@ from loguru import logger
 from torch import Tensor
 from tqdm import tqdm
 
+from univ.data.entry import Dataset, Request
 from univ.data.images import TensorImages
 from univ.errors import InputError
 from univ.files import atomic_path
-
-if TYPE_CHECKING:
-    from univ.data.datasets import Dataset, Request
 
 SIDE, BANDS = 28, 4  # red, green, blue, near infrared
 CLASSES = ("building", "barren land", "trees", "grassland", "road", "water")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from univ.data.datasets import Images
+from univ.data.entry import Images
 from univ.data.images import EncodedImages, TensorImages
 
 if TYPE_CHECKING:

@@ -51,11 +51,8 @@ class Schema(BaseModel):
 def validate(value: Any, model: Callable[..., T], where: Path | str) -> T:
     """`value` as an instance of `model`, a `Schema` or any other type.
 
-    Args:
-        where: the file, and the place in it, for the message.
-
     Raises:
-        InputError: names `where`, the field and what is wrong with it.
+        InputError: names `where` (the file and the place in it), the field and what is wrong with it.
     """
     try:
         return _adapter(model).validate_python(value)
@@ -69,9 +66,7 @@ def validate(value: Any, model: Callable[..., T], where: Path | str) -> T:
         raise InputError(f"{where} is damaged or of another kind: {at[:100] or 'it'} {problem}, got {found}") from error
 
 
-@functools.cache
-def _adapter(model: Callable[..., T]) -> TypeAdapter[T]:
-    return TypeAdapter(model)
+_adapter = functools.cache(TypeAdapter)
 
 
 def parse_json(text: str | bytes, model: Callable[..., T], where: Path | str) -> T:
@@ -103,12 +98,7 @@ def read_json(path: Path | str, model: Callable[..., T]) -> T:
 
 
 def read_csv(path: Path | str, **options: Any) -> "pd.DataFrame":
-    """`pandas.read_csv`, whose many ways to fail become one.
-
-    Raises:
-        FileNotFoundError: no such file.
-        InputError: not a CSV.
-    """
+    """`pandas.read_csv`, whose many ways to fail on what is there become one InputError."""
     import pandas as pd  # half a second, which those who read no table need not wait for
 
     try:
@@ -130,9 +120,8 @@ def read_table(path: Path | str, row: type[Schema], needed: Sequence[str] = ()) 
     table = read_csv(path)
     needed = needed or [name for name, field in row.model_fields.items() if field.is_required()]
     if lacking := [name for name in needed if name not in table]:
-        raise InputError(
-            f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(map(str, table.columns))[:300]}"
-        )
+        found = ", ".join(map(str, table.columns))[:300]
+        raise InputError(f"{path} lacks the columns {', '.join(lacking)}; it has {found}")
     for name, field in row.model_fields.items():
         if name in table:
             kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation

@@ -25,10 +25,7 @@ _verified: set[tuple[Any, ...]] = set()  # tensors whose checksum this process h
 
 
 def open_tensor(path: Path, what: str) -> Any:
-    """What a .npy file, else one of torch's, holds: a tensor, or whatever else torch saved.
-
-    Args:
-        what: the file is, for messages.
+    """What a .npy file, else one of torch's, holds: a tensor, or whatever else torch saved; `what` names it in errors.
 
     Raises:
         FileNotFoundError: no such file.
@@ -68,11 +65,7 @@ def checksum(tensor: Tensor) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically and in constant memory, also when the tensors are memory-mapped themselves.
-
-    Raises:
-        InputError: the disk is full, or the folder cannot be written.
-    """
+    """Write a safetensors file atomically and in constant memory, also of tensors that are memory-mapped themselves."""
     # safetensors reads metadata in any order: sorted, the same content is the same bytes
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
@@ -92,7 +85,7 @@ class TensorFile:
     """A safetensors file opened for reading; tensors are views of the file until they are changed.
 
     Raises:
-        InputError: the file is damaged or foreign.
+        InputError: the file is damaged or foreign; or, where a tensor or an entry is asked for, lacks it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,11 +103,7 @@ class TensorFile:
         return name in self.names
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor; its checksum is compared when a process reads it for the first time.
-
-        Raises:
-            InputError: there is none of this name, or it is damaged.
-        """
+        """The tensor; its checksum is compared when a process reads it for the first time."""
         try:
             tensor = self._file.get_tensor(name)
         except SafetensorError as error:
@@ -127,11 +116,7 @@ class TensorFile:
         return tensor
 
     def about(self, name: str) -> str:
-        """The metadata's entry `name`.
-
-        Raises:
-            InputError: there is none.
-        """
+        """The metadata's entry `name`, which must be there."""
         if name not in self.metadata:
             raise InputError(f"{self.path} does not say where {name!r} comes from: delete it")
         return self.metadata[name]

@@ -24,16 +24,11 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def find_inverted(folder: Path | str, model: str, eps: str) -> Path:
-    """`<folder>/<model>_<eps>.pt`, or `.npy` where there is no `.pt`.
-
-    Raises:
-        FileNotFoundError: neither is there; names the folder and what it holds.
-    """
+    """`<folder>/<model>_<eps>.pt`, else `.npy`; where neither is there, FileNotFoundError says what is."""
     folder = Path(folder)
     candidates = [folder / f"{model}_{eps}{suffix}" for suffix in SUFFIXES]
-    for path in candidates:
-        if path.is_file():
-            return path
+    if path := next(filter(Path.is_file, candidates), None):
+        return path
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder} (see --inverted-imgs-dir)")
     names = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES))
@@ -73,20 +68,17 @@ def open_inverted(path: Path | str, labels: Tensor | None = None) -> TensorImage
 def pool_inverted(paths: Mapping[str, Path], n: int | None, seed: int, labels: Tensor | None = None) -> TensorImages:
     """One set of images from the inverted images of several models (--sample).
 
-    All models' images are put one after the other, in the order of `paths`, and `n` of them are drawn without
+    All models' images are put one after the other, in the order of `paths`, and `n` of them, or all, are drawn without
     replacement. (The original's pooling overwrote its data and could not work.)
 
     Args:
         paths: model name -> file; the files hold the same targets in the same order, at one image size.
-        n: number of images; None takes all.
-        labels: labels of one file's targets.
+        labels: of one file's targets.
 
     Raises:
         InputError: files of different shape, or fewer than `n` images in all.
     """
     opened = {model: open_inverted(path, labels) for model, path in paths.items()}
-    if not opened:
-        raise InputError("no inverted images to pool: no model was named")
     shapes = {model: tuple(images.pixels.shape) for model, images in opened.items()}
     if len(set(shapes.values())) > 1:
         raise InputError(f"inverted images of different shapes cannot be pooled: {shapes}")
@@ -97,9 +89,7 @@ def pool_inverted(paths: Mapping[str, Path], n: int | None, seed: int, labels: T
     chosen = np.arange(total) if n is None else np.sort(np.random.default_rng(seed).choice(total, n, replace=False))
     model, position = torch.from_numpy(chosen // targets), torch.from_numpy(chosen % targets)
     all_uint8 = all(images.pixels.dtype == torch.uint8 for images in opened.values())
-    pixels = []
-    for number, images in enumerate(opened.values()):
-        mine = position[model == number]
-        pixels.append(images.uint8(mine) if all_uint8 else images.floats(mine))
+    read = TensorImages.uint8 if all_uint8 else TensorImages.floats
+    pixels = [read(images, position[model == number]) for number, images in enumerate(opened.values())]
     pooled_labels = None if labels is None else labels[position]
     return TensorImages(torch.cat(pixels), pooled_labels, name=f"inverted/pooled/{'+'.join(opened)}")

@@ -42,12 +42,10 @@ class Job:
     missing: list[range]  # positions among the n that are still to be inverted
 
     def parts(self) -> Parts:
-        """The parts of the file."""
         return Parts(self.output, self.settings, len(self.targets))
 
 
 def images_of(args: argparse.Namespace, size: int) -> Images:
-    """The images of --dataset at the size a model takes."""
     places = {"data_path": args.data_path, "labels_path": args.labels_path}
     return _open_images(args.dataset, image_size=size, fast=args.fast_images, **places)
 
@@ -136,8 +134,9 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
     every_image = DATASETS[args.dataset].num_compared is None and not named and not all(exist)
     if not (draw or every_image):
         if not (named or any(exist)):
-            advice = "Name index files (-s, -t), or draw them with -n (and -u)"
-            raise InputError(f"which images of {args.dataset}? {advice}")
+            raise InputError(
+                f"which images of {args.dataset}? Name index files (-s, -t), or draw them with -n (and -u)"
+            )
         targets, seeds = (indices.read_indices(path, len(images)) for path in (target_path, seed_path))
         if len(targets) != len(seeds):
             raise InputError(

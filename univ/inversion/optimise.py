@@ -50,20 +50,12 @@ class Inversion:
 
 @dataclass(frozen=True)
 class Inverted:
-    """What came out for n images.
+    """What came out for n images, in float32, or float64 if model and images are."""
 
-    Everything is float32, or float64 if model and images are.
-
-    Attributes:
-        images: (n, 3, H, W) in [0, 1]: per image the iterate nearest to its target, the last included.
-        start_distance, final_distance: (n,), relative distance of the first iterate and of `images`.
-        best_iteration: (n,) int64, steps after which `images` was reached; 0 is the first iterate itself.
-    """
-
-    images: Tensor
-    start_distance: Tensor
-    final_distance: Tensor
-    best_iteration: Tensor
+    images: Tensor  # (n, 3, H, W) in [0, 1]: per image the iterate nearest to its target, the last included
+    start_distance: Tensor  # (n,) relative distance of the first iterate
+    final_distance: Tensor  # (n,) and of `images`
+    best_iteration: Tensor  # (n,) int64, steps after which `images` was reached; 0 is the first iterate itself
 
 
 @dataclass
@@ -99,26 +91,21 @@ class _State:
         return [getattr(self, field.name) for field in fields(self)]
 
 
-class _Captured:
-    """One iteration as a CUDA graph over a state of its own: hundreds of kernels are launched by one call."""
-
-    def __init__(self, advance: Callable[[_State], None], state: _State) -> None:
-        everything = torch.ones(len(state.x), dtype=torch.bool, device=state.x.device)
-        self.state = state.rows(everything)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(state.x.device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    advance(self.state)
-            torch.cuda.current_stream().wait_stream(stream)
-            # "thread_local": the thread that pins the next batch allocates meanwhile, as it may
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                advance(self.state)
-
-    def __call__(self) -> None:
-        self._graph.replay()
+def _capture(advance: Callable[[_State], None], state: _State) -> tuple[_State, Callable[[], None]]:
+    """A copy of a state, and an iteration on it as a CUDA graph: hundreds of kernels are launched by one call."""
+    state = state.rows(torch.ones(len(state.x), dtype=torch.bool, device=state.x.device))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(state.x.device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                advance(state)
+        torch.cuda.current_stream().wait_stream(stream)
+        # "thread_local": the thread that pins the next batch allocates meanwhile, as it may
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            advance(state)
+    return state, graph.replay
 
 
 class Inverter:
@@ -142,11 +129,8 @@ class Inverter:
     def __init__(self, model: Classifier, inversion: Inversion, *, cuda_graph: bool = True) -> None:
         if model.training:
             raise ValueError(f"{model.arch} is in training mode: representations are inverted in evaluation mode")
-        self.inversion = inversion
-        self._model = model
-        self._network: Classifier = (
-            fold_batchnorm(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        )
+        self.inversion, self._model = inversion, model
+        self._network = fold_batchnorm(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
         device = next(self._network.parameters()).device
         self._autocast = torch.is_autocast_enabled(device.type)
         self._loss_scale = 1.0
@@ -157,7 +141,7 @@ class Inverter:
                     module.to(dtype)
             self._loss_scale = FP16_LOSS_SCALE if dtype == torch.float16 else 1.0
         self._cuda_graph = cuda_graph and device.type == "cuda"
-        self._captured: _Captured | None = None
+        self._captured: tuple[_State, Callable[[], None]] | None = None
 
     @torch.no_grad()
     def __call__(
@@ -218,10 +202,10 @@ class Inverter:
         """The state to look at, and a function that advances it by one iteration."""
         if not self._cuda_graph:
             return state, lambda: self._advance(state)
-        if self._captured is None or self._captured.state.x.shape != state.x.shape:
+        if self._captured is None or self._captured[0].x.shape != state.x.shape:
             self._captured = None  # gives its memory back before the next capture
             try:
-                self._captured = _Captured(self._advance, state)
+                self._captured = _capture(self._advance, state)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -229,8 +213,8 @@ class Inverter:
                     f"this network cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): "
                     "run with --no-cuda-graph"
                 ) from error
-        self._captured.state.copy_(state)
-        return self._captured.state, self._captured
+        self._captured[0].copy_(state)
+        return self._captured
 
     def _advance(self, state: _State) -> None:
         with torch.enable_grad():

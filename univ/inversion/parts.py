@@ -27,7 +27,7 @@ def parts_folder(output: Path) -> Path:
 
 
 def remove_left(output: Path) -> None:
-    """Remove what a run left that was killed after it had written `output`: parts, of which none is newer, and lock."""
+    """Remove what a run killed after it had written `output` left: parts, of which none is newer, and its lock."""
     files.remove_orphans(output)
     folder, written = parts_folder(output), output.stat().st_mtime_ns
     if folder.is_dir() and all(path.stat().st_mtime_ns <= written for path in folder.iterdir()):
@@ -64,27 +64,27 @@ class Parts:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.enter_context(files.locked(self.output))
         path = self.folder / "settings.json"
-        problem = self._problem(path) if path.exists() else ""
-        if problem and not discard:
-            raise InputError(problem)
-        if problem:
+        try:
+            if path.exists():
+                self._require_same_settings(path)
+        except InputError:
+            if not discard:
+                raise
             logger.info("{}: parts made with other settings are discarded", self.folder)
             shutil.rmtree(self.folder)
-        if problem or not path.exists():
+        if not path.exists():
             files.write_json(path, self._settings)
 
-    def _problem(self, path: Path) -> str:
-        """Why the parts beside these settings are not of this run; empty if they are."""
+    def _require_same_settings(self, path: Path) -> None:
         try:
-            differing = made.differences(schemas.read_json(path, dict[str, Any]), self._settings)
+            settings = schemas.read_json(path, dict[str, Any])
         except InputError as error:
-            return f"{error}: remove the folder, or give --overwrite"
-        if not differing:
-            return ""
-        return (
-            f"{self.folder} holds part of a run with other settings ({made.listed(differing)}): "
-            "repeat those, remove the folder, or give --overwrite"
-        )
+            raise InputError(f"{error}: remove the folder, or give --overwrite") from error
+        if differing := made.differences(settings, self._settings):
+            raise InputError(
+                f"{self.folder} holds part of a run with other settings ({made.listed(differing)}): "
+                "repeat those, remove the folder, or give --overwrite"
+            )
 
     def missing(self, batch_size: int) -> list[range]:
         """The positions that no part holds, in runs of at most `batch_size` that do not cross its multiples.
@@ -102,7 +102,6 @@ class Parts:
         return runs
 
     def save(self, first: int, part: Inverted) -> None:
-        """Save the images at positions `first` and after."""
         content = {name: value.cpu() for name, value in vars(part).items()}
         if self._settings.get("uint8"):
             content["images"] = to_uint8(content["images"])
@@ -111,8 +110,8 @@ class Parts:
     def wait(self) -> None:
         """Return when all parts are there.
 
-        Polls the folder: a collective operation would time out where one process has an hour more to do than another,
-        and a process that dies takes the others with it (torchrun sees to that).
+        Polls: a collective operation would time out where one process has an hour more to do than another, and a
+        process that dies takes the others with it (torchrun sees to that).
         """
         while sum(span.stop - span.start for span in self._spans()) < self.count:
             time.sleep(0.2)
@@ -144,11 +143,7 @@ class Parts:
         return whole
 
     def finish(self, inverted: Inverted, describe: Callable[[str], None]) -> None:
-        """Write the finished file at once and remove the parts.
-
-        Args:
-            describe: called with the SHA-256 of the finished file before it is put in its place.
-        """
+        """Write the finished file and remove the parts; `describe` gets its SHA-256 before it is put in its place."""
         files.save_torch(self.output, inverted.images, before=lambda whole: describe(files.file_hash(whole)))
         shutil.rmtree(self.folder)
         self.close()

@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from univ import files, runs
-from univ.data import Images
 from univ.data.images import to_float
 from univ.data.loaders import Batches, stream
 from univ.errors import InputError
@@ -87,20 +86,16 @@ def _first_iterates(args: argparse.Namespace, seeds: Tensor, positions: Sequence
     return torch.stack(noise).to(seeds.device)
 
 
-def _labels(images: Images) -> Tensor:
-    """(N,) labels; -1 for image files whose labels are not there, which inversion does without."""
-    try:
-        return images.labels
-    except FileNotFoundError:
-        return torch.full((len(images),), -1)
-
-
 def assemble(args: argparse.Namespace, job: Job, parts: Parts) -> dict[str, float]:
     """Put the parts together and write CSV, contact sheet, settings and images; returns what to log."""
     inverted, images = parts.collect(), images_of(args, job.input_size)
     final = inverted.final_distance
     distance = {"min": final.min().item(), "median": final.median().item(), "max": final.max().item()}
-    table = record.table(job.targets, job.seeds, _labels(images), inverted)
+    try:
+        labels = images.labels
+    except FileNotFoundError:  # image files without labels, which inversion does without
+        labels = torch.full((len(images),), -1)
+    table = record.table(job.targets, job.seeds, labels, inverted)
     files.write_text(job.output.with_suffix(".csv"), table)
 
     chosen = final.argsort()[torch.linspace(0, len(final) - 1, min(SHEET_COLUMNS, len(final))).round().long()]

@@ -35,17 +35,12 @@ second_order_cosine = as_function(second_order_cosine_measure, "second_order_cos
 
 
 @dataclass(frozen=True)
-class Directions(Centered):
-    """`Centered` rows scaled to norm 1 (rows of zeros stay; `square_norms` tells them apart)."""
-
-
-@dataclass(frozen=True)
 class UnitRows(Preparation):
-    """Centre the columns of a representation, if asked, and scale its rows to norm 1."""
+    """Centre the columns, if asked, and scale rows to norm 1 (rows of zeros stay: their `square_norms` are 0)."""
 
     center: bool = True
 
-    def prepare(self, rep: Rep) -> Directions:
+    def prepare(self, rep: Rep) -> Centered:
         centered = Center(self.center).prepare(rep)
         norms = centered.square_norms.sqrt()[:, None]
         rows = torch.empty(centered.rows.shape, dtype=centered.block(0, 1).dtype, device=norms.device)
@@ -53,16 +48,16 @@ class UnitRows(Preparation):
             span = slice(start, start + FEW_ROWS)
             block = centered.block(start, start + FEW_ROWS).double()
             rows[span] = torch.where(norms[span] > 0, block / norms[span], 0.0)
-        return Directions(rows, None, (norms[:, 0] > 0).double())
+        return Centered(rows, None, (norms[:, 0] > 0).double())
 
 
 def second_order_score(pair: Pair) -> float:
-    """Second-order cosine similarity of two `Directions`."""
+    """Second-order cosine similarity of two models of `UnitRows`."""
     norms = pair.a.once(square_row_norms) * pair.b.once(square_row_norms)
     return torch.where(norms > 0, inner_products(pair) / norms.sqrt(), 0.0).mean().item()
 
 
-def square_row_norms(a: Directions) -> Tensor:
+def square_row_norms(a: Centered) -> Tensor:
     """(N,) float64 squared norms of the rows of the cosine-similarity matrix, without its diagonal."""
     return inner_products(Pair(a, a)).clamp(min=0)
 

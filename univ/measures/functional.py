@@ -395,19 +395,14 @@ def same_classes(pair: Pair, name: str) -> tuple[Tensor, Tensor]:
 def jsd_per_image(pair: Pair) -> Tensor:
     """(N,) float64 Jensen-Shannon divergence of two `Probabilities`: H((p + q)/2) - (H(p) + H(q))/2."""
     a, b = same_classes(pair, "JSD")
-    together = torch.cat([row_entropies((p + q) / 2) for p, q in zip(a.split(_ROWS), b.split(_ROWS))])
+    together = torch.cat([torch.special.entr((p + q) / 2).sum(dim=1) for p, q in zip(a.split(_ROWS), b.split(_ROWS))])
     own = (pair.a.once(entropy) + pair.b.once(entropy)) / 2
     return (together - own).clamp(min=0)  # rounding can dip below 0
 
 
 def entropy(probabilities: Probabilities) -> Tensor:
     """(N,) float64 entropy in nats of `Probabilities`."""
-    return torch.cat([row_entropies(probs) for probs in probabilities.values.split(_ROWS)])
-
-
-def row_entropies(probs: Tensor) -> Tensor:
-    """(n,) entropies in nats of (n, C) float64 probabilities."""
-    return torch.special.entr(probs).sum(dim=1)
+    return torch.cat([torch.special.entr(probs).sum(dim=1) for probs in probabilities.values.split(_ROWS)])
 
 
 def churn_per_image(pair: Pair) -> Tensor:

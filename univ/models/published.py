@@ -9,6 +9,7 @@ from univ.data import DATASETS
 from univ.eps import eps_name, eps_value
 from univ.errors import InputError
 from univ.models.architectures import archs_of
+from univ.models.sources import HUGGING_FACE_ARCHS
 
 TRAIN_SETS = tuple(name for name, dataset in DATASETS.items() if dataset.radii)  # those of the study
 _DATASET_WORDS = {  # tried in this order, the most specific first
@@ -18,11 +19,8 @@ _DATASET_WORDS = {  # tried in this order, the most specific first
     "imagenet": r"imagenet|\bin1k\b|ilsvrc",
 }
 _KIND_WORDS = {"inverted": r"invert", "models": r"\bcnns?\b|checkpoint|weights|\bmodels?\b|\bnetworks?\b"}
-_ARCH_NAMES = {arch: arch for dataset in TRAIN_SETS for arch in archs_of(dataset)} | {
-    "densenet": "densenet161",
-    "tiny_vit": "tiny_vit_5m",
-    "tinyvit": "tiny_vit_5m",
-}
+_ARCH_NAMES = {arch: arch for dataset in TRAIN_SETS for arch in archs_of(dataset)} | HUGGING_FACE_ARCHS
+_ARCH_NAMES |= {"tiny_vit": "tiny_vit_5m", "tinyvit": "tiny_vit_5m"}
 _OTHER_NAME = {("cifar10", "vgg16_bn"): "vgg16"} | {
     (dataset, "vgg16"): "vgg16_bn" for dataset in ("imagenet", "imagenet100", "imagenet50")
 }

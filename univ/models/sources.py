@@ -10,7 +10,7 @@ from univ.errors import InputError
 from univ.models.architectures import ARCHS
 
 _HUGGING_FACE = re.compile(r"(?P<arch>\w+?)_l2_eps(?P<eps>\d+(\.\d+)?)")  # e.g. resnet18_l2_eps0.25.ckpt
-_HUGGING_FACE_ARCHS = {"densenet": "densenet161"}
+HUGGING_FACE_ARCHS = {"densenet": "densenet161"}  # what is called otherwise there
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 
 
@@ -77,4 +77,4 @@ def arch_from_filename(path: Path | str) -> str:
 def read_hugging_face_name(name: Path | str) -> tuple[str, float] | None:
     """Architecture, as we call it, and radius of a file named as on Hugging Face; None for other names."""
     match = _HUGGING_FACE.fullmatch(Path(name).stem)
-    return match and (_HUGGING_FACE_ARCHS.get(match["arch"], match["arch"]), float(match["eps"]))
+    return match and (HUGGING_FACE_ARCHS.get(match["arch"], match["arch"]), float(match["eps"]))

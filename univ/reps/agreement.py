@@ -63,18 +63,6 @@ def _find_reps(folder: Path, checkpoints: dict[str, Path], split: str, cache_dir
     raise FileNotFoundError(f"no {split} representations for the probes in {folder} (tried {tried}): see --cache-dir")
 
 
-def _require_same_model(name: str, about: dict[str, Any], reps: Path) -> None:
-    """Refuse representations of another model than a probe was trained on, as far as either is known."""
-    trained_on, identity = about | (about.get("made_from") or {}), repfiles.read_identity(reps)
-    if differing := differing_models(trained_on, identity):
-        raise InputError(
-            f"{reps} is of another model than the probe {name} was trained on, they differ in {differing}: "
-            "train the probe again, or see --cache-dir"
-        )
-    if not (trained_on.get("checkpoint") and identity.get("checkpoint")):
-        logger.info("{}: nobody knows whether {} is of the model that the probe was trained on", name, reps)
-
-
 def compare(
     starts: list[Start], images: dict[str, str | None], *, device: torch.device, quiet: bool = False
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
@@ -97,8 +85,9 @@ def compare(
                 f"{a} and {b} were not given the same images ({len(preds[a])} of {images[a]}, {len(preds[b])} of "
                 f"{images[b]}): extract both from the same data"
             )
+    preds = {name: classes.to(device) for name, classes in preds.items()}
     bar = tqdm(pairs, desc="compare", unit="pair", disable=quiet)
-    rows = [(a, b, probes.agreement(preds[a].to(device), preds[b].to(device))) for a, b in bar]
+    rows = [(a, b, (preds[a] == preds[b]).double().mean().item()) for a, b in bar]
     return pd.DataFrame(rows, columns=PROBE_COLUMNS), known
 
 
@@ -108,7 +97,7 @@ def _predict(
     """The classes each probe gives, (N,), and what is known of it, by its name; equal probes count once."""
     preds, known, seen = {}, {}, set()
     for start in tqdm(starts, desc="predict", unit="run", disable=quiet):
-        loaded = {}
+        loaded, identity = {}, repfiles.read_identity(start.reps)
         for name, path in start.checkpoints.items():
             probe, about = probes.load(path)
             digest = hashlib.sha256(probe.weight.numpy().tobytes()).digest()
@@ -117,7 +106,15 @@ def _predict(
                 continue
             seen.add(digest)
             loaded[name] = probe
-            _require_same_model(name, about, start.reps)
+            trained_on = about | (about.get("made_from") or {})
+            if differing := differing_models(trained_on, identity):
+                raise InputError(
+                    f"{start.reps} is of another model than the probe {name} was trained on, they differ in "
+                    f"{differing}: train the probe again, or see --cache-dir"
+                )
+            if not (trained_on.get("checkpoint") and identity.get("checkpoint")):
+                words = "{}: nobody knows whether {} is of the model that the probe was trained on"
+                logger.info(words, name, start.reps)
             known[name] = {key: about.get(key) for key in ABOUT} | {"accuracy": probe.accuracy, "seed": probe.seed}
             known[name]["dataset"] = about.get("train_set")
         if loaded:

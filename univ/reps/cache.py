@@ -26,7 +26,7 @@ def _as_text(identity: Identity) -> str:
 
 
 class RepCache:
-    """Representations and logits of one setting on disk.
+    """The two files of one setting.
 
     `put` writes one model's result at once, so a killed run continues with the next model; `finish` puts the single
     files together into `reps__…` and `output__…`. Several processes may work on the same cache.
@@ -66,7 +66,6 @@ class RepCache:
         return extraction
 
     def put(self, key: str, identity: Identity, extraction: Extraction) -> None:
-        """Store one model's extraction."""
         tensors = {"reps": extraction.reps, "logits": extraction.logits}
         metadata = {"key": key, "identity": _as_text(identity)}
         metadata |= {checksum_of(name): checksum(tensor) for name, tensor in tensors.items()}
@@ -82,9 +81,10 @@ class RepCache:
             if not parts:
                 return
             for path, name in ((self.reps_path, "reps"), (self.output_path, "logits")):
-                old = TensorFile(path) if path.exists() else None
-                tensors = {key: old[key] for key in old.names} if old is not None else {}
-                metadata = dict(old.metadata) if old is not None else {}
+                tensors, metadata = {}, {}
+                if path.exists():
+                    old = TensorFile(path)
+                    tensors, metadata = {key: old[key] for key in old.names}, dict(old.metadata)
                 for part in parts:
                     key = part.about("key")
                     tensors[key] = part[name]

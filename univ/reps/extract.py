@@ -49,7 +49,6 @@ class Tap:
             node, pool = self._classifier.spec.node, self._classifier.spec.pool if pool is None else pool
         self.node, self.pool, self.flatten = node, bool(pool), flatten
         self._rep: Tensor | None = None
-        self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     @property
     def rep(self) -> Tensor:
@@ -81,8 +80,7 @@ class Tap:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._handle is not None:
-            self._handle.remove()
+        self._handle.remove()
         self._rep = None
 
 
@@ -125,9 +123,9 @@ def extract(
         model: in evaluation mode, on `device`.
         chosen: (n,) int64, which images, in the order the rows shall have.
         workers: processes that decode.
-        precision: of the arithmetic, one of models.precision's.
+        precision: one of models.precision's.
         node, flatten: see `Tap`.
-        name: what the progress bar says.
+        name: of the progress bar.
 
     Raises:
         ValueError: the model is in training mode.

@@ -35,10 +35,7 @@ def read_identity(path: Path | str) -> dict[str, Any]:
 
 
 def open_reps(path: Path | str) -> Tensor:
-    """Representations (N, D), float32 or float16, memory-mapped where the format allows it; activations are flattened.
-
-    Args:
-        path: a tensor that torch saved (.pt), or a NumPy array (.npy).
+    """Representations (N, D), any floating type, memory-mapped where the format allows it; activations are flattened.
 
     Raises:
         FileNotFoundError: no such file.
@@ -52,14 +49,9 @@ def open_reps(path: Path | str) -> Tensor:
 
 
 def extract(
-    path: Path,
-    identity: Mapping[str, Any],
-    labels: Tensor,
-    read: Callable[[Tensor, str], Extraction],
-    *,
-    chunk: int = CHUNK,
+    path: Path, identity: Mapping[str, Any], labels: Tensor, read: Callable[..., Extraction], *, chunk: int = CHUNK
 ) -> Tensor:
-    """Representations of every image, from `path` if they are there, else extracted into it.
+    """Representations of every image, (N, D), memory-mapped: from `path` if they are there, else extracted into it.
 
     Args:
         path: the file; while the extraction runs, `<path>.partial` and `<path>.partial.json` beside it.
@@ -67,11 +59,8 @@ def extract(
             images, `dtype`, float32 or float16 (half the disk; about three decimals), and `arch`, for messages, among
             them. A file, or the beginning of one, of another identity is replaced.
         labels: (n,) of the images, against which the model's own classifier is judged.
-        read: positions (k,) and the name of a part, for the progress bar -> the model's extraction of these images.
+        read: positions (k,), and `name=` for the progress bar -> the model's extraction of these images.
         chunk: images between two points from which a killed run can continue.
-
-    Returns:
-        (N, D), memory-mapped.
 
     Raises:
         InputError: a representation is not finite, or too large for float16.
@@ -107,9 +96,7 @@ def _unfinished(path: Path) -> tuple[Path, Path]:
     return path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
 
 
-def _stream(
-    path: Path, identity: dict[str, Any], labels: Tensor, read: Callable[[Tensor, str], Extraction], chunk: int
-) -> None:
+def _stream(path: Path, identity: dict[str, Any], labels: Tensor, read: Callable[..., Extraction], chunk: int) -> None:
     """Extract into the unfinished file, from where it ends, and then write the finished one."""
     partial, note_path = _unfinished(path)
     n, dtype = identity["n"], identity["dtype"]
@@ -121,7 +108,7 @@ def _stream(
         start = number * chunk
         if str(start) in blocks:
             continue
-        part = read(positions, f"{path.stem} {number + 1}/{math.ceil(n / chunk)}" if n > chunk else path.stem)
+        part = read(positions, name=f"{path.stem} {number + 1}/{math.ceil(n / chunk)}" if n > chunk else path.stem)
         values = part.reps.to(DTYPES[dtype])
         if not torch.isfinite(values).all():
             raise InputError(f"{identity['arch']}: representations do not fit {dtype}: use --reps-dtype float32")
@@ -132,8 +119,7 @@ def _stream(
             stored.flush()  # rows first, then the note that they are there
         correct = int((part.preds == labels[positions]).sum())
         blocks[str(start)] = {"crc32": zlib.crc32(values.contiguous().numpy().data), "correct": correct}
-        note = {"identity": identity, "chunk": chunk, "blocks": blocks, "dim": values.shape[1]}
-        files.write_json(note_path, note)
+        files.write_json(note_path, {"identity": identity, "chunk": chunk, "blocks": blocks, "dim": values.shape[1]})
     described = made.record_path(path)
     described.unlink(missing_ok=True)  # never an old description beside new numbers
     files.save_torch(path, torch.from_numpy(stored))
@@ -145,10 +131,7 @@ def _stream(
 
 
 def _reserve(path: Path, dtype: str, shape: tuple[int, int]) -> np.memmap:
-    """A new file mapped into memory. All its blocks are reserved first.
-
-    On a full disk, writing into the map would end the process (SIGBUS).
-    """
+    """A new file mapped into memory, reserved first: on a full disk writing into the map would end us (SIGBUS)."""
     with files.cannot_write(path):
         try:
             with path.open("wb") as file:
@@ -164,7 +147,7 @@ def _whole_blocks(
 ) -> tuple[dict[str, dict[str, int]], np.memmap | None]:
     """The blocks of an unfinished file of this identity that fit their checksums, by first row, and the file.
 
-    A damaged block is extracted again; so is everything where the note beside the file is damaged or of another kind.
+    A damaged block is extracted again; so is all where the note beside the file is damaged or of another kind.
     """
     note = _read_note(note_path, identity) if partial.is_file() else None
     if note is None or note["chunk"] != chunk:

@@ -1,4 +1,4 @@
-"""Linear probes on stored representations: train several at once, keep the best, predict, compare.
+"""Linear probes on stored representations: train several at once, keep the best, predict.
 
 Representations (N, D) and labels in, weight (C, D) and bias (C,) out. The matrix stays on the device when it fits
 there; else it is read in large slices, gathered ahead of time. Either way the result is the same.
@@ -6,7 +6,7 @@ there; else it is read in large slices, gathered ahead of time. Either way the r
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,67 +23,43 @@ from univ.files import safeload, schemas
 
 SLICE_BATCHES = 64  # batches read at once; at 1024 x 2048 float32 half a gigabyte
 PREDICT_ROWS = 16_384
+MIN_LR = 1e-6
 BEST_ACCURACY, BEST_LOSS = "best_acc_checkpoint.pt", "best_loss_checkpoint.pt"
 FREE_SHARE = 0.8  # of the device's free memory that the training matrix may take
 
 
 @dataclass(frozen=True)
 class Training:
-    """How probes are trained; the study's settings, except that it trains 30 epochs.
-
-    Attributes:
-        batch_size: rows per step and probe.
-        lr, min_lr: Adam's learning rate falls from one to the other on a cosine, epoch by epoch.
-        seed: of the order in which slices of the data come, which all probes share.
-    """
+    """How probes are trained; the study's settings, except that it trains 30 epochs."""
 
     epochs: int = 10
-    batch_size: int = 1024
-    lr: float = 5e-3
-    min_lr: float = 1e-6
-    seed: int = 0
+    batch_size: int = 1024  # rows per step and probe
+    lr: float = 5e-3  # Adam's; falls to `MIN_LR` on a cosine, epoch by epoch
+    seed: int = 0  # of the order in which slices of the data come, which all probes share
 
     def lr_in(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
-        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return MIN_LR + (self.lr - MIN_LR) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Representations (N, D), any floating type, possibly memory-mapped, and their labels (N,) int64.
-
-    Raises:
-        InputError: not as many labels as representations.
-    """
+    """Representations (N, D), any floating type, possibly memory-mapped, and their labels (N,) int64."""
 
     reps: Tensor
     labels: Tensor
 
-    def __post_init__(self) -> None:
-        if len(self.reps) != len(self.labels):
-            raise InputError(f"{len(self.reps):,} representations but {len(self.labels):,} labels")
-
-    def __len__(self) -> int:
-        return len(self.reps)
-
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear layer and how good it is.
+    """A linear layer and how good it is on the validation part."""
 
-    Attributes:
-        weight, bias: (C, D) and (C,), float32 on the CPU.
-        seed: of its initial weights and its order within a slice.
-        epoch: epochs completed, from 1.
-        accuracy, loss: on the validation part; share of images, mean cross-entropy in nats.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    seed: int
-    epoch: int
+    weight: Tensor  # (C, D) float32 on the CPU
+    bias: Tensor  # (C,)
+    seed: int  # of its initial weights and its order within a slice
+    epoch: int  # epochs completed, from 1
     accuracy: float
-    loss: float
+    loss: float  # mean cross-entropy in nats
 
 
 @dataclass(frozen=True)
@@ -127,10 +103,11 @@ def _slices(reps: Tensor, order: Sequence[Tensor], device: torch.device) -> Iter
         return torch.index_select(reps, 0, rows, out=out)
 
     with ThreadPoolExecutor(1) as pool:
-        ahead: Future[Tensor] | None = pool.submit(gather, order[0])
-        for number in range(len(order)):
+        ahead = pool.submit(gather, order[0])
+        for following in (*order[1:], None):
             ready = ahead.result()
-            ahead = pool.submit(gather, order[number + 1]) if number + 1 < len(order) else None
+            if following is not None:
+                ahead = pool.submit(gather, following)
             yield ready.to(device, non_blocking=pin)  # PyTorch frees pinned memory only after the copy is through
 
 
@@ -147,22 +124,20 @@ def train(
 ) -> Iterator[Epoch]:
     """Train one probe per seed, all in one pass over the data, and give out their state after each epoch.
 
-    The probes are independent: each has its own weights and its own order of rows within a slice of the data, both from
-    its seed, so that probe i is the same whether it is trained alone or with others (up to the rounding of a batched
-    matrix product). The slices, and the rows in each, are drawn anew every epoch and shared by all probes.
+    Each probe has its own weights and its own order of rows within a slice of the data, both from its seed: it is the
+    same whether trained alone or with others (up to the rounding of a batched matrix product). The slices, and the rows
+    in each, are drawn anew every epoch and shared by all probes.
 
     Args:
-        num_classes: C; labels are in [0, C).
-        seeds: one per probe.
         device: where the arithmetic happens, in float32.
         resident: keep the matrix on the device; default: if it fits there.
-        quiet: no progress bar.
 
     Raises:
         InputError: a label is not in [0, C), training and validation representations differ in width, or a loss
             becomes NaN or infinite.
     """
-    for part, what in ((train_part, "training"), (val_part, "validation")):
+    parts = {"training": train_part, "validation": val_part}
+    for what, part in parts.items():
         low, high = (int(bound) for bound in part.labels.aminmax())
         if low < 0 or high >= num_classes:
             raise InputError(f"{what} labels run from {low} to {high}, expected 0 to {num_classes - 1}")
@@ -175,14 +150,14 @@ def train(
     weights, biases = (values.to(device).requires_grad_() for values in initial_weights(dim, num_classes, seeds))
     optimizer = torch.optim.Adam([weights, biases], lr=settings.lr, fused=device.type == "cuda")
     batch = settings.batch_size
-    bar = tqdm(total=settings.epochs * len(train_part), desc="probes", unit="img", unit_scale=True, disable=quiet)
+    bar = tqdm(total=settings.epochs * len(labels), desc="probes", unit="img", unit_scale=True, disable=quiet)
     with bar:
         for number in range(settings.epochs):
             lr = settings.lr_in(number)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            order = torch.randperm(len(labels), generator=stream("probe slices", settings.seed, number))
-            order = order.split(batch * SLICE_BATCHES)
+            shuffled = torch.randperm(len(labels), generator=stream("probe slices", settings.seed, number))
+            order = shuffled.split(batch * SLICE_BATCHES)
             within = [stream("probe order", seed, number) for seed in seeds]
             total, steps = torch.zeros(len(seeds), dtype=torch.float64, device=device), []
             for rows, values in zip(order, _slices(reps, order, device)):
@@ -195,8 +170,8 @@ def train(
             states = _state(weights, biases, seeds, val_part, number + 1, device)
             losses = (total / len(labels)).tolist()
             if not all(map(math.isfinite, (*losses, *(probe.loss for probe in states)))):
-                for part, what in ((train_part, "training"), (val_part, "validation")):
-                    check_finite(part.reps, f"the {what} representations")
+                for what, part in parts.items():
+                    _check_finite(part.reps, f"the {what} representations")
                 raise InputError(f"the probes diverged in epoch {number + 1}: lower --lr (now {settings.lr:g})")
             yield Epoch(number + 1, lr, states, losses, torch.stack(steps))
 
@@ -224,8 +199,7 @@ def _state(
         correct += (logits.argmax(dim=2) == labels).sum(dim=1)
         each = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         loss += each.view(labels.shape).double().sum(dim=1)
-    n = len(val_part)
-    scores = zip(correct.tolist(), loss.tolist())
+    n, scores = len(val_part.labels), zip(correct.tolist(), loss.tolist())
     linear = zip(weights.transpose(1, 2).cpu(), biases.squeeze(1).cpu())
     return [
         Probe(weight.contiguous().clone(), bias.clone(), seed, epoch, right / n, nats / n)
@@ -249,7 +223,6 @@ class Best:
     by_loss: list[Probe] = field(default_factory=list)
 
     def update(self, probes: Sequence[Probe]) -> None:
-        """See the probes of another epoch."""
         if not self.by_accuracy:
             self.by_accuracy, self.by_loss = list(probes), list(probes)
         for i, probe in enumerate(probes):
@@ -259,12 +232,8 @@ class Best:
                 self.by_loss[i] = probe
 
 
-def check_finite(values: Tensor, what: str) -> None:
-    """Look for NaN and infinity in a matrix, possibly memory-mapped.
-
-    Raises:
-        InputError: there is one; names the row.
-    """
+def _check_finite(values: Tensor, what: str) -> None:
+    """Refuse NaN and infinity in a matrix, possibly memory-mapped; names the row."""
     for start in range(0, len(values), PREDICT_ROWS):
         bad = (~torch.isfinite(values[start : start + PREDICT_ROWS]).flatten(1).all(dim=1)).nonzero()
         if len(bad):
@@ -286,13 +255,6 @@ def predictions(probes: Sequence[Probe], reps: Tensor, *, device: torch.device) 
     for logits, rows in _logits(weights, biases, reps, device):
         preds[:, rows] = logits.argmax(dim=2).int().cpu()
     return preds
-
-
-def agreement(a: Tensor, b: Tensor) -> float:
-    """Share of images with the same class in two (N,) predictions of the same images."""
-    if a.shape != b.shape:
-        raise ValueError(f"agreement is about the same images: got {tuple(a.shape)} and {tuple(b.shape)}")
-    return (a == b).double().mean().item()
 
 
 def save(path: Path | str, probe: Probe, about: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from univ.errors import InputError
 from univ.models import Classifier
 from univ.reps import files as repfiles
 from univ.reps import probes
-from univ.reps.extract import Extraction, extract
+from univ.reps.extract import extract
 from univ.reps.identity import MODEL, differing_models
 
 EXTRACT_BATCH = 256  # images per forward pass at most: 1024 of them, fine for probes, need tens of GB in a wide ResNet
@@ -47,9 +47,8 @@ def default_file(dataset: str, split: str) -> Path | None:
 def open_part(args: argparse.Namespace, split: str, image_size: int | None = None) -> Images:
     """The images of a part, prepared as for evaluation, without augmentation, at the size the model wants."""
     path = _given(args, "lmdb", split) or default_file(args.dataset, split)
-    return open_images(
-        args.dataset, split, image_size=image_size, data_path=path, purpose="evaluation", fast=args.fast_images
-    )
+    how = {"image_size": image_size, "purpose": "evaluation", "fast": args.fast_images}
+    return open_images(args.dataset, split, data_path=path, **how)
 
 
 def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
@@ -63,24 +62,23 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
     def model() -> Classifier:
         return models.load_model(args.model_arch, args.train_set, args.model_ckpt_path, device=args.device)
 
-    return {split: _read_part(args, split, model) for split in repfiles.FILE_NAMES}
+    parts = {}
+    for split in repfiles.FILE_NAMES:
+        path, labels_file = reps_path(args, split), _given(args, "labels", split)
+        extracted = _given(args, "reps", split) is None
+        reps = None if extracted else repfiles.open_reps(path)
+        if extracted or labels_file is None:
+            images = open_part(args, split, model().input_size if extracted else None)
+        if reps is None:
+            reps = _extract(args, path, split, model(), images)
+        labels = images.labels if labels_file is None else read_labels(labels_file, length=len(reps))
+        if len(labels) != len(reps):
+            raise InputError(f"{path} holds {len(reps):,} representations, there are {len(labels):,} labels")
+        parts[split] = probes.Labelled(reps, labels)
+    return parts
 
 
-def _read_part(args: argparse.Namespace, split: str, model: Callable[[], Classifier]) -> probes.Labelled:
-    path, labels_file = reps_path(args, split), _given(args, "labels", split)
-    if _given(args, "reps", split) is not None:
-        reps = repfiles.open_reps(path)
-        labels = read_labels(labels_file, length=len(reps)) if labels_file else open_part(args, split).labels
-    else:
-        images = open_part(args, split, model().input_size)
-        reps = _extract(args, split, model(), images)
-        labels = read_labels(labels_file, length=len(images)) if labels_file else images.labels
-    if len(labels) != len(reps):
-        raise InputError(f"{path} holds {len(reps):,} representations, there are {len(labels):,} labels")
-    return probes.Labelled(reps, labels)
-
-
-def _extract(args: argparse.Namespace, split: str, model: Classifier, images: Images) -> Tensor:
+def _extract(args: argparse.Namespace, path: Path, split: str, model: Classifier, images: Images) -> Tensor:
     identity = {
         "dataset": args.dataset,
         "split": split,
@@ -94,23 +92,12 @@ def _extract(args: argparse.Namespace, split: str, model: Classifier, images: Im
         "n": len(images),
     }
 
-    def read(positions: Tensor, name: str) -> Extraction:
-        return extract(
-            model,
-            images,
-            positions,
-            batch_size=min(args.batch, EXTRACT_BATCH),
-            device=args.device,
-            workers=args.workers,
-            precision=args.precision,
-            name=name,
-            quiet=args.quiet,
-        )
-
-    return repfiles.extract(reps_path(args, split), identity, images.labels, read)
+    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet")}
+    read = functools.partial(extract, model, images, batch_size=min(args.batch, EXTRACT_BATCH), **options)
+    return repfiles.extract(path, identity, images.labels, read)
 
 
-def start_folder(run: Path) -> Path:
+def _start_folder(run: Path) -> Path:
     """A new folder `<run>/<start time>`; two runs that start in the same second get different ones."""
     while True:
         folder = run / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -123,11 +110,7 @@ def start_folder(run: Path) -> Path:
 
 
 def train(args: argparse.Namespace, parts: dict[str, probes.Labelled]) -> None:
-    """Train the probes and write their checkpoints and logs.
-
-    Raises:
-        InputError: the two parts are known to be representations of different models; names what differs.
-    """
+    """Train the probes and write their checkpoints and logs; two parts known to be of different models are refused."""
     paths = {split: reps_path(args, split) for split in parts}
     identity = repfiles.read_identity(paths["val"])
     if differing := differing_models(repfiles.read_identity(paths["train"]), identity):
@@ -145,7 +128,7 @@ def train(args: argparse.Namespace, parts: dict[str, probes.Labelled]) -> None:
         "made_from": {key: identity[key] for key in MODEL if key in identity},
         "reps": {split: str(path) for split, path in paths.items()},
     }
-    folder = start_folder(args.runs / args.run_name)
+    folder = _start_folder(args.runs / args.run_name)
     runs.write_arguments(folder / "args.json", vars(args))
     started, best = time.perf_counter(), probes.Best()
     settings = probes.Training(args.epochs, args.batch, args.lr, seed=args.seed)

@@ -77,7 +77,6 @@ class ResultFile:
 
     @property
     def input(self) -> str:
-        """`standard` or `inverted`."""
         return "inverted" if self.inverted else "standard"
 
     @property
@@ -123,11 +122,10 @@ class ResultFile:
         return files.file_name(f"{card.file}_{parts}{self.eps}_{self.exp}.csv", "result")
 
     def path(self, root: Path | str) -> Path:
-        """The CSV of scores."""
         return self.folder(root) / self.name()
 
     def singles_path(self, root: Path | str) -> Path:
-        """The CSV with the single scores of a baseline (-p)."""
+        """The single scores of a baseline (-p)."""
         return self.folder(root) / self.name(singles=True)
 
     def companion_path(self, root: Path | str, companion: str) -> Path:

@@ -45,7 +45,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """In what two settings differ, each as `knn was 10, now 500`; empty if they are the same."""
+    """In what two settings differ, each as `knn was 10, now 500`."""
     return [f"{name} was {_shown(old)}, now {_shown(new)}" for name, old, new in _differing(plain(made), plain(asked))]
 
 
@@ -83,12 +83,11 @@ def write_csv(
 ) -> None:
     """Write a CSV and the JSON that says how it was made, both atomically.
 
-    The JSON goes first and holds the CSV's hash: a run killed between the two, or two processes with different settings
-    writing at once, leave a pair that does not fit, which `check` sees.
+    The JSON goes first and holds the CSV's hash: a run killed between the two leaves a pair that does not fit, which
+    `check` sees.
 
     Args:
-        settings: what decides the numbers (measure settings, models, checkpoint hashes, the inputs' fingerprint ...):
-            the result counts as done for these and no others.
+        settings: what decides the numbers (settings of the measure, checkpoint hashes, the inputs' fingerprint ...).
         record: what else is worth knowing (all arguments, commit, versions, accuracies); never compared.
     """
     files.destination(path)  # before anything is written beside what is no file

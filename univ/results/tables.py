@@ -90,8 +90,7 @@ def load_model_table(
         if card.per == "set":
             scores = [(name if file.rowwise else "", "", score) for name, score in _only_row(path).items()]
         elif file.rowwise:
-            matrix = read_matrix(path)
-            scores = [(source, model, matrix.loc[model, source]) for source in matrix for model in matrix.index]
+            scores = [(*names, score) for names, score in read_matrix(path).unstack().items()]
         else:
             scores = [("", name, score) for name, score in _only_row(path).items()]
         rows += [(*score, *_about(file)) for score in scores]
@@ -131,9 +130,9 @@ def load_accuracies(results_dir: Path | str) -> pd.DataFrame:
 
 
 def find_evaluations(root: Path | str, named: Iterable[Path | str] = ()) -> list[Path]:
-    """The CSVs of accuracies named, and those below a results folder: accuracy.csv, and all in folders `accuracy`."""
+    """The CSVs of accuracies named, and those below a results folder: accuracy.csv, and all below folders `accuracy`."""
     root = Path(root)
-    found = [*map(Path, named), *root.glob("accuracy.csv"), *sorted(root.glob("**/accuracy/*.csv"))]
+    found = [*map(Path, named), *root.glob("accuracy.csv"), *sorted(root.glob("**/accuracy/**/*.csv"))]
     return list({path.resolve(): path for path in found}.values())
 
 
@@ -155,11 +154,7 @@ def load_evaluations(paths: Iterable[Path | str]) -> pd.DataFrame:
 
 
 def complete_accuracies(recorded: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies on the compared images; for settings that have none recorded, the clean ones on the whole test part.
-
-    Args:
-        recorded, evaluations: as `load_accuracies` and `load_evaluations` give them.
-    """
+    """Accuracies on the compared images; where none are recorded, the clean ones on the whole test part."""
     clean = evaluations[evaluations["attack_eps"] == 0].assign(source="", input="standard", exp="")
     clean["num_classes"] = [DATASETS[name].num_classes if name in DATASETS else None for name in clean["dataset"]]
     clean = clean.dropna(subset=["eps", "num_classes"])[ACCURACY_COLUMNS]
@@ -182,10 +177,7 @@ _KEY_OF_METRIC = {name: key for key in in_study("reps") for name in (CARDS[key].
 
 
 def load_subgroups(path: Path | str) -> pd.DataFrame:
-    """Similarity on the images where two models agree and where they differ, as subgroup_sim.py writes it.
-
-    Args:
-        path: a CSV, or a folder: every `repsim_subgroups.csv` below it is read.
+    """Similarity where two models agree and where they differ, from a CSV of subgroup_sim.py or all below a folder.
 
     Returns:
         Columns metric (key of the measure), score, model1, model2, k, perc_k, pred_type (agree | disagree), eps
@@ -227,10 +219,7 @@ def _one_procedure(csv: Path, table: pd.DataFrame, made_with: Mapping[str, Mappi
 
 
 def load_probe_agreement(path: Path | str) -> pd.DataFrame:
-    """Agreement of all pairs of probes, as compare_probes.py writes it.
-
-    Args:
-        path: a CSV, or a folder: every `probe_agreement.csv` below it is read.
+    """Agreement of all pairs of probes, from a CSV of compare_probes.py or from all below a folder.
 
     Returns:
         Columns probe_1, probe_2, agreement (share of images), and, from the JSON beside the CSV where there is one,
@@ -240,7 +229,7 @@ def load_probe_agreement(path: Path | str) -> pd.DataFrame:
     for csv in _csvs(path, PROBES_NAME):
         table = schemas.read_table(csv, schemas.ProbeRow)
         about = read_record(csv).get("probes", {})
-        for side in ("1", "2"):
+        for side in "12":
             names = table[f"probe_{side}"]
             table[f"arch_{side}"] = [about.get(name, {}).get("arch") or name.split("/")[0] for name in names]
         first = [about.get(name, {}) for name in table["probe_1"]]

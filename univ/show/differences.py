@@ -18,9 +18,8 @@ class Difference:
     """Mean difference over pairs of models, and how surprising it is.
 
     Attributes:
-        mean: of the pairs' differences.
         p: two-sided p-value; nan with fewer than three models.
-        models: number of models.
+        models: their number.
         smallest_p: the smallest p-value that so many models can give.
     """
 
@@ -60,7 +59,7 @@ def model_level_test(differences: Mapping[tuple[str, str], float], *, draws: int
         smallest = 2 / len(signs)
     else:
         signs = np.random.default_rng(seed).choice((1, -1), size=(draws, len(models)))
-        signs = np.concatenate([np.ones((1, len(models))), signs])
+        signs = np.vstack([np.ones(len(models)), signs])
         smallest = 1 / len(signs)
     swapped = np.abs(signs @ weights)
     p = float((swapped >= abs(weights.sum()) * (1 - 1e-9)).mean())

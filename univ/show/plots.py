@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+import torch
 from loguru import logger
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
@@ -31,7 +32,7 @@ from univ.errors import plain
 from univ.measures.cards import SHOWN
 from univ.show import differences, quantities
 from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, Inversions, dataset_label
-from univ.show.study import Study, add_arguments
+from univ.show.sources import Sources, add_arguments
 
 INPUT_COLORS = {"standard": ("#e0f9fa", "darkturquoise", "#00393d"), "inverted": ("#faf0fa", "plum", "#4b1d52")}
 INPUT_LABELS = {"standard": "regular images", "inverted": "inverted images"}
@@ -191,7 +192,6 @@ def similarity_by_eps(
 
     Args:
         table: long table, with `knn` among its settings where several k were computed.
-        images: standard or inverted.
         knn: which k of the neighbour-based measures; the smallest there is by default.
     """
     data = table[(table["input"] == images) & table["measure"].isin(list(measures))]
@@ -220,7 +220,7 @@ def agreement_by_eps(
 
 
 def jsd_by_eps(table: pd.DataFrame, images: str) -> Figure | None:
-    """JSDSim = 1 - JSD / ln 2 of predicted probabilities by data set and radius."""
+    """Similarity of predicted probabilities, 1 - JSD / ln 2, by data set and radius."""
     return agreement_by_eps(table, images, measure="jsd")
 
 
@@ -240,11 +240,7 @@ def similarity_by_prediction(
     """The study's Figure 5: similarity on the images where predictions agree and where they differ, at eps 0 and 3.
 
     One panel per measure; above each pair of boxes the p-value of the difference of means, permuted at the level of
-    models (`differences.model_level_test`).
-
-    Args:
-        subgroups: as `results.load_subgroups` gives them.
-        k: number of neighbours of the Jaccard panel.
+    models (`differences.model_level_test`). `k` is that of the Jaccard panel.
     """
     rows = subgroups[(subgroups["dataset"] == dataset) & (subgroups["input"] == images)]
     panels = {measure: differences.subgroup_rows(rows, measure, k) for measure in REPRESENTATIONAL}
@@ -285,14 +281,8 @@ def probe_agreement(table: pd.DataFrame, probes: pd.DataFrame) -> Figure | None:
     """Agreement of pretrained classifiers at eps 0 and at the largest eps, and of probes on frozen representations.
 
     Box and points, one point per pair, one panel per data set that has probes.
-
-    Args:
-        table, probes: as `results.load_long_table` and `results.load_probe_agreement` give them.
     """
-    named = [name for name in quantities.order_datasets(probes["dataset"]) if name]
-    datasets = named or quantities.order_datasets(table["dataset"]) if len(probes) else []
-    panels = {name: quantities.classifier_and_probe_agreement(table, probes, name) for name in datasets}
-    panels = {name: data for name, data in panels.items() if len(data)}
+    panels = quantities.agreements(table, probes)
     if not panels:
         return None
     groups = {name: list(dict.fromkeys(data["group"])) for name, data in panels.items()}
@@ -354,17 +344,15 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
     keys = [(model, eps) for model in models for name, eps in sorted(inversions.inverted) if name == model]
     columns = {"seed": inversions.seeds, "target": inversions.targets}
     columns |= {f"{_name(model)}\neps {eps:g}": inversions.inverted[model, eps] for model, eps in keys}
-    rows, _, height, width = inversions.targets.shape
+    rows, _, _, width = inversions.targets.shape
     gap = max(1, width // 16)
     # one picture of all: a grid of axes takes a second to draw for every few dozen images
-    grid = np.ones((rows * (height + gap) - gap, len(columns) * (width + gap) - gap, 3), dtype=np.float32)
-    for column, images in enumerate(columns.values()):
-        for row, image in enumerate(images):
-            top, left = row * (height + gap), column * (width + gap)
-            grid[top : top + height, left : left + width] = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    images = torch.stack(list(columns.values()), dim=1).flatten(0, 1)  # row by row
+    framed = torch.nn.functional.pad(images.clamp(0, 1), (0, gap, 0, gap), value=1)
+    grid = framed.unflatten(0, (rows, -1)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    grid = grid[:-gap, :-gap].numpy()
     side = min(1.0, 12 / len(columns))  # inches per image
-    figure, axes = _figure(1, 1, side * len(columns) + 0.1, side * rows + 0.5)
-    panel = axes[0, 0]
+    figure, ((panel,),) = _figure(1, 1, side * len(columns) + 0.1, side * rows + 0.5)
     panel.imshow(grid, interpolation="nearest")
     centers = [column * (width + gap) + width / 2 for column in range(len(columns))]
     longest = max(len(line) for name in columns for line in name.splitlines())
@@ -372,8 +360,7 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
     panel.set_xticks(centers, list(columns), fontsize=size)
     panel.tick_params(axis="x", length=0, labeltop=True, labelbottom=False)
     panel.set_yticks([])
-    for spine in panel.spines.values():
-        spine.set_visible(False)
+    panel.spines[:].set_visible(False)
     return figure
 
 
@@ -382,55 +369,55 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
 Drawn = Iterator[tuple[str, Figure | None]]
 
 
-def data_effect(study: Study) -> Drawn:
+def data_effect(sources: Sources) -> Drawn:
     """Similarity, agreement and JSDSim by data set and radius."""
-    lines = quantities.missing(study.scores, [*REPRESENTATIONAL, *FUNCTIONAL])
-    for line in lines + quantities.pooled(quantities.one_k(study.scores, study.knn)):
+    lines = quantities.missing(sources.scores, [*REPRESENTATIONAL, *FUNCTIONAL])
+    for line in lines + quantities.pooled(quantities.one_k(sources.scores, sources.knn)):
         logger.info("data_effect: {}", line)
     for images in INPUT_COLORS:
-        yield f"similarity_{images}", similarity_by_eps(study.scores, images, knn=study.knn)
-        yield f"agreement_{images}", agreement_by_eps(study.scores, images, study.bounds)
-        yield f"jsd_{images}", jsd_by_eps(study.scores, images)
+        yield f"similarity_{images}", similarity_by_eps(sources.scores, images, knn=sources.knn)
+        yield f"agreement_{images}", agreement_by_eps(sources.scores, images, sources.bounds)
+        yield f"jsd_{images}", jsd_by_eps(sources.scores, images)
 
 
-def rep_vs_pred_sim(study: Study) -> Drawn:
+def rep_vs_pred_sim(sources: Sources) -> Drawn:
     """Figure 5 for every data set and input that has subgroups."""
-    if study.subgroups.empty:
-        logger.info("rep_vs_pred_sim: no {} below {}", results.SUBGROUPS_NAME, study.results)
-    for dataset, images in sorted(set(zip(study.subgroups["dataset"], study.subgroups["input"]))):
+    if sources.subgroups.empty:
+        logger.info("rep_vs_pred_sim: no {} below {}", results.SUBGROUPS_NAME, sources.results)
+    for dataset, images in sorted(set(zip(sources.subgroups["dataset"], sources.subgroups["input"]))):
         name = "_".join(["rep_vs_pred", *([dataset.replace("/", "-")] if dataset else []), images])
-        yield name, similarity_by_prediction(study.subgroups, dataset, images, k=study.knn)
+        yield name, similarity_by_prediction(sources.subgroups, dataset, images, k=sources.knn)
 
 
-def probes(study: Study) -> Drawn:
+def probes(sources: Sources) -> Drawn:
     """Agreement of classifiers and of probes."""
-    if study.probes.empty:
-        logger.info("probe_agreement: no {} below {}", results.PROBES_NAME, study.results)
-    yield "probe_agreement", probe_agreement(study.scores, study.probes)
+    if sources.probes.empty:
+        logger.info("probe_agreement: no {} below {}", results.PROBES_NAME, sources.results)
+    yield "probe_agreement", probe_agreement(sources.scores, sources.probes)
 
 
-def jaccard_apx(study: Study) -> Drawn:
+def jaccard_apx(sources: Sources) -> Drawn:
     """Jaccard for several numbers of neighbours."""
-    for line in quantities.missing(study.scores, ["jacc"]):
+    for line in quantities.missing(sources.scores, ["jacc"]):
         logger.info("jaccard_apx: {}", line)
     for images in INPUT_COLORS:
-        yield f"jaccard_by_k_{images}", jaccard_by_k(study.scores, images)
+        yield f"jaccard_by_k_{images}", jaccard_by_k(sources.scores, images)
 
 
-def inv_img_example(study: Study) -> Drawn:
+def inv_img_example(sources: Sources) -> Drawn:
     """Seed, target and inverted images per model, for every data set that has inverted images."""
     for dataset in DATASETS:
-        folder = study.data / dataset / "inverted"
+        folder = sources.data / dataset / "inverted"
         if not folder.is_dir():
             logger.info("inv_img_example: no {}", folder)
             continue
-        inversions = quantities.load_inversions(dataset, study.data)
+        inversions = quantities.load_inversions(dataset, sources.data)
         for line in inversions.missing:
             logger.info("inv_img_example: {}: {}", dataset, line)
         yield f"inverted_{dataset}", inversion_grid(inversions)
 
 
-FIGURES: dict[str, Callable[[Study], Drawn]] = {
+FIGURES: dict[str, Callable[[Sources], Drawn]] = {
     "data_effect": data_effect,
     "rep_vs_pred_sim": rep_vs_pred_sim,
     "probe_agreement": probes,
@@ -470,11 +457,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    study = Study.of(args)
-    count = 0
-    for name in args.only:
-        for stem, figure in FIGURES[name](study):
-            count += save(figure, args.figs / files.file_name(stem, "figure"))
+    sources = Sources.of(args)
+    drawn = itertools.chain.from_iterable(FIGURES[name](sources) for name in args.only)
+    count = sum(save(figure, args.figs / files.file_name(stem, "figure")) for stem, figure in drawn)
     logger.info("{} figures in {}", count, args.figs)
 
 

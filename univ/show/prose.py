@@ -58,7 +58,6 @@ def section(path: Path | None, title: str, name: str) -> Markup | None:
     """What stands below a heading, up to the next one of its level or above; None without the file or the heading.
 
     Args:
-        path: the Markdown file.
         title: the heading's text, in any case.
         name: what the tables of the section are about.
     """

@@ -29,7 +29,6 @@ REPRESENTATIONAL, FUNCTIONAL = in_study("reps"), in_study("outputs")
 
 
 def studied() -> list[str]:
-    """The data sets of the study."""
     return [name for name, dataset in DATASETS.items() if dataset.radii]
 
 
@@ -57,7 +56,7 @@ def one_k(table: pd.DataFrame, k: int | None = None) -> pd.DataFrame:
     """Keep the neighbour-based scores of a single k, so that a box never pools several.
 
     Args:
-        table: long table with the setting `knn` as a column (`load_long_table(..., settings=["knn"])`).
+        table: with the setting `knn` as a column.
         k: number of neighbours; where there are none of this k (or it is None), the smallest k there is. Rows whose k
             is not known, as in published CSVs, count as any k.
     """
@@ -155,7 +154,7 @@ def classifier_and_probe_agreement(table: pd.DataFrame, probes: pd.DataFrame, da
     Args:
         table: long table; its `dis` on regular images gives the pretrained classifiers, at eps 0 and the largest eps.
             Only the probed architectures count, if all of them are in the table.
-        probes: as `results.load_probe_agreement` gives them; rows whose data set is unknown count for any.
+        probes: rows whose data set is unknown count for any.
 
     Returns:
         Columns group (label for the figure, in order), pair, agreement.
@@ -169,15 +168,21 @@ def classifier_and_probe_agreement(table: pd.DataFrame, probes: pd.DataFrame, da
     radii = dict.fromkeys((0.0, max(rows["eps"], default=math.nan)))
     groups = [(f"classifiers\neps {eps:g}", rows[rows["eps"] == eps]) for eps in radii]
     probed = probed.assign(pair=probed["probe_1"] + " / " + probed["probe_2"])
-    same = probed["arch_1"] == probed["arch_2"]
-    for eps in sorted(set(probed["eps"].dropna())) or [math.nan]:
-        known = not math.isnan(eps)
-        of_eps = probed["eps"] == eps if known else probed["eps"].isna()
-        which = f"eps {eps:g}" if known else "frozen"
-        groups.append((f"probes on {which}\nrepresentations", probed[of_eps & ~same]))
-        groups.append((f"probes on one\n{which} representation", probed[of_eps & same]))
+    for eps, of_eps in probed.groupby("eps", dropna=probed["eps"].notna().any()):  # all unknown: a group of their own
+        which = "frozen" if math.isnan(eps) else f"eps {eps:g}"
+        same = of_eps["arch_1"] == of_eps["arch_2"]
+        groups.append((f"probes on {which}\nrepresentations", of_eps[~same]))
+        groups.append((f"probes on one\n{which} representation", of_eps[same]))
     parts = [part.assign(group=name)[["group", "pair", "agreement"]] for name, part in groups if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group", "pair", "agreement"])
+
+
+def agreements(table: pd.DataFrame, probes: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Data set -> its `classifier_and_probe_agreement`, of those that probes name (all, where they name none)."""
+    named = [name for name in order_datasets(probes["dataset"]) if name]
+    datasets = named or order_datasets(table["dataset"]) if len(probes) else []
+    found = {name: classifier_and_probe_agreement(table, probes, name) for name in datasets}
+    return {name: rows for name, rows in found.items() if len(rows)}
 
 
 # --- inverted images ------------------------------------------------------------------------------------------------
@@ -215,9 +220,8 @@ def load_inversions(
 
     Args:
         data_dir: the folder of the data, where images and inverted images have their usual places.
-        folder: holds `<model>_<eps>.pt` (or .npy) and the `.csv` inversion.py writes beside each, which names the
-            images; where there is none, as in the published folders, target_indices.csv and seed_indices.csv do, which
-            inversion.py puts there. Default: the usual place.
+        folder: holds `<model>_<eps>.pt` (or .npy), and beside each the `.csv` that names its images or, as published,
+            target_indices.csv and seed_indices.csv. Default: the usual place.
         rows: number of targets.
         eps: radii to show; default: 0 and the largest in the folder.
         data_path: the images, where they are not at their usual place.
@@ -231,9 +235,8 @@ def load_inversions(
             paths[name["model"], eps_value(name["eps"])] = path
     shown = {0.0, max((radius for _, radius in paths), default=0.0)} if eps is None else set(eps)
     models = dict.fromkeys(model for model, _ in paths)
-    missing = [
-        f"{model} at eps {radius:g}" for model in models for radius in sorted(shown) if (model, radius) not in paths
-    ]
+    wanted = itertools.product(models, sorted(shown))
+    missing = [f"{model} at eps {radius:g}" for model, radius in wanted if (model, radius) not in paths]
     opened: dict[tuple[str, float], tuple[Tensor, Tensor, TensorImages]] = {}
     for key, path in paths.items():
         if key[1] in shown:
@@ -246,9 +249,8 @@ def load_inversions(
             raise InputError(f"no inverted images that can be shown in {folder}")
         first, (targets, seeds, inverted) = next(iter(opened.items()))
         same = [key for key, (t, s, _) in opened.items() if torch.equal(t, targets) and torch.equal(s, seeds)]
-        missing += [
-            f"{paths[key].name}: other targets or seeds than {paths[first].name}" for key in opened if key not in same
-        ]
+        others = [paths[key].name for key in opened if key not in same]
+        missing += [f"{name}: other targets or seeds than {paths[first].name}" for name in others]
         usual = {"data_path": known.default_path, "labels_path": known.labels_path}
         places = {name: Path(data_dir) / path.relative_to("data") for name, path in usual.items() if path is not None}
         places |= {"data_path": data_path} if data_path else {}
@@ -268,10 +270,8 @@ def load_inversions(
 
 def _open(path: Path) -> tuple[Tensor, Tensor, TensorImages]:
     """Target and seed indices (n,) of inverted images, by the CSV beside them, else the index files; the images."""
-    beside, index_files = (
-        path.with_suffix(".csv"),
-        [path.with_name(f"{what}_indices.csv") for what in ("target", "seed")],
-    )
+    beside = path.with_suffix(".csv")
+    index_files = [path.with_name(f"{what}_indices.csv") for what in ("target", "seed")]
     if beside.is_file():
         targets, seeds = (read_column(beside, name) for name in ("target_index", "seed_index"))
     elif all(file.is_file() for file in index_files):
@@ -286,7 +286,6 @@ def _open(path: Path) -> tuple[Tensor, Tensor, TensorImages]:
 
 def _of_different_classes(labels: Tensor, rows: int) -> Tensor:
     """Positions of the first image of each class, then of the others, `rows` in all, ascending."""
-    first = {int(label): position for position, label in reversed(list(enumerate(labels)))}
-    positions = sorted(first.values())
-    positions += sorted(set(range(len(labels))) - set(positions))
-    return torch.tensor(sorted(positions[:rows]))
+    first = np.sort(np.unique(labels, return_index=True)[1])
+    others = np.setdiff1d(np.arange(len(labels)), first)
+    return torch.from_numpy(np.sort(np.concatenate([first, others])[:rows]))

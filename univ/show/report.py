@@ -23,62 +23,62 @@ from univ.errors import InputError, plain
 from univ.measures.cards import SHOWN
 from univ.show import plots, prose, provenance, quantities, tables
 from univ.show.plots import INPUT_LABELS
-from univ.show.study import Study
+from univ.show.sources import Sources
 from univ.show.tables import Table, dataset_label
 
-DIFFERENCES = "Differences from the original"
-"""The section of the documentation that the page repeats: what is decided otherwise than in the study's own code."""
-
+DIFFERENCES = "Differences from the original"  # the section of the documentation that the page repeats
 KINDS = {"adv": "adversarial images", "sample": "inverted images pooled over models", "base": "permuted images"}
 
 
-def build(study: Study, readme: Path | None = None) -> str:
+def build(sources: Sources, readme: Path | None = None) -> str:
     """The page.
 
     Args:
-        study: what it is about.
         readme: Markdown file whose section on differences from the original is repeated.
 
     Raises:
         InputError: there is no results folder, or nothing in it.
     """
-    if not study.results.is_dir():
-        raise InputError(f"there is no results folder {study.results}: name one with --results")
-    made = provenance.read(study.results)
-    if made.empty and study.evaluations.empty:
+    if not sources.results.is_dir():
+        raise InputError(f"there is no results folder {sources.results}: name one with --results")
+    made = provenance.read(sources.results)
+    if made.empty and sources.evaluations.empty:
         scripts = "rep.py, func.py, subgroup_sim.py or compare_probes.py"
-        raise InputError(f"no results in {study.results}: it holds no CSV of {scripts}")
+        raise InputError(f"no results in {sources.results}: it holds no CSV of {scripts}")
     of_runs = provenance.runs_of(made[made["problem"] == ""])
     unknown = made[made["problem"] != ""]
     software: Counter[tuple[str, str]] = Counter()
     for run in of_runs:
         software[run.commit, run.versions] += len(run.files)
-    found, tests = tables.means(study.scores), tables.subgroup_tests(study.subgroups)
+    found, tests = tables.means(sources.scores), tables.subgroup_tests(sources.subgroups)
     page = _template().render(
-        lead=_lead(study, found, len(made)),
-        accuracy=tables.accuracy(study),
-        transfer=tables.transfer(study),
-        similarity=_similarity(found),
+        lead=_lead(sources, found, len(made)),
+        accuracy=tables.accuracy(sources),
+        transfer=tables.transfer(sources),
+        similarity={
+            kind: tables.similarity(f"Mean similarity on {INPUT_LABELS[kind]}.", rows)
+            for kind, rows in found.groupby("input", sort=False)
+        },
         several_k=found[found["measure"] == "jacc"].groupby("input")["knn"].nunique() > 1,
-        pairs={kind: _heat_maps(study.scores, kind) for kind in INPUT_LABELS},
-        others=_others(study),
-        agreement=tables.agreement(study, found),
+        pairs={kind: _heat_maps(sources.scores, kind) for kind in INPUT_LABELS},
+        others=_others(sources),
+        agreement=tables.agreement(sources, found),
         subgroups=tables.subgroups(tests),
-        probes=tables.probes(study),
-        probe_accuracies=tables.probe_accuracies(study),
-        singles=tables.singles(study),
-        figures=_figures(study),
+        probes=tables.probes(sources),
+        probe_accuracies=tables.probe_accuracies(sources),
+        singles=tables.singles(sources),
+        figures=_figures(sources),
         software=software,
-        runs=[(run, _words(run), _files(run)) for run in of_runs],
+        runs=[_run(run) for run in of_runs],
         unknown=[_code(path) + f": {_shown(problem)}" for path, problem in zip(unknown["path"], unknown["problem"])],
-        missing=tables.missing(study, found, tests),
-        pooled=quantities.pooled(quantities.one_k(study.scores, study.knn)),
-        left_out=study.left_out(),
+        missing=tables.missing(sources, found, tests),
+        pooled=quantities.pooled(quantities.one_k(sources.scores, sources.knn)),
+        left_out=sources.left_out(),
         differences=prose.section(readme, DIFFERENCES, "What the original does, and what is done here."),
         differences_title=DIFFERENCES,
         images=INPUT_LABELS,
         commit=runs.commit(),
-        root=study.results,
+        root=sources.results,
     )
     return page.lstrip()
 
@@ -86,9 +86,9 @@ def build(study: Study, readme: Path | None = None) -> str:
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _lead(study: Study, found: pd.DataFrame, files: int) -> dict[str, str]:
+def _lead(sources: Sources, found: pd.DataFrame, files: int) -> dict[str, str]:
     """What the folder holds, and the similarity at the smallest and the largest radius."""
-    scores = study.scores
+    scores = sources.scores
     datasets = quantities.order_datasets(scores["dataset"])
     items = {
         "Data": ", ".join(map(dataset_label, datasets)),
@@ -105,17 +105,10 @@ def _lead(study: Study, found: pd.DataFrame, files: int) -> dict[str, str]:
     return {term: what for term, what in items.items() if what}
 
 
-def _similarity(found: pd.DataFrame) -> dict[str, Table]:
-    """Kind of images -> its means, of the kinds there are."""
-    rows = {kind: found[found["input"] == kind] for kind in INPUT_LABELS}
-    titles = {kind: f"Mean similarity on {label}." for kind, label in INPUT_LABELS.items()}
-    return {kind: tables.similarity(titles[kind], of_kind) for kind, of_kind in rows.items() if len(of_kind)}
-
-
-def _others(study: Study) -> list[tuple[str, str, Table]]:
+def _others(sources: Sources) -> list[tuple[str, str, Table]]:
     """Adversarial, pooled and permuted images: id, heading and table of each."""
     parts = []
-    for kind, scores in study.others.items():
+    for kind, scores in sources.others.items():
         what = " and ".join(KINDS[word] for word in kind.split("+"))
         for inputs, rows in tables.means(scores).groupby("input"):
             table = tables.similarity(f"Mean similarity, {what}.", rows)
@@ -124,13 +117,15 @@ def _others(study: Study) -> list[tuple[str, str, Table]]:
     return parts
 
 
-def _words(run: provenance.Run) -> str:
-    return ", ".join([*(INPUT_LABELS.get(word, word) for word in run.about), counted(len(run.files), "result")])
-
-
-def _files(run: provenance.Run) -> Table:
+def _run(run: provenance.Run) -> tuple[provenance.Run, str, Table]:
+    """A run, what it is about, and its files."""
+    words = [*(INPUT_LABELS.get(word, word) for word in run.about), counted(len(run.files), "result")]
     cells = run.files.assign(group="").rename(columns={"path": "file"}).set_index(["group", "file"])
-    return Table("Files below the results folder.", cells[["images", "settings"]], words=("settings",))
+    return (
+        run,
+        ", ".join(words),
+        Table("Files below the results folder.", cells[["images", "settings"]], words=("settings",)),
+    )
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -147,11 +142,14 @@ class Picture:
     wide: bool = False
 
 
-def _figures(study: Study) -> dict[str, Picture]:
+def _figures(sources: Sources) -> dict[str, Picture]:
     """Every figure that the results allow, by name; the page says what those it knows show."""
-    drawn = itertools.chain.from_iterable(figures(study) for figures in plots.FIGURES.values())
-    named = {name: figure for name, figure in drawn if figure is not None}
-    return {name: _picture(figure, name.replace("_", " ").capitalize() + ".") for name, figure in named.items()}
+    return {
+        name: _picture(figure, name.replace("_", " ").capitalize() + ".")
+        for figures in plots.FIGURES.values()
+        for name, figure in figures(sources)
+        if figure is not None
+    }
 
 
 def _heat_maps(scores: pd.DataFrame, kind: str) -> list[Picture]:

@@ -8,28 +8,25 @@ import pandas as pd
 from univ.errors import plain
 from univ.show import tables
 from univ.show.plots import INPUT_LABELS
-from univ.show.study import Study
+from univ.show.sources import Sources
 from univ.show.tables import Table
 
 
-def summarize(results_dir: Path, dataset: str, accuracy_dir: Path, *, scale: str = "") -> str:
+def summarize(results_dir: Path, dataset: str, *, scale: str = "") -> str:
     """The page as Markdown text.
 
     Args:
-        results_dir: the results folder.
-        dataset: whose results to read.
-        accuracy_dir: folder of the CSVs that evaluation appended to.
         scale: a sentence on how the results were made, put below the title.
     """
-    study = Study(results_dir, evaluated=tuple(sorted(accuracy_dir.glob("*.csv"))), dataset=dataset)
-    found = tables.means(study.scores)
+    sources = Sources(results_dir, dataset=dataset)
+    found = tables.means(sources.scores)
     parts = [f"# {plain(dataset)}: are robust models more alike?", scale, conclusion(found, dataset)]
-    parts += _section("Accuracy", tables.accuracy(study))
+    parts += _section("Accuracy", tables.accuracy(sources))
     for kind, label in INPUT_LABELS.items():
         rows = found[found["input"] == kind]
         parts += _section(f"Similarity on {label}", tables.similarity("", rows) if len(rows) else None)
-    parts += _section("Inverted images as other models see them", tables.transfer(study))
-    parts += _section("Agreement of linear probes", tables.probes(study))
+    parts += _section("Inverted images as other models see them", tables.transfer(sources))
+    parts += _section("Agreement of linear probes", tables.probes(sources))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -54,11 +51,7 @@ def markdown(table: Table) -> str:
 
 
 def conclusion(found: pd.DataFrame, dataset: str) -> str:
-    """One sentence per kind of image: whether robust models came out more alike than standard ones, as measured.
-
-    Args:
-        found: as `tables.means` gives it.
-    """
+    """One sentence per kind of image, of `tables.means`: whether robust models came out more alike, as measured."""
     sentences = []
     for kind, label in INPUT_LABELS.items():
         words = {"cka": "", "dis": ""}

@@ -1,4 +1,4 @@
-"""The tables of a study -> the tables that its report and summary show, as DataFrames of what stands in each cell."""
+"""Long tables -> the tables that report and summary show, as DataFrames of what stands in each cell."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pandas as pd
 from univ.measures.cards import SHOWN, find_card
 from univ.show import differences, quantities
 from univ.show.plots import INPUT_LABELS
-from univ.show.study import Study
+from univ.show.sources import Sources
 
 NBSP = "\N{NO-BREAK SPACE}"
 NOTHING = "–"  # in cells of what there is not
@@ -105,10 +105,10 @@ def _by_eps(rows: pd.DataFrame, name: str, value: str) -> pd.DataFrame:
 # --- accuracy -------------------------------------------------------------------------------------------------------
 
 
-def accuracy(study: Study) -> Table | None:
+def accuracy(sources: Sources) -> Table | None:
     """Per model and radius: on the compared images, on the test part clean and attacked."""
-    compared = study.accuracies[study.accuracies["input"] == "standard"].assign(attack_eps=-1.0)
-    rows = pd.concat([part for part in (compared, study.evaluations) if len(part)] or [compared])
+    compared = sources.accuracies[sources.accuracies["input"] == "standard"].assign(attack_eps=-1.0)
+    rows = pd.concat([part for part in (compared, sources.evaluations) if len(part)] or [compared])
     if rows.empty:
         return None
     rows = rows.sort_values(["dataset", "attack_eps", "model"], key=_place)
@@ -121,14 +121,14 @@ def accuracy(study: Study) -> Table | None:
     return Table(title, 100 * _by_eps(rows, "model", "accuracy"), digits=1)
 
 
-def transfer(study: Study) -> Table | None:
+def transfer(sources: Sources) -> Table | None:
     """How inverted images are classified by the model inverted and by the others."""
-    rows = study.accuracies[study.accuracies["input"] == "inverted"]
+    rows = sources.accuracies[sources.accuracies["input"] == "inverted"]
     if rows.empty:
         return None
     rows = rows.assign(other=rows["source"] != rows["model"]).sort_values(["dataset", "other"], key=_place)
-    rows["group"] = rows["dataset"].map(dataset_label)
-    rows["classified by"] = rows["other"].map({False: "the model inverted", True: "the other models"})
+    others = {False: "the model inverted", True: "the other models"}
+    rows = rows.assign(**{"group": rows["dataset"].map(dataset_label), "classified by": rows["other"].map(others)})
     title = "Inverted images classified as their target's class, in percent."
     note = "Where other models see the target too, they respond to what the image was made to show one model."
     return Table(title, 100 * _by_eps(rows, "classified by", "accuracy"), note, digits=1)
@@ -160,12 +160,7 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def similarity(title: str, rows: pd.DataFrame) -> Table:
-    """Means by data set and measure (rows) and radius (columns).
-
-    Args:
-        title: what the table shows.
-        rows: those of `means` to show.
-    """
+    """Rows of `means` by data set and measure (rows) and radius (columns)."""
     names = [measure_label(key, knn) for key, knn in zip(rows["measure"], rows["knn"])]
     rows = rows.assign(group=rows["dataset"].map(dataset_label), measure=names)
     spread = _by_eps(rows, "measure", "spread")
@@ -183,17 +178,13 @@ def change(found: pd.DataFrame, dataset: str, kind: str) -> dict[str, tuple[pd.S
     return {measure: (rows.iloc[0], rows.iloc[-1]) for measure, rows in both.items() if len(rows) > 1}
 
 
-def agreement(study: Study, found: pd.DataFrame) -> Table | None:
-    """Agreement of predictions beside what the accuracies alone would give.
-
-    Args:
-        found: as `means` gives it.
-    """
+def agreement(sources: Sources, found: pd.DataFrame) -> Table | None:
+    """Agreement of predictions (in `means`) beside what the accuracies alone would give."""
     keys = ["dataset", "input", "eps"]
     rows = found[found["measure"] == "dis"]
     if rows.empty:
         return None
-    rows = rows.merge(study.bounds.astype({"eps": float}), how="left", on=keys).sort_values(keys, key=_place)
+    rows = rows.merge(sources.bounds.astype({"eps": float}), how="left", on=keys).sort_values(keys, key=_place)
     places = zip(rows["dataset"], rows["input"])
     rows["group"] = [f"{dataset_label(name)}, {INPUT_LABELS[kind]}" for name, kind in places]
     rows["radius"] = [f"eps {eps:g}" for eps in rows["eps"]]
@@ -214,8 +205,7 @@ def agreement(study: Study, found: pd.DataFrame) -> Table | None:
 def subgroup_tests(subgroups: pd.DataFrame) -> pd.DataFrame:
     """Similarity where predictions agree and where they differ, for every measure, k and radius, regular images first.
 
-    Args:
-        subgroups: as `results.load_subgroups` gives them; scores that could not be computed count as absent.
+    Scores that could not be computed count as absent.
 
     Returns:
         Columns group (data set, images and radius), measure (with its k), agree, differ (mean similarity of the pairs
@@ -261,13 +251,10 @@ def subgroups(tests: pd.DataFrame) -> Table | None:
 # --- probes, single models ------------------------------------------------------------------------------------------
 
 
-def probes(study: Study) -> Table | None:
+def probes(sources: Sources) -> Table | None:
     """Agreement of classifiers and of linear probes."""
-    named = [name for name in quantities.order_datasets(study.probes["dataset"]) if name]
-    datasets = named or quantities.order_datasets(study.scores["dataset"]) if len(study.probes) else []
     rows = []
-    for dataset in datasets:
-        compared = quantities.classifier_and_probe_agreement(study.scores, study.probes, dataset)
+    for dataset, compared in quantities.agreements(sources.scores, sources.probes).items():
         for group, values in compared.groupby("group", sort=False)["agreement"]:
             values = values.astype(float)
             name = " ".join(group.split()).replace("eps ", f"eps{NBSP}")
@@ -279,18 +266,18 @@ def probes(study: Study) -> Table | None:
     return Table(title, cells.astype({"pairs": object}).set_index(["group", "pairs of"]))
 
 
-def probe_accuracies(study: Study) -> Table | None:
+def probe_accuracies(sources: Sources) -> Table | None:
     """Accuracy of each probe."""
-    if not study.probe_accuracies:
+    if not sources.probe_accuracies:
         return None
-    names = pd.MultiIndex.from_tuples([("", name) for name in study.probe_accuracies], names=["group", "probe"])
-    cells = pd.DataFrame({"accuracy": list(study.probe_accuracies.values())}, index=names, dtype=float)
+    names = pd.MultiIndex.from_tuples([("", name) for name in sources.probe_accuracies], names=["group", "probe"])
+    cells = pd.DataFrame({"accuracy": list(sources.probe_accuracies.values())}, index=names, dtype=float)
     return Table("Accuracy of each probe in percent.", 100 * cells, digits=1)
 
 
-def singles(study: Study) -> Table | None:
+def singles(sources: Sources) -> Table | None:
     """Scores of one model's representation, and of the whole set of models."""
-    rows = study.singles
+    rows = sources.singles
     # on inverted images: a model on the images made through itself; mag and con through others stay in the CSVs
     rows = rows[(rows["source"] == rows["model"]) | (rows["source"] == "") | (rows["model"] == "")]
     if rows.empty:
@@ -315,13 +302,9 @@ def singles(study: Study) -> Table | None:
 # --- what is missing ------------------------------------------------------------------------------------------------
 
 
-def missing(study: Study, found: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
-    """What the study has and this folder has not, a line each.
-
-    Args:
-        found, tests: as `means` and `subgroup_tests` give them.
-    """
-    scores = study.scores
+def missing(sources: Sources, found: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
+    """What the study has and this folder, by its `means` and `subgroup_tests`, has not, a line each."""
+    scores = sources.scores
     absent = [name for name in quantities.studied() if name not in set(scores["dataset"])]
     lines = quantities.missing(scores, [*quantities.REPRESENTATIONAL, *quantities.FUNCTIONAL])
     lines = [line for line in lines if line not in {f"{name}: no results" for name in absent}]
@@ -333,15 +316,15 @@ def missing(study: Study, found: pd.DataFrame, tests: pd.DataFrame) -> list[str]
         measure = measure_label(row.measure, row.knn)
         lines.append(f"{row.dataset}, {row.input}: {measure} at eps {row.eps:g} has {pairs} without a score")
     compared = found[found["measure"] == "dis"]
-    known = set(zip(study.accuracies["dataset"], study.accuracies["input"], study.accuracies["eps"]))
+    known = set(zip(sources.accuracies["dataset"], sources.accuracies["input"], sources.accuracies["eps"]))
     for (dataset, kind), rows in compared.groupby(["dataset", "input"]):
         if without := [f"{eps:g}" for eps in rows["eps"] if (dataset, kind, eps) not in known]:
             lines.append(f"{dataset}, {kind}: no accuracies beside the disagreement at eps {', '.join(without)}")
-    if study.subgroups.empty:
+    if sources.subgroups.empty:
         lines.append("no subgroups: subgroup_sim.py writes them")
     for label, rows in tests[tests["pairs"] == 0].groupby("measure", sort=False):
         lines.append(f"subgroups, {label}: no pair has a score in both groups ({'; '.join(rows['group'])})")
-    if study.probes.empty:
+    if sources.probes.empty:
         lines.append("no agreement of probes: compare_probes.py writes it")
     return lines
 

@@ -1,4 +1,4 @@
-"""The files of a study -> the tables that figures and reports show; each file is read once, when it is needed."""
+"""A results folder and what of it to show -> the tables behind figures and reports, each read once, when needed."""
 
 import argparse
 import math
@@ -13,7 +13,7 @@ from univ.show import quantities
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that name a study, and what of it to show; `Study.of` takes them."""
+    """The flags that `Sources.of` takes."""
     add = parser.add_argument
     add("--results", type=cli.folder, default=Path("results"), help="folder of the result CSVs")
     add("--data", type=cli.folder, default=Path("data"), help="folder of the data, for the grids of inverted images")
@@ -25,11 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Study:
+class Sources:
     """Where the numbers and pictures of figures and reports come from.
 
     Attributes:
-        results, data: the folders of the results and of the data.
         exp: tag of the results to show; None pools all.
         knn: number of neighbours where a figure shows one.
         evaluated: CSVs of the training scripts' --results-file besides those found in the results folder.
@@ -44,8 +43,7 @@ class Study:
     dataset: str | None = None
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "Study":
-        """The study that the command line names, see `add_arguments`."""
+    def of(cls, args: argparse.Namespace) -> "Sources":
         return cls(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
 
     def _chosen(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -63,17 +61,17 @@ class Study:
 
     @cached_property
     def accuracies(self) -> pd.DataFrame:
-        """On the compared images, as `results.load_accuracies` gives them."""
+        """On the compared images."""
         return self._chosen(results.load_accuracies(self.results))
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
-        """On the test part, clean and attacked, as `results.load_evaluations` gives them."""
+        """On the test part, clean and attacked."""
         return self._chosen(results.load_evaluations(results.find_evaluations(self.results, self.evaluated)))
 
     @cached_property
     def bounds(self) -> pd.DataFrame:
-        """Of agreement, by data set, input and radius: `quantities.mean_bounds`."""
+        """Of agreement, by data set, input and radius."""
         return quantities.mean_bounds(results.complete_accuracies(self.accuracies, self.evaluations))
 
     @cached_property
@@ -86,17 +84,15 @@ class Study:
 
     @cached_property
     def singles(self) -> pd.DataFrame:
-        """Scores that are not about pairs, as `results.load_model_table` gives them."""
+        """Scores that are not about pairs."""
         return self._chosen(results.load_model_table(self.results))
 
     @cached_property
     def subgroups(self) -> pd.DataFrame:
-        """As `results.load_subgroups` gives them."""
         return self._chosen(results.load_subgroups(self.results))
 
     @cached_property
     def probes(self) -> pd.DataFrame:
-        """As `results.load_probe_agreement` gives them."""
         return self._chosen(results.load_probe_agreement(self.results))
 
     @cached_property

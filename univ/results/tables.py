@@ -130,7 +130,7 @@ def load_accuracies(results_dir: Path | str) -> pd.DataFrame:
 
 
 def find_evaluations(root: Path | str, named: Iterable[Path | str] = ()) -> list[Path]:
-    """The CSVs of accuracies named, and those below a results folder: accuracy.csv, and all below folders `accuracy`."""
+    """The CSVs of accuracies named, and those below a results folder: accuracy.csv, all below folders `accuracy`."""
     root = Path(root)
     found = [*map(Path, named), *root.glob("accuracy.csv"), *sorted(root.glob("**/accuracy/**/*.csv"))]
     return list({path.resolve(): path for path in found}.values())

@@ -15,7 +15,7 @@ from univ.attacks.projected import STEP_RULES, Norm
 
 MOMENTUM = 0.75  # alpha, the share of the new step
 RISES = 0.75  # rho, the share of steps that must raise the loss for the step size to stay
-FIRST_CHECK, CHECKS_NEARER, LEAST_CHECK = 0.22, 0.03, 0.06  # shares of all steps between looks at the step size
+FIRST_CHECK, CHECKS_NEARER, LEAST_CHECK = 22, 3, 6  # percent of the steps between looks at the step size
 
 LogitLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits (N, classes), labels (N,) and target classes (N,) -> losses (N,) that an attack raises."""
@@ -39,10 +39,10 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def checkpoints(steps: int) -> set[int]:
-    """The steps after which the step size is looked at: shares 0.22, 0.41, 0.57, ... of all, rounded up."""
-    before, share, found = 0.0, FIRST_CHECK, set()
-    while share <= 1:
-        found.add(math.ceil(share * steps))
+    """The steps after which the step size is looked at: 22, 41, 57, ... percent of all, rounded up."""
+    before, share, found = 0, FIRST_CHECK, set()
+    while share <= 100:
+        found.add(math.ceil(share * steps / 100))
         before, share = share, share + max(share - before - CHECKS_NEARER, LEAST_CHECK)
     return found
 

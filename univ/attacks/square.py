@@ -90,7 +90,7 @@ class LinfSquares:
 
 
 class L2Squares:
-    """Proposals on the L2 sphere: a window takes a pattern, and the length that it, another window and the ball have left."""
+    """Proposals on the L2 sphere: a window takes a pattern, with its own, another's and unused length."""
 
     def __init__(self, images: Tensor, eps: float, generator: torch.Generator | None) -> None:
         self.images, self.eps, self.generator = images, eps, generator

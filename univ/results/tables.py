@@ -183,8 +183,8 @@ def load_subgroups(path: Path | str) -> pd.DataFrame:
         Columns metric (key of the measure), score, model1, model2, k, perc_k, pred_type (agree | disagree), eps
         (float), dataset, input, and whatever else the files hold. A file that does not name its data set or input is
         understood by its JSON, then by the folder `<dataset>/<standard|inverted>` it lies in; else they are '' and
-        standard. Scores that could not be computed are nan. Of several procedures (such as subgroup_sim.py's
-        --size-matched) in one file, data set and input, the one that was added last.
+        standard. Scores that could not be computed are nan. Of several procedures (as with subgroup_sim.py's
+        --published) in one file, data set and input, the one that was added last.
     """
     tables = []
     for csv in _csvs(path, SUBGROUPS_NAME):

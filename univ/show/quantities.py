@@ -23,7 +23,7 @@ from univ.eps import eps_value
 from univ.errors import InputError
 from univ.inversion.images import SUFFIXES, open_inverted
 from univ.inversion.record import read_column
-from univ.measures.cards import CARDS, SHOWN, in_study
+from univ.measures.cards import CARDS, SHOWN, find_card, in_study
 from univ.show import evidence
 
 REPRESENTATIONAL, FUNCTIONAL = in_study("reps"), in_study("outputs")
@@ -43,8 +43,9 @@ def with_similarity(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of measures in SHOWN, with a column `similarity`: the score turned so that larger means more alike."""
     table = table[table["measure"].isin(list(SHOWN))].copy()
     table["similarity"] = np.nan
-    for measure, rows in table.groupby("measure"):
-        table.loc[rows.index, "similarity"] = SHOWN[measure].similarity(rows["score"])
+    for measure in set(table["measure"]):
+        rows = table["measure"] == measure
+        table.loc[rows, "similarity"] = SHOWN[measure].similarity(table.loc[rows, "score"].to_numpy())
     return table
 
 
@@ -97,6 +98,47 @@ def rise_over_eps(table: pd.DataFrame) -> evidence.Estimate:
         table = with_similarity(table) if known else table.assign(similarity=table["score"])
     table = table[~within_architecture(table)]
     return evidence.rise(zip(zip(table["model1"], table["model2"]), table["eps"], table["similarity"]))
+
+
+ERRORS = 20
+"""Below so many errors of a model, what is measured on errors alone is noise: intervals cover 28 to 56 %."""
+OF_ERRORS = ("norm", "error_consistency")
+
+
+def too_few_errors(table: pd.DataFrame, accuracies: pd.DataFrame | None) -> np.ndarray:
+    """Of each row of a long table, whether its score is one of errors, and one of the models made fewer than ERRORS.
+
+    Args:
+        table: with the column `images`, how many were compared; nan where that is not known, and all are kept.
+        accuracies: on the compared images; a model that is not in it counts as having enough.
+    """
+    few = np.zeros(len(table), dtype=bool)
+    if accuracies is None or "images" not in table or not table["measure"].isin(OF_ERRORS).any():
+        return few
+    about = ["dataset", "input", "eps", "exp"]
+    columns = accuracies[[*about, "source", "model", "accuracy"]]
+    accuracy = {tuple(key): share for *key, share in columns.itertuples(index=False)}
+    columns = table[["measure", "images", *about, "model1", "model2"]]
+    for row, (measure, images, *setting, first, second) in enumerate(columns.itertuples(index=False)):
+        source = first if setting[1] == "inverted" else ""
+        errors = [images * (1 - accuracy.get((*setting, source, model), math.nan)) for model in (first, second)]
+        few[row] = measure in OF_ERRORS and any(round(count) < ERRORS for count in errors if not math.isnan(count))
+    return few
+
+
+SIZE_FREE = ("cka", "cos", "rsa")
+
+
+def depends_on_size(measure: str) -> bool:
+    """Whether the expectation of a measure of representations depends on the number of images, of neighbours or on the
+    widths, so that scores are compared at equal ones only; CKA is debiased, and so does not."""
+    return find_card(measure).of == "reps" and measure not in SIZE_FREE
+
+
+def ends_at_one(measure: str) -> bool:
+    """Whether the similarity of identical models is 1, so that a margin in shares makes sense."""
+    card = find_card(measure)
+    return card.self_score is not None and card.similarity(card.self_score) == 1
 
 
 def within_architecture(table: pd.DataFrame) -> np.ndarray:

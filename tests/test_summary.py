@@ -60,9 +60,10 @@ def test_the_sentence_says_what_was_measured_whatever_it_is(rise, words):
     scores = scores_of(rise)
     trend = quantities.eps_trend(scores[scores["measure"] == "cka"])
     text = summary.conclusion(tables.means(scores), tables.rises(scores), "d")
-    interval = f"change {trend.mean:+.3f}, 95 % interval {trend.low:+.3f} to {trend.high:+.3f}"
+    interval = f"change {trend.mean:+.3f}, 95 % interval {trend.low:+.3f} to {trend.high:+.3f}, corrected p "
     means = f"0.600 at eps 0, {0.6 + trend.mean:.3f} at 2"
-    assert text.startswith(f"On regular images CKA {words} ({means}; {interval}), and agreement of predictions ")
+    assert text.startswith(f"On regular images CKA {words} ({means}; {interval}")
+    assert "), and agreement of predictions " in text
     assert "equivalent within ±0.02 (0.900 at eps 0, 0.900 at 2; change -0.000" in text
 
 

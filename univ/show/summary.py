@@ -88,7 +88,8 @@ def estimated(rise: Any) -> str:
     change = f"change {rise.rise:+.3f}"
     if math.isnan(rise.low):
         return f"{change}, {rise.note}"
-    return f"{change}, 95 % interval {rise.low:+.3f} to {rise.high:+.3f}"
+    p = "p < 0.001" if rise.p < 0.001 else f"p = {rise.p:.3f}"
+    return f"{change}, 95 % interval {rise.low:+.3f} to {rise.high:+.3f}, corrected {p}"
 
 
 def limits(scores: pd.DataFrame) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from univ import cli, files, models, runs
-from univ.data import trainable
+from univ.data import DatasetNames, dataset_name, trainable
 from univ.eps import eps_of_path
 from univ.errors import InputError
 from univ.models.precision import PRECISIONS
@@ -26,12 +26,13 @@ from univ.reps.files import DTYPES
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     dataset_of = {"imagenet1k" if name == "imagenet" else name: name for name in trainable()}
+    names = DatasetNames(sorted(dataset_of))
     group = parser.add_argument_group("model and data")
     add = group.add_argument
     add("-m", "--model-ckpt-path", type=cli.existing_file, help="checkpoint whose representations are frozen")
     add("-a", "--model-arch", help="its architecture; default: from the checkpoint's file name")
-    add("-d", "--dataset-name", choices=sorted(dataset_of), required=True, help="what the probes learn to classify")
-    add("--pretrain-dataset", choices=sorted(dataset_of), help="what the model was trained on; default: the same")
+    add("-d", "--dataset-name", choices=names, required=True, help="what the probes learn to classify")
+    add("--pretrain-dataset", choices=names, help="what the model was trained on; default: the same")
     text = "images: an LMDB file, for CIFAR-10 its folder; default: the data set's usual place"
     add("--lmdb-file", type=cli.existing_path, help=f"training {text}")
     add("--labels-file", type=cli.existing_file, help="labels of the training images, one per line, instead of theirs")
@@ -69,12 +70,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             files.relative_path(args.run_name, "--run-name")
         except InputError as error:
             parser.error(str(error))
-    args.dataset = dataset_of[args.dataset_name]
-    args.train_set = dataset_of[args.pretrain_dataset or args.dataset_name]
+    pretrained_on = args.pretrain_dataset or args.dataset_name
+    args.dataset, args.train_set = (dataset_of.get(name, name) for name in (args.dataset_name, pretrained_on))
     named = map(eps_of_path, filter(None, (args.model_ckpt_path, args.reps_file, args.run_name)))
     args.eps = next(filter(None, named), None)
     if args.run_name is None:
-        args.run_name = f"{args.dataset}/{'_'.join(filter(None, [models.file_stem(args.model_arch), args.eps]))}"
+        args.run_name = (
+            f"{dataset_name(args.dataset)}/{'_'.join(filter(None, [models.file_stem(args.model_arch), args.eps]))}"
+        )
     return args
 
 

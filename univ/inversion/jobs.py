@@ -17,7 +17,7 @@ from loguru import logger
 from torch import Tensor
 
 from univ import files
-from univ.data import DATASETS, Images, indices, open_images
+from univ.data import Images, find_dataset, indices, open_images
 from univ.errors import InputError
 from univ.inversion import record
 from univ.inversion.parts import Parts, parts_folder, remove_left
@@ -69,15 +69,16 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
             _check_indices(args, output)
             logger.warning("{} exists without a JSON: taken as done, with settings that are unknown", output)
             continue
-        folder = args.model_dir or Path("data/cnns") / args.pretrain_dataset / eps
+        train_set = find_dataset(args.pretrain_dataset)
+        folder = args.model_dir or Path("data/cnns") / train_set.name / eps
         checkpoint = find_checkpoint(folder, arch, args.pretrain_dataset)
-        size = spec.input_size or DATASETS[args.pretrain_dataset].image_size
+        size = spec.input_size or train_set.image_size
         images = images_of(args, size)
         targets, seeds = pairs(args, images)
         settings = {
             **{name: getattr(args, name) for name in PROCEDURE},
             "arch": arch,
-            "pretrain_dataset": args.pretrain_dataset,
+            "pretrain_dataset": train_set.name,
             "checkpoint": files.content_hash(checkpoint),
             "images": images.fingerprint,
             "indices": hashlib.sha256(torch.stack([targets, seeds]).numpy().tobytes()).hexdigest(),
@@ -131,7 +132,7 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
     exist = target_path.exists(), seed_path.exists()
     named = args.target_indices_path is not None or args.seed_indices_path is not None
     draw = args.num_imgs_to_invert > 0 and (args.upper_bound_idx > 0 or not all(exist))
-    every_image = DATASETS[args.dataset].num_compared is None and not named and not all(exist)
+    every_image = find_dataset(args.dataset).num_compared is None and not named and not all(exist)
     if not (draw or every_image):
         if not (named or any(exist)):
             raise InputError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from univ.attacks import frozen
-from univ.data import DATASETS, IMAGENET_MEAN, IMAGENET_STD, trainable
+from univ.data import IMAGENET_MEAN, IMAGENET_STD, find_dataset, is_folder, trainable, untrained
 from univ.errors import InputError
 
 HEAD_INPUT = "head"
@@ -147,6 +147,7 @@ ARCHS: dict[str, dict[str, Arch]] = {
     "imagenet": IMAGENET_ARCHS,
     "cifar10": CIFAR10_ARCHS,
     "digits": DIGITS_ARCHS,
+    "small": CIFAR10_ARCHS | DIGITS_ARCHS,
 }
 """By what `Dataset.architectures` names."""
 
@@ -161,8 +162,10 @@ def default_models(train_set: str, eps: str) -> list[str]:
     """
     if train_set == "imagenet" and eps not in ("eps0", "eps3"):
         return list(_IMAGENET_SMALL_EPS)  # densenet161 and resnext50_32x4d are published for eps 0 and 3 only
-    archs = archs_of(train_set)
-    return list(DATASETS[train_set].compared_models or archs)
+    archs, compared = archs_of(train_set), find_dataset(train_set).compared_models
+    if compared == ():
+        raise InputError(f"which models of {train_set}? Name them (--model-names; in a study file: models)")
+    return list(compared or archs)
 
 
 def find_arch(arch: str, train_set: str) -> Arch:
@@ -172,14 +175,22 @@ def find_arch(arch: str, train_set: str) -> Arch:
         InputError: no such architecture; names the ones there are, or the closest.
     """
     archs = archs_of(train_set)
-    if arch in archs:
-        return archs[arch]
     library, _, name = arch.partition(":")
-    if library == "timm" and name:
-        return _timm_arch(name)
-    if library == "torchvision" and name:
-        return _torchvision_arch(name)
-    raise InputError(
+    if arch in archs:
+        spec = archs[arch]
+    elif library == "timm" and name:
+        spec = _timm_arch(name)
+    elif library == "torchvision" and name:
+        spec = _torchvision_arch(name)
+    else:
+        raise _unknown_arch(arch, train_set, archs)
+    if is_folder(train_set):  # what was measured on the pictures, not what others trained the architecture with
+        spec = dataclasses.replace(spec, mean=None, std=None, input_size=None)
+    return spec
+
+
+def _unknown_arch(arch: str, train_set: str, archs: dict[str, Arch]) -> InputError:
+    return InputError(
         f"unknown architecture {arch!r} for models of {train_set}: choose from {', '.join(archs)}, "
         "or any classifier of a library as timm:<name> or torchvision:<name>"
     )
@@ -191,9 +202,10 @@ def archs_of(train_set: str) -> dict[str, Arch]:
     Raises:
         InputError: no models are trained on it.
     """
-    if train_set not in trainable():
-        raise InputError(f"no models are trained on {train_set!r}: choose from {', '.join(trainable())}")
-    return ARCHS[DATASETS[train_set].architectures]
+    known = is_folder(train_set) or train_set in trainable()
+    if not known or (key := find_dataset(train_set).architectures) is None:
+        raise untrained(train_set)
+    return ARCHS[key]
 
 
 # --- any classifier of a library ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from univ.data import DATASETS
+from univ.data import find_dataset
 from univ.models import checkpoints
 from univ.models.architectures import Arch, find_arch, find_head
 
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, spec: Arch, arch: str, train_set: str, num_classes: int) -> None:
         super().__init__()
-        dataset = DATASETS[train_set]
+        dataset = find_dataset(train_set)
         self.normalizer = InputNormalize(spec.mean or dataset.mean, spec.std or dataset.std)
         self.model = network
         self.input_size = spec.input_size or dataset.image_size
@@ -68,7 +68,7 @@ def build_model(arch: str, train_set: str, num_classes: int | None = None, *, se
 
     Args:
         arch: name in archs_of(train_set), or `timm:<name>`, `torchvision:<name>`.
-        train_set: key of DATASETS.
+        train_set: name of a data set, see `find_dataset`.
         num_classes: None takes the training set's.
         seed: draws the weights from a generator of their own; None draws them from PyTorch's global one.
 
@@ -76,7 +76,7 @@ def build_model(arch: str, train_set: str, num_classes: int | None = None, *, se
         InputError: unknown architecture or training set, or a network without one layer that classifies.
     """
     spec = find_arch(arch, train_set)
-    classes = num_classes or DATASETS[train_set].num_classes
+    classes = num_classes or find_dataset(train_set).num_classes
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from univ import files
-from univ.data import DATASETS
+from univ.data import find_dataset
 from univ.eps import eps_of_path, eps_value
 from univ.errors import InputError
 from univ.models.architectures import ARCHS
@@ -35,7 +35,7 @@ def find_checkpoint(folder: Path | str, arch: str, train_set: str) -> Path:
     """
     folder, stem = Path(folder), file_stem(arch)
     held = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    usual = DATASETS[train_set].suffix
+    usual = find_dataset(train_set).suffix
     for suffix in sorted(_SUFFIXES, key=lambda suffix: suffix != usual):
         for name in (stem + suffix, arch.rpartition(":")[2] + suffix):
             if name in held:

@@ -1,13 +1,19 @@
 """Pictures of one's own, `folder:PATH`: how they are seen, measured, trained on, compared and reported."""
 
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
-from commands import module_of
+from commands import ROOT, module_of
 from image_files import SHAPES, make_pictures
 from PIL import Image
 from torchvision import transforms as T
@@ -270,3 +276,80 @@ def test_models_of_other_pictures_are_compared_on_a_folder(own, monkeypatch):
     assert (own.parent / "results/cka/standard/10000/shapes/digits/cka_eps1_0.csv").is_file()
     assert set(results.load_long_table("results")["dataset"]) == {"shapes/digits"}
     assert not (own / folders.RECORD).exists()
+
+
+# --- the study file ---------------------------------------------------------------------------------------------------
+
+STUDY = """
+name: mine
+data: folder:shapes
+recipe: cifar10
+models: [vgg11, resnet10]
+eps: [eps0, eps1]
+cached: [standard, inverted]
+common: {workers: 0}
+train: {epochs: 1, batch: 12, ckpt: 0, image-size: 32}
+evaluate: {eps: 1, steps: 1}
+invert: {num-imgs-to-invert: 16, iterations: 3}
+compare: {rep: [cka, proc, jacc], knn: 2}
+func: {func: [dis, jsd]}
+probes: {batch: 12, epochs: 1}
+"""
+
+
+def run_study(place, *words):
+    """What a person types in `place`, a folder that is neither the repository's nor that of the results."""
+    (place / "mine.yaml").write_text(STUDY)
+    command = ["bash", str(ROOT / "scripts/study.sh"), "mine.yaml", *words]
+    settings = {"VENV": "none", "DEVICES": "cpu cpu", "OUT": str(place / "out")}
+    settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command, cwd=place, env={**os.environ, **settings}, capture_output=True, text=True, timeout=900
+    )
+
+
+def test_a_study_of_a_folder_is_planned_where_it_was_typed(own):
+    done = run_study(own.parent, "-n")
+    assert done.returncode == 0, done.stderr
+    lines = [line.partition(" && ")[0] for line in done.stdout.splitlines() if line.startswith("python ")]
+    planned = [shlex.split(line)[1:] for line in lines]
+    trained = [words for words in planned if "--resume" in words]
+    assert len(trained) == 4 and all(f"folder:{own}" in words for words in trained)
+    for words in planned:
+        commands.parse([words[0].removeprefix(f"{ROOT}/"), *words[1:]])
+    scripts = {Path(words[0]).stem for words in planned}
+    assert scripts == {"cifar10_training", "inversion", "rep", "func", "subgroup_sim", "train_probe", "compare_probes",
+                       "plots", "report"}  # fmt: skip
+    assert not (own / folders.RECORD).exists()
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("data=folder:nowhere", "mine.yaml: folder:.*/nowhere: there is no such folder"),
+        ("models=[]", "models: name those to train on folder:"),
+        ("recipe=imagenet", "recipe: .*dataset.json is for that of cifar10"),
+        ("recipe=resnet", "recipe: input should be"),
+        ("training=elsewhere", "training: leave it out"),
+        ("data=digits", "recipe: is for data: folder:PATH, digits has its own"),
+    ],
+)
+def test_a_wrong_study_of_a_folder_is_one_line(own, word, message, monkeypatch):
+    measure_folder(f"folder:{own}", "cifar10")
+    (own.parent / "mine.yaml").write_text(STUDY)
+    monkeypatch.chdir(own.parent)
+    monkeypatch.setattr(sys, "argv", ["study.py", "mine.yaml", word])
+    with pytest.raises(InputError, match=message):
+        module_of("scripts/study.py").main()
+
+
+@pytest.mark.slow
+def test_a_folder_goes_through_a_whole_study(own):
+    done = run_study(own.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = own.parent / "out"
+    page, summary = ((out / "results/mine" / name).read_text() for name in ("report.html", "summary.md"))
+    assert '<h2 id="inverted">' in page and summary.startswith("# shapes: are robust models")
+    assert (out / "figs/inverted_shapes.png").is_file() and (out / "figs/rep_vs_pred_shapes_inverted.png").is_file()
+    assert set(results.load_long_table(out / "results")["measure"]) == {"cka", "proc", "jacc", "dis", "jsd"}
+    assert "to run" not in run_study(own.parent).stdout

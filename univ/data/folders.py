@@ -311,7 +311,8 @@ def measure(name: str, recipe: str, image_size: int | None = None, *, usual_size
             if record is None:
                 record = _measure(path, recipe, image_size or usual_size, classes)
                 files.write_json(path / RECORD, record.model_dump())
-                logger.info("mean {} and std {} of {}, measured once: {}", record.mean, record.std, name, path / RECORD)
+                mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (record.mean, record.std))
+                logger.info("{}: mean {}, std {}; measured once, kept in {}", name, mean, std, path / RECORD)
     if record.recipe != recipe:
         said = f"is for the recipe of {record.recipe} ({record.image_size} pixels), not of {recipe}"
         raise InputError(f"{path / RECORD} {said}: train with {record.recipe}_training.py, or remove the file")

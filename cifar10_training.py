@@ -1,4 +1,4 @@
-"""Train or evaluate a CIFAR-10 classifier, normally or adversarially; also on scikit-learn's digits.
+"""Train or evaluate a CIFAR-10 classifier, normally or adversarially; also on the digits, or on your own pictures.
 
     python cifar10_training.py -m resnet18 -s ./data/cnns/cifar10/eps0/                      # standard training
     python cifar10_training.py -m resnet18 -s ./data/cnns/cifar10/eps1/ -a 1                 # adversarial, L2, eps 1
@@ -6,7 +6,7 @@
     python cifar10_training.py -t 0 -m resnet18 -v ./data/cnns/cifar10/eps1/resnet18.pt      # clean and robust accuracy
     torchrun --nproc-per-node 4 cifar10_training.py -m resnet50 -s ./data/cnns/cifar10/eps1/ -a 1
     python cifar10_training.py --dataset digits -m vgg11 -s runs/digits/eps1 -a 1 -b 64 -e 6 --schedule onecycle -l 2/3
-    python cifar10_training.py --dataset folder:pictures -m vgg16 -s data/cnns/pictures/eps0  # pictures/{train,val}/*/*
+    python cifar10_training.py --dataset folder:pictures -m vgg16 -s data/cnns/pictures/eps0
 
 Writes checkpoint.pt.latest, checkpoint.pt.best, <epoch>_checkpoint.pt, log.jsonl, TensorBoard curves and args.json to
 --save and, when training is complete, the best epoch as <save>/<arch>.pt (of a folder's pictures .ckpt).

@@ -5,13 +5,13 @@
     python imagenet_training.py -s ./data/cnns/imagenet100/eps0/ -m resnet18 -n 100 -d ./data/imagenet/imagenet100/
     python imagenet_training.py -s ./data/cnns/imagenet/eps3/ -m resnet18 -a 1 --resume      # go on after a stop
     python imagenet_training.py -t 0 -v ./data/cnns/imagenet/eps3/resnet18.ckpt              # clean and robust accuracy
-    python imagenet_training.py -d folder:pictures -s ./data/cnns/pictures/eps0/ -m resnet18 # pictures/{train,val}/*/*
+    python imagenet_training.py -d folder:pictures -s ./data/cnns/pictures/eps0/ -m resnet18
     torchrun --nproc-per-node 4 imagenet_training.py -s ./data/cnns/imagenet/eps3/ -m resnet50 -a 1
     torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29400 imagenet_training.py ...
 
-Reads train.lmdb and val.lmdb in --data (made by univ/utils/folder2lmdb.py). Writes checkpoint.pt.latest,
-checkpoint.pt.best, <epoch>_checkpoint.pt, log.jsonl, TensorBoard curves and args.json to --save and, when training is
-complete, the best epoch as <save>/<arch>.ckpt.
+Reads train.lmdb and val.lmdb in --data (made by univ/utils/folder2lmdb.py), or your own pictures. Writes
+checkpoint.pt.latest, checkpoint.pt.best, <epoch>_checkpoint.pt, log.jsonl, TensorBoard curves and args.json to --save
+and, when training is complete, the best epoch as <save>/<arch>.ckpt.
 """
 
 import argparse

@@ -126,6 +126,9 @@ def test_it_is_measured_once(own, monkeypatch):
 def test_names():
     assert dataset_name("digits") == "digits" and dataset_name("folder:some/where/My Cats & Dogs/") == "My_Cats_Dogs"
     assert dataset_name("folder:data/cifar10") == "cifar10_folder"
+    for nothing in ("folder:", "folder:/"):
+        with pytest.raises(InputError, match="names no folder: expected folder:PATH"):
+            dataset_name(nothing)
     names = DatasetNames(["digits"])
     assert list(names) == ["digits", "folder:PATH"] and "folder:x" in names and "digits" in names and "x" not in names
 
@@ -160,7 +163,10 @@ def add_class(own):
         (keep_one_class, r"shapes/train holds one class \(disc\): a classifier needs two or more"),
         (lambda own: (own / "val/disc").rename(own / "val/dics"), "differ in their classes .*train: disc; .*val: dics"),
         (lambda own: shutil.rmtree(own / "val/disc"), "differ in their classes .*only in .*train: disc"),
-        (damage, r"2 pictures cannot be read: .*train/disc/003\.jpg: not an image.*; .*val/checks/002\.png: not an im"),
+        (
+            damage,
+            r"2 of 54 pictures cannot be read: .*train/disc/003\.jpg: not an image.*; .*val/checks/002\.png: not an im",
+        ),
         (one_colour, "all of one colour"),
         (lambda own: [path.unlink() for path in (own / "train/disc").iterdir()], "no images in 1 of the class folders"),
         (lambda own: (own / folders.RECORD).write_text("{}"), r"dataset\.json is damaged .*: recipe is missing"),

@@ -117,7 +117,7 @@ def dataset_name(name: str) -> str:
     """What results are filed under: the name itself, or the folder's that `folder:PATH` names. Nothing is read."""
     if not folders.is_folder(name):
         return name
-    return folders.file_safe(Path(name.removeprefix(folders.PREFIX)), taken={*DATASETS, *REFUSED})
+    return folders.file_safe(name, taken={*DATASETS, *REFUSED})
 
 
 def find_dataset(name: str) -> Dataset:

@@ -67,10 +67,17 @@ def path_of(name: str) -> Path:
     return path
 
 
-def file_safe(path: Path, taken: Iterable[str]) -> str:
-    """What a folder's results are filed under: its own name, or `<name>_folder` where that is a data set's."""
-    name = re.sub(r"[^\w.-]+", "_", path.expanduser().resolve().name)
-    return files.file_name(f"{name}_folder" if name in taken else name, f"{PREFIX}{path}:")
+def file_safe(name: str, taken: Iterable[str]) -> str:
+    """What the results of `folder:PATH` are filed under: the folder's name, or `<name>_folder` where that is taken.
+
+    Raises:
+        InputError: there is no path, or it has no name.
+    """
+    path = Path(name.removeprefix(PREFIX)).expanduser().resolve()
+    if name == PREFIX or not path.name:
+        raise InputError(f"{name!r} names no folder: expected {PREFIX}PATH")
+    stem = re.sub(r"[^\w.-]+", "_", path.name)
+    return files.file_name(f"{stem}_folder" if stem in taken else stem, f"{name}:")
 
 
 # --- what the files show ----------------------------------------------------------------------------------------------
@@ -325,9 +332,11 @@ def _measure(path: Path, recipe: str, image_size: int, classes: list[str]) -> sc
     """What dataset.json is to say. Mean and std are over all pixels of the training part, as evaluation sees it."""
     transform, damaged = _transform(image_size, "evaluation"), []
     sums, squares, count = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 0
+    seen = 0
     for split in PARTS:  # the other part, too: a damaged picture is to be found now, not after an epoch
         place = stored_in(path, split)
         images = (ClassFolders if place.is_dir() else ImageFolderLMDB)(place, transform, name=f"{path.name}/{split}")
+        seen += len(images)
         for pixels, problems in _decode(images):
             damaged += problems
             if split == "train":
@@ -337,7 +346,7 @@ def _measure(path: Path, recipe: str, image_size: int, classes: list[str]) -> sc
                 count += pixels[:, 0].numel()
     if damaged:
         more = f"; and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
-        raise InputError(f"{len(damaged)} pictures cannot be read: {'; '.join(damaged[:NAMED])}{more}")
+        raise InputError(f"{len(damaged)} of {seen:,} pictures cannot be read: {'; '.join(damaged[:NAMED])}{more}")
     exact = list(zip(sums.tolist(), squares.tolist()))  # Python's integers: what follows is rounded once
     mean = [total / count / 255 for total, _ in exact]
     std = [math.sqrt(count * square - total**2) / count / 255 for total, square in exact]

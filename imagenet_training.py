@@ -28,13 +28,13 @@ TRAIN_SETS = {1000: "imagenet", 100: "imagenet100", 50: "imagenet50"}
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line of `argv`, or of the process."""
     parser = cli.Parser(description=__doc__)
-    text = "classes: of ImageNet-1k, or of its subset of 100 or 50 classes (default: 1000)"
-    parser.add_argument("-n", "--num", type=int, choices=sorted(TRAIN_SETS), help=text)
+    text = "classes: of ImageNet-1k, or of its subset of 100 or 50 classes"
+    parser.add_argument("-n", "--num", type=int, choices=sorted(TRAIN_SETS), default=1000, help=text)
     data = "./data/imagenet/ILSVRC/; with -n 100 or 50 ./data/imagenet/imagenet100/ or imagenet50/"
     published = {"model": "tiny_vit_5m", "batch": 256, "ckpt": 5, "lr": "2", "eps": "3"}
     args = flags.parse(parser, argv, data=data, save=Path("data/cnns/imagenet"), **published)
-    args.train_set = flags.train_set_of(parser, args, TRAIN_SETS[args.num or 1000])
-    if is_folder(args.train_set) and args.num is not None:
+    args.train_set = flags.train_set_of(parser, args, TRAIN_SETS[args.num])
+    if is_folder(args.train_set) and args.num != parser.get_default("num"):
         parser.error(f"-n chooses among ImageNet's classes, {args.train_set} has its own: give one of them")
     return args
 

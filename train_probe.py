@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from univ import cli, files, models, runs
-from univ.data import trainable
+from univ.data import DatasetNames, dataset_name, trainable
 from univ.eps import eps_of_path
 from univ.errors import InputError
 from univ.models.names import parse_source
@@ -27,6 +27,7 @@ from univ.reps.files import DTYPES
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     dataset_of = {"imagenet1k" if name == "imagenet" else name: name for name in trainable()}
+    names = DatasetNames(sorted(dataset_of))
     group = parser.add_argument_group("model and data")
     add = group.add_argument
     text = f"model whose representations are frozen: a checkpoint FILE, or {models.MODELS_HELP}"
@@ -34,8 +35,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = "architecture of -m's FILE; default: what its name says, or it says of itself"
     add("-a", "--model-arch", metavar="ARCH", help=text)
     cli.add_pixel_statistics(group)
-    add("-d", "--dataset-name", choices=sorted(dataset_of), required=True, help="what the probes learn to classify")
-    add("--pretrain-dataset", choices=sorted(dataset_of), help="what the model was trained on; default: the same")
+    add("-d", "--dataset-name", choices=names, required=True, help="what the probes learn to classify")
+    add("--pretrain-dataset", choices=names, help="what the model was trained on; default: the same")
     text = "images: an LMDB file, for CIFAR-10 its folder; default: the data set's usual place"
     add("--lmdb-file", type=cli.existing_path, help=f"training {text}")
     add("--labels-file", type=cli.existing_file, help="labels of the training images, one per line, instead of theirs")
@@ -79,8 +80,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             files.relative_path(args.run_name, "--run-name")
         except InputError as error:
             parser.error(str(error))
-    args.dataset = dataset_of[args.dataset_name]
-    args.train_set = dataset_of[args.pretrain_dataset or args.dataset_name]
+    pretrained_on = args.pretrain_dataset or args.dataset_name
+    args.dataset, args.train_set = (dataset_of.get(name, name) for name in (args.dataset_name, pretrained_on))
     named = map(eps_of_path, filter(None, (args.model_ckpt_path, args.reps_file, args.run_name)))
     args.eps = next(filter(None, named), None)
     if args.run_name is None:
@@ -88,7 +89,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             stem = models.file_stem(args.model_arch)
         except InputError as error:
             parser.error(f"-a/--model-arch: {error}")
-        args.run_name = f"{args.dataset}/{'_'.join(filter(None, [stem, args.eps]))}"
+        args.run_name = f"{dataset_name(args.dataset)}/{'_'.join(filter(None, [stem, args.eps]))}"
     return args
 
 

@@ -14,7 +14,17 @@ from loguru import logger
 from torch import Tensor
 
 from univ import cli, files, runs
-from univ.data import DATASETS, REFUSED, Images, find_dataset, indices, open_images, trainable
+from univ.data import (
+    DATASETS,
+    REFUSED,
+    DatasetNames,
+    Images,
+    dataset_name,
+    find_dataset,
+    indices,
+    open_images,
+    trainable,
+)
 from univ.eps import EPS
 from univ.errors import InputError
 from univ.inversion import images as inverted
@@ -41,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags rep.py and func.py share, except those whose letters differ between the two."""
     group = parser.add_argument_group("models and images")
     add = group.add_argument
-    add("-d", "--dataset", choices=[*DATASETS, *REFUSED], default="imagenet", help="images to compare on")
-    add("-m", "--models", choices=trainable(), default="imagenet", help="what the models were trained on")
+    add("-d", "--dataset", choices=DatasetNames([*DATASETS, *REFUSED]), default="imagenet", help="images to compare on")
+    add("-m", "--models", choices=DatasetNames(trainable()), default="imagenet", help="what the models were trained on")
     text = "L2 radius the models were trained with, pixel units of [0, 1]"
     add("-o", "--eps", choices=EPS, default="eps3", help=text)
     add("-e", "--exp", type=tag, default="0", help="tag of the index file and of the results' names, a number")
@@ -82,7 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Answer flags that contradict each other, before any work."""
-    find_dataset(args.dataset)  # says why a refused one is
+    if args.dataset in REFUSED:
+        find_dataset(args.dataset)  # says why
     if args.no_comparisons and args.cache_dir is None:
         parser.error("--no-comparisons only fills the cache: say where with --cache-dir")
     if args.sample and not args.inv:
@@ -127,7 +138,7 @@ class ImageSet:
 def model_folder(train_set: str, eps: str, model_dir: Path | None) -> Path:
     """Where checkpoints are looked for: `model_dir/<train set>/<eps>`, `model_dir/<eps>`, else `model_dir` itself."""
     root = Path("data/cnns") if model_dir is None else model_dir
-    return next((folder for folder in (root / train_set / eps, root / eps) if folder.is_dir()), root)
+    return next((folder for folder in (root / dataset_name(train_set) / eps, root / eps) if folder.is_dir()), root)
 
 
 @dataclass(frozen=True)
@@ -202,7 +213,7 @@ def open_image_sets(args: argparse.Namespace, models: Models) -> list[ImageSet]:
     """The images that the flags ask for: one set that all models see, or one for each model, made through it."""
     if not (args.inv or args.adv):
         images = _open_own(args, models)
-        return [ImageSet(args.dataset, images, _chosen(args, len(images)))]
+        return [ImageSet(dataset_name(args.dataset), images, _chosen(args, len(images)))]
     paths = _inverted_files(args, models)
     for name, path in paths.items():
         _require_made_through(models, name, path)
@@ -224,7 +235,7 @@ def open_targets(args: argparse.Namespace, models: Models) -> ImageSet:
     first, *others = (read_column(report, "target_index") for report in reports)
     if not all(first.equal(other) for other in others):
         raise InputError("the models were inverted towards different images: invert them with the same index files")
-    return ImageSet(args.dataset, _open_own(args, models), first[: args.num_inputs])
+    return ImageSet(dataset_name(args.dataset), _open_own(args, models), first[: args.num_inputs])
 
 
 def _open_own(args: argparse.Namespace, models: Models) -> Images:
@@ -235,13 +246,13 @@ def _open_own(args: argparse.Namespace, models: Models) -> Images:
 
 def _chosen(args: argparse.Namespace, length: int) -> Tensor:
     """(n,) which images are compared, from the index file or drawn into it."""
-    folder = args.index_file_dir / args.dataset
+    folder = args.index_file_dir / dataset_name(args.dataset)
     for spelling in exp_spellings(args.exp):
         path = folder / f"indices_{spelling}.csv"
         if path.exists():
             files.remove_orphans(path)
             return indices.read_indices(path, length)
-    n = args.num_inputs or min(DATASETS[args.dataset].num_compared or length, length)
+    n = args.num_inputs or min(find_dataset(args.dataset).num_compared or length, length)
     if n > length:
         raise InputError(f"--num-inputs {n}: {args.dataset} holds {length} images")
     name = files.file_name(f"indices_{args.exp}.csv", "index file")
@@ -253,11 +264,11 @@ def _first(args: argparse.Namespace, images: Images, source: str = "") -> ImageS
     n = args.num_inputs or len(images)
     if n > len(images):
         raise InputError(f"--num-inputs {n}: only {len(images)} inverted images are there")
-    return ImageSet(args.dataset, images, torch.arange(n), True, source)
+    return ImageSet(dataset_name(args.dataset), images, torch.arange(n), True, source)
 
 
 def _inverted_files(args: argparse.Namespace, models: Models) -> dict[str, Path]:
-    folder = args.inverted_imgs_dir or DATASETS[args.dataset].inverted_path
+    folder = args.inverted_imgs_dir or find_dataset(args.dataset).inverted_path
     return {name: inverted.find_inverted(folder, file_stem(name), models.eps) for name in models.sources}
 
 

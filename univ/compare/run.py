@@ -16,6 +16,7 @@ from torch import Tensor
 from univ import cli, compare, results, runs
 from univ.compare import AnyMeasure, Comparison
 from univ.compare.inputs import ImageSet, Models, open_targets
+from univ.data import dataset_name
 from univ.measures import CARDS, Measure
 from univ.reps.extract import Extraction
 from univ.results import ResultFile
@@ -161,7 +162,7 @@ def _describe(models: Models, image_sets: Sequence[ImageSet]) -> dict[str, Any]:
 
 def _file(args: argparse.Namespace, key: str, **options: Any) -> ResultFile:
     return ResultFile(
-        key, args.dataset, args.models, args.eps, args.exp,
+        key, dataset_name(args.dataset), dataset_name(args.models), args.eps, args.exp,
         inverted=bool(args.inv or args.adv), adversarial=bool(args.adv), sample=bool(args.sample), **options,
     )  # fmt: skip
 

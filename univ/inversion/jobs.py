@@ -17,7 +17,7 @@ from loguru import logger
 from torch import Tensor
 
 from univ import files
-from univ.data import DATASETS, Images, indices, open_images
+from univ.data import Images, find_dataset, indices, open_images
 from univ.eps import eps_of_path
 from univ.errors import InputError
 from univ.inversion import record
@@ -80,14 +80,15 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
             _check_indices(args, output)
             logger.warning("{} exists without a JSON: taken as done, with settings that are unknown", output)
             continue
-        folder = args.model_dir or Path("data/cnns") / args.pretrain_dataset / eps
+        train_set = find_dataset(args.pretrain_dataset)
+        folder = args.model_dir or Path("data/cnns") / train_set.name / eps
         source = replace(find_source(text, folder=folder, dataset=args.pretrain_dataset, **statistics[text]), name=name)
         images = images_of(args, source)
         targets, seeds = pairs(args, images)
         settings = {
             **{name: getattr(args, name) for name in PROCEDURE},
             "arch": source.arch,
-            "pretrain_dataset": args.pretrain_dataset,
+            "pretrain_dataset": train_set.name,
             "checkpoint": source.digest,
             "images": images.fingerprint,
             "indices": hashlib.sha256(torch.stack([targets, seeds]).numpy().tobytes()).hexdigest(),
@@ -141,7 +142,7 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
     exist = target_path.exists(), seed_path.exists()
     named = args.target_indices_path is not None or args.seed_indices_path is not None
     draw = args.num_imgs_to_invert > 0 and (args.upper_bound_idx > 0 or not all(exist))
-    every_image = DATASETS[args.dataset].num_compared is None and not named and not all(exist)
+    every_image = find_dataset(args.dataset).num_compared is None and not named and not all(exist)
     if not (draw or every_image):
         if not (named or any(exist)):
             raise InputError(

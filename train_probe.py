@@ -69,12 +69,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("name the architecture the representations come from: -a ARCH")
     else:
         arch, path = parse_source(args.model_ckpt_path)
+        args.source = args.model_ckpt_path
         if args.model_arch is None:
-            args.model_arch = models.source_name(args.model_ckpt_path)
+            args.model_arch = models.source_name(args.source)
         elif arch is None:
-            args.model_ckpt_path = f"{args.model_arch}={path}"
+            args.source = f"{args.model_arch}={path}"
         else:
-            parser.error(f"-a is the architecture of a FILE, but -m {args.model_ckpt_path} names its own")
+            parser.error(f"-a is the architecture of a FILE, but -m {args.source} names its own")
     if args.run_name is not None:
         try:
             files.relative_path(args.run_name, "--run-name")

@@ -55,8 +55,9 @@ def test_a_missing_checkpoint_and_a_missing_folder_are_named(tmp_path, below, me
 
 def test_models_take_images_of_one_size():
     sources = {name: Source(name, name, "imagenet", None) for name in ("resnet50", "timm:inception_v3")}
-    with pytest.raises(InputError, match=r"different sizes .*'timm:inception_v3': 299.*--model-names"):
+    with pytest.raises(InputError, match=r"different sizes .*'timm:inception_v3': 299.*--image-size.*--model-names"):
         _ = Models("imagenet", "eps3", sources, torch.device("cpu")).image_size
+    assert Models("imagenet", "eps3", sources, torch.device("cpu"), size=96).image_size == 96
     assert Models("imagenet", "eps3", {"resnet50": sources["resnet50"]}, torch.device("cpu")).image_size == 224
 
 

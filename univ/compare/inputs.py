@@ -29,7 +29,16 @@ from univ.eps import EPS
 from univ.errors import InputError
 from univ.inversion import images as inverted
 from univ.inversion.record import read_column, read_origin
-from univ.models import MODELS_HELP, Classifier, Source, default_models, file_stem, find_sources, source_text
+from univ.models import (
+    MODELS_HELP,
+    Classifier,
+    Source,
+    default_models,
+    file_stem,
+    find_sources,
+    require_size,
+    source_text,
+)
 from univ.reps.cache import RepCache
 from univ.reps.extract import Extraction, extract
 from univ.reps.identity import Identity, Inputs, hash_indices
@@ -68,6 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "holds <dataset>/indices_<exp>.csv; drawn (--seed) and saved if missing"
     add("--index-file-dir", type=cli.output_dir, default=INDEX_DIR, help=text)
     add("-b", "--batch", type=cli.positive_int, default=64, help="images per forward pass")
+    text = "side of the images, pixels, where the models take different sizes; default: the one they all take"
+    add("--image-size", type=cli.positive_int, metavar="PIXELS", help=text)
     cli.add_fast_images(group)
     add = parser.add_argument_group("inverted and adversarial images").add_argument
     flag = {"type": int, "choices": (0, 1), "default": 0}
@@ -149,6 +160,7 @@ class Models:
         train_set, eps: what they were trained on, name of the radius they were trained with.
         sources: by name; a model is loaded when it first has to look at images.
         device, precision, batch, workers, quiet: how they look at them.
+        size: side of the images that they all look at; None for the one that they take.
         cache_dir: what they made of images is kept here; None to keep it nowhere.
     """
 
@@ -159,21 +171,25 @@ class Models:
     precision: str = "fp32"
     batch: int = 64
     workers: int = 0
+    size: int | None = None
     cache_dir: Path | None = None
     quiet: bool = False
     _loaded: dict[str, Classifier] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def image_size(self) -> int:
-        """Side of the images the models take, pixels.
+        """Side of the images the models look at, pixels.
 
         Raises:
             InputError: the models take different sizes, so that they would not see the same images.
         """
+        if self.size is not None:
+            return self.size
         sizes = {name: source.image_size for name, source in self.sources.items()}
         if len(set(sizes.values())) > 1:
             raise InputError(
-                f"the models take images of different sizes ({sizes}): compare them apart, see --model-names"
+                f"the models take images of different sizes ({sizes}): choose one with --image-size, or compare "
+                "them apart, see --model-names"
             )
         return next(iter(sizes.values()))
 
@@ -202,7 +218,9 @@ class Models:
 
     def _extract(self, name: str, images: ImageSet, flatten: bool) -> Extraction:
         if name not in self._loaded:
-            self._loaded[name] = self.sources[name].load(self.device)
+            self._loaded[name] = model = self.sources[name].load(self.device)
+            if self.size not in (None, model.image_size):
+                require_size(model, self.size)
         what = f"{name} on images of {images.source}" if images.source else name
         how = {"device": self.device, "workers": self.workers, "precision": self.precision, "quiet": self.quiet}
         network, chosen = self._loaded[name], images.chosen
@@ -308,5 +326,5 @@ def start(args: argparse.Namespace) -> tuple[Models, list[ImageSet]]:
     folder = model_folder(args.models, args.eps, args.model_dir)
     sources = find_sources(names, folder=folder, dataset=args.models, mean=args.mean, std=args.std)
     work = {name: getattr(args, name) for name in ("device", "precision", "batch", "workers", "cache_dir", "quiet")}
-    models = Models(args.models, args.eps, sources, **work)
+    models = Models(args.models, args.eps, sources, size=args.image_size, **work)
     return models, open_image_sets(args, models)

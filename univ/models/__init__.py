@@ -1,7 +1,7 @@
 """Models: names and files -> classifiers that normalise their own input, in evaluation mode."""
 
 from univ.models.architectures import ARCHS, DIGITS_ARCHS, archs_of, default_models, find_arch
-from univ.models.classifier import Classifier, build_model
+from univ.models.classifier import Classifier, build_model, require_size
 from univ.models.entry import HEAD_INPUT, Arch, seeded, split_seed
 from univ.models.names import (
     MODELS_HELP,
@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "load_model",
     "read_hugging_face_name",
+    "require_size",
     "seeded",
     "source_name",
     "source_names",

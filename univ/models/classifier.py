@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from univ.attacks import frozen
 from univ.data import find_dataset
 from univ.errors import InputError
 from univ.models.architectures import find_arch, find_head
@@ -64,6 +65,21 @@ class Classifier(nn.Module):
         logits = self.model(self.normalizer(images))
         # GoogLeNet and Inception add the logits of their auxiliary classifiers while training
         return logits if isinstance(logits, Tensor) else logits[0]
+
+
+def require_size(model: Classifier, size: int) -> None:
+    """See that a model takes images of a size that is not its own.
+
+    Raises:
+        InputError: it does not.
+    """
+    device = model.normalizer.new_mean.device
+    try:
+        with frozen(model), torch.no_grad():
+            model(torch.zeros(1, 3, size, size, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:  # timm asserts, torch finds shapes that do not fit
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{model.arch} takes no images of {size} pixels (--image-size): {reason}") from error
 
 
 def build_model(arch: str, train_set: str, num_classes: int | None = None, *, seed: int | None = None) -> Classifier:

@@ -61,7 +61,7 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
 
     @functools.cache  # looked for only if something is extracted
     def source() -> Source:
-        return models.find_source(args.model_ckpt_path, dataset=args.train_set, mean=args.mean, std=args.std)
+        return models.find_source(args.source, dataset=args.train_set, mean=args.mean, std=args.std)
 
     @functools.cache
     def model() -> Classifier:

@@ -4,8 +4,9 @@
 """
 
 import argparse
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from univ.models import Classifier, default_models, file_stem, find_arch, find_c
 from univ.reps.cache import RepCache
 from univ.reps.extract import Extraction, extract
 from univ.reps.identity import Identity, Inputs, hash_indices
+from univ.reps.nodes import find_nodes, is_pattern, node_folder, node_label
 from univ.results import exp_spellings
 
 INDEX_DIR = Path("results/indices")
@@ -146,6 +148,7 @@ class Models:
         checkpoints: name -> file; it is loaded when the model first has to look at images.
         device, precision, batch, workers, quiet: how they look at them.
         cache_dir: what they made of images is kept here; None to keep it nowhere.
+        node, pool: where their representations are read, see `nodes.Reader`; None for where the study reads.
     """
 
     train_set: str
@@ -157,7 +160,34 @@ class Models:
     workers: int = 0
     cache_dir: Path | None = None
     quiet: bool = False
+    node: str | None = None
+    pool: str | None = None
     _loaded: dict[str, Classifier] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def at(self, node: str | None, pool: str | None) -> "Models":
+        """The same models, read at a node, their cache in the node's folder."""
+        cache_dir = self.cache_dir and node_folder(self.cache_dir, node, pool)
+        there = replace(self, node=node, pool=pool, cache_dir=cache_dir)
+        object.__setattr__(there, "_loaded", self._loaded)  # loaded once for all nodes
+        return there
+
+    def find_nodes(self, patterns: list[str]) -> list[str]:
+        """The nodes that patterns name in every model.
+
+        Raises:
+            InputError: a model has no such node.
+        """
+        if not any(map(is_pattern, patterns)):
+            return list(dict.fromkeys(patterns))
+        by_model = {name: find_nodes(self.network(name), patterns) for name in self.checkpoints}
+        nodes = list(dict.fromkeys(itertools.chain(*by_model.values())))
+        for name, own in by_model.items():
+            if lacking := [node for node in nodes if node not in own]:
+                raise InputError(
+                    f"--node {' '.join(patterns)}: {name} has no {lacking[0]}, which others have: name nodes that all "
+                    "models have, such as head, or compare layers of different networks with scripts/layers.py"
+                )
+        return nodes
 
     @cached_property
     def image_size(self) -> int:
@@ -190,20 +220,27 @@ class Models:
             return {name: extract_it() for name, extract_it in ways.items()}
         cache, extractions = RepCache(self.cache_dir, images.dataset, self.eps, images.inverted), {}
         for name, extract_it in ways.items():
-            node = find_arch(name, self.train_set).node
+            node = node_label(self.node, self.pool, find_arch(name, self.train_set).node)
             identity = Identity(images.identity, name, node, self.hashes[name], self.precision)
             key = f"{images.source}/{name}" if images.source else name
             extractions[name] = cache.fetch(key, identity, extract_it)
         cache.finish()  # also what a killed run left
         return extractions
 
-    def _extract(self, name: str, images: ImageSet, flatten: bool) -> Extraction:
+    def network(self, name: str) -> Classifier:
+        """A model, loaded when it is first asked for."""
         if name not in self._loaded:
             self._loaded[name] = load_model(name, self.train_set, self.checkpoints[name], device=self.device)
+        return self._loaded[name]
+
+    def _extract(self, name: str, images: ImageSet, flatten: bool) -> Extraction:
+        network, pool = self.network(name), self.pool
+        if not (flatten or pool or (self.node is None and network.spec.pool)):
+            pool = "none"
         what = f"{name} on images of {images.source}" if images.source else name
         how = {"device": self.device, "workers": self.workers, "precision": self.precision, "quiet": self.quiet}
-        network, chosen = self._loaded[name], images.chosen
-        return extract(network, images.images, chosen, batch_size=self.batch, flatten=flatten, name=what, **how)
+        how |= {"node": self.node, "pool": pool, "name": what}
+        return extract(network, images.images, images.chosen, batch_size=self.batch, **how)
 
 
 def open_image_sets(args: argparse.Namespace, models: Models) -> list[ImageSet]:
@@ -291,11 +328,21 @@ def _target_labels(args: argparse.Namespace, path: Path) -> Tensor | None:
 
 
 def start(args: argparse.Namespace) -> tuple[Models, list[ImageSet]]:
-    """Begin a run of rep.py or func.py: log, seeds, the arguments' file; which models look at which images.
+    """Begin a run of rep.py or func.py: which models look at which images.
 
     Raises:
         FileNotFoundError: a checkpoint or a file of images is missing.
         InputError: the models, the images and the flags do not go together.
+    """
+    models = start_models(args)
+    return models, open_image_sets(args, models)
+
+
+def start_models(args: argparse.Namespace) -> Models:
+    """Begin a run: log, seeds, the arguments' file; the models.
+
+    Raises:
+        FileNotFoundError: a checkpoint is missing.
     """
     runs.start(quiet=args.quiet)
     runs.seed_everything(args.seed)
@@ -304,5 +351,4 @@ def start(args: argparse.Namespace) -> tuple[Models, list[ImageSet]]:
     names = args.model_names or default_models(args.models, args.eps)
     checkpoints = find_checkpoints(names, args.models, args.eps, args.model_dir)
     work = {name: getattr(args, name) for name in ("device", "precision", "batch", "workers", "cache_dir", "quiet")}
-    models = Models(args.models, args.eps, checkpoints, **work)
-    return models, open_image_sets(args, models)
+    return Models(args.models, args.eps, checkpoints, **work)

@@ -147,7 +147,9 @@ def run_stir(args: argparse.Namespace, models: Models, image_sets: Sequence[Imag
 
 def _describe(models: Models, image_sets: Sequence[ImageSet]) -> dict[str, Any]:
     """What decides a score besides the measure's own settings."""
+    read = {name: getattr(models, name) for name in ("node", "pool") if getattr(models, name)}
     return {
+        **read,
         "inputs": {images.source or "all": asdict(images.identity) for images in image_sets},
         "models": {name: {"checkpoint": digest} for name, digest in models.hashes.items()},
         "precision": models.precision,

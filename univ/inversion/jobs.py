@@ -21,7 +21,9 @@ from univ.data import DATASETS, Images, indices, open_images
 from univ.errors import InputError
 from univ.inversion import record
 from univ.inversion.parts import Parts, parts_folder, remove_left
-from univ.models import file_stem, find_arch, find_checkpoint
+from univ.models import file_stem, find_arch, find_checkpoint, load_model
+from univ.reps import nodes
+from univ.reps.nodes import node_folder
 from univ.results import made
 
 PROCEDURE = ("iterations", "step_size", "tol", "init", "precision", "uint8")  # flags that decide the result
@@ -61,7 +63,8 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
     jobs = []
     for eps, arch in itertools.product(args.eps, args.model):
         spec = find_arch(arch, args.pretrain_dataset)
-        output = args.inverted_imgs_path / f"{file_stem(arch)}_{eps}.pt"
+        folder = node_folder(args.inverted_imgs_path, args.node, args.pool)
+        output = folder / f"{file_stem(arch)}_{eps}.pt"
         files.destination(output)
         kept = output.exists() and not args.overwrite
         if kept and not output.with_suffix(".json").exists():
@@ -69,8 +72,7 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
             _check_indices(args, output)
             logger.warning("{} exists without a JSON: taken as done, with settings that are unknown", output)
             continue
-        folder = args.model_dir or Path("data/cnns") / args.pretrain_dataset / eps
-        checkpoint = find_checkpoint(folder, arch, args.pretrain_dataset)
+        checkpoint = _find_checkpoint(args, arch, eps)
         size = spec.input_size or DATASETS[args.pretrain_dataset].image_size
         images = images_of(args, size)
         targets, seeds = pairs(args, images)
@@ -82,6 +84,7 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
             "images": images.fingerprint,
             "indices": hashlib.sha256(torch.stack([targets, seeds]).numpy().tobytes()).hexdigest(),
         }
+        settings |= {name: getattr(args, name) for name in ("node", "pool") if getattr(args, name)}
         if args.init == "noise":
             settings["random_state"] = args.random_state
         if kept:
@@ -97,6 +100,17 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
         job.missing.extend(parts.missing(args.batch))
         jobs.append(job)
     return jobs
+
+
+def _find_checkpoint(args: argparse.Namespace, arch: str, eps: str) -> Path:
+    folder = args.model_dir or Path("data/cnns") / args.pretrain_dataset / eps
+    return find_checkpoint(folder, arch, args.pretrain_dataset)
+
+
+def print_nodes(args: argparse.Namespace) -> None:
+    """The nodes of every model."""
+    for eps, arch in itertools.product(args.eps[:1], args.model):
+        nodes.print_nodes(arch, load_model(arch, args.pretrain_dataset, _find_checkpoint(args, arch, eps)))
 
 
 # --- which images ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from univ.reps import files as repfiles
 from univ.reps import probes
 from univ.reps.extract import extract
 from univ.reps.identity import MODEL, differing_models
+from univ.reps.nodes import node_label
 
 EXTRACT_BATCH = 256  # images per forward pass at most: 1024 of them, fine for probes, need tens of GB in a wide ResNet
 
@@ -51,6 +52,11 @@ def open_part(args: argparse.Namespace, split: str, image_size: int | None = Non
     return open_images(args.dataset, split, data_path=path, **how)
 
 
+def load(args: argparse.Namespace) -> Classifier:
+    """The model whose representations are read."""
+    return models.load_model(args.model_arch, args.train_set, args.model_ckpt_path, device=args.device)
+
+
 def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
     """Representations and labels of both parts: of the files given, else extracted into the run's folder.
 
@@ -58,10 +64,7 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
         InputError: not as many labels as representations.
     """
 
-    @functools.cache  # loaded only if something is extracted
-    def model() -> Classifier:
-        return models.load_model(args.model_arch, args.train_set, args.model_ckpt_path, device=args.device)
-
+    model = functools.cache(functools.partial(load, args))  # loaded only if something is extracted
     parts = {}
     for split in repfiles.FILE_NAMES:
         path, labels_file = reps_path(args, split), _given(args, "labels", split)
@@ -85,14 +88,14 @@ def _extract(args: argparse.Namespace, path: Path, split: str, model: Classifier
         "fingerprint": images.fingerprint,
         "transform": images.transform_name,
         "arch": args.model_arch,
-        "node": model.spec.node,
+        "node": node_label(args.node, args.pool, model.spec.node),
         "checkpoint": files.content_hash(args.model_ckpt_path),
         "dtype": args.reps_dtype,
         "precision": args.precision,
         "n": len(images),
     }
 
-    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet")}
+    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet", "node", "pool")}
     read = functools.partial(extract, model, images, batch_size=min(args.batch, EXTRACT_BATCH), **options)
     return repfiles.extract(path, identity, images.labels, read)
 

@@ -5,10 +5,11 @@
 
 import argparse
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from loguru import logger
@@ -16,18 +17,20 @@ from torch import Tensor
 
 from univ import cli, files, runs
 from univ.data import DATASETS, REFUSED, Images, find_dataset, indices, open_images, trainable
+from univ.data.loaders import Batches
 from univ.eps import EPS
 from univ.errors import InputError
 from univ.inversion import images as inverted
 from univ.inversion.record import read_column, read_origin
 from univ.models import Classifier, default_models, file_stem, find_arch, find_checkpoint, load_model
 from univ.reps.cache import RepCache
-from univ.reps.extract import Extraction, extract
+from univ.reps.extract import Extraction, extract, extract_nodes
 from univ.reps.identity import Identity, Inputs, hash_indices
-from univ.reps.nodes import find_nodes, is_pattern, node_folder, node_label
+from univ.reps.nodes import Reader, find_nodes, is_pattern, node_folder, node_label
 from univ.results import exp_spellings
 
 INDEX_DIR = Path("results/indices")
+READ_BYTES = 2**30  # of representations at several nodes that are read in one pass
 
 
 def tag(text: str) -> str:
@@ -41,6 +44,28 @@ def tag(text: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags rep.py and func.py share, except those whose letters differ between the two."""
+    group = add_selection(parser, batch=64)
+    text = "these models only; default: those the study compares in this setting"
+    group.add_argument("--model-names", nargs="+", metavar="MODEL", help=text)
+    add = parser.add_argument_group("inverted and adversarial images").add_argument
+    flag = {"type": int, "choices": (0, 1), "default": 0}
+    add("-i", "--inv", **flag, help="1: compare on images inverted through each model")
+    text = "1: with -i 1, one pool of inverted images, an equal share from each model"
+    add("-s", "--sample", **flag, nargs="?", const=1, help=text)
+    text = "1: the files in --inverted-imgs-dir are adversarial images made for each model"
+    add("-v", "--adv", **flag, help=text)
+    add("--inverted-imgs-dir", type=cli.existing_dir, help="holds <model>_<eps>.pt; default: data/<dataset>/inverted")
+    add = add_output(parser).add_argument
+    add("--no-comparisons", action="store_true", help="only fill the cache")
+    text = (
+        "write confidence intervals over images at this level (0.95 when none is given) to ..._ci.csv beside the "
+        "matrix: func.py by a bootstrap, rep.py by a jackknife, which takes 20 times as long (rtd: over its trials)"
+    )
+    add("--ci", type=cli.share, nargs="?", const=0.95, help=text)
+
+
+def add_selection(parser: argparse.ArgumentParser, *, batch: int) -> argparse._ArgumentGroup:
+    """Add the flags that choose images, and where models are looked for."""
     group = parser.add_argument_group("models and images")
     add = group.add_argument
     add("-d", "--dataset", choices=[*DATASETS, *REFUSED], default="imagenet", help="images to compare on")
@@ -50,35 +75,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-e", "--exp", type=tag, default="0", help="tag of the index file and of the results' names, a number")
     text = "folder of the checkpoints, or one that holds <eps>/ or <models>/<eps>/; default: data/cnns"
     add("--model-dir", type=cli.existing_dir, help=text)
-    text = "these models only; default: those the study compares in this setting"
-    add("--model-names", nargs="+", metavar="MODEL", help=text)
     add("--data-path", type=cli.existing_path, help="where the images are, when not at the data set's usual place")
     add("--labels-path", type=cli.existing_file, help="CSV of labels, where the images do not bring theirs")
     text = "images drawn when there is no index file; default: 10000 or all if fewer; CIFAR-10, digits: all"
     add("--num-inputs", type=cli.positive_int, help=text)
     text = "holds <dataset>/indices_<exp>.csv; drawn (--seed) and saved if missing"
     add("--index-file-dir", type=cli.output_dir, default=INDEX_DIR, help=text)
-    add("-b", "--batch", type=cli.positive_int, default=64, help="images per forward pass")
+    add("-b", "--batch", type=cli.positive_int, default=batch, help="images per forward pass")
     cli.add_fast_images(group)
-    add = parser.add_argument_group("inverted and adversarial images").add_argument
-    flag = {"type": int, "choices": (0, 1), "default": 0}
-    add("-i", "--inv", **flag, help="1: compare on images inverted through each model")
-    text = "1: with -i 1, one pool of inverted images, an equal share from each model"
-    add("-s", "--sample", **flag, nargs="?", const=1, help=text)
-    text = "1: the files in --inverted-imgs-dir are adversarial images made for each model"
-    add("-v", "--adv", **flag, help=text)
-    add("--inverted-imgs-dir", type=cli.existing_dir, help="holds <model>_<eps>.pt; default: data/<dataset>/inverted")
-    add = parser.add_argument_group("output").add_argument
+    return group
+
+
+def add_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the flags of where results and representations go."""
+    group = parser.add_argument_group("output")
+    add = group.add_argument
     add("--results", type=cli.output_dir, default=Path("results"), help="folder of the result CSVs")
     add("--cache-dir", type=cli.output_dir, help="keep representations and outputs here, and use what is there")
-    add("--no-comparisons", action="store_true", help="only fill the cache")
     add("--config-file-path", type=cli.output_file, help="write the arguments as JSON here, once")
     add("--overwrite", action="store_true", help="compute results anew that are there already")
-    text = (
-        "write confidence intervals over images at this level (0.95 when none is given) to ..._ci.csv beside the "
-        "matrix: func.py by a bootstrap, rep.py by a jackknife, which takes 20 times as long (rtd: over its trials)"
-    )
-    add("--ci", type=cli.share, nargs="?", const=0.95, help=text)
+    return group
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -218,14 +234,58 @@ class Models:
         ways = {name: partial(self._extract, name, images, flatten) for name in self.checkpoints}
         if self.cache_dir is None or not flatten:
             return {name: extract_it() for name, extract_it in ways.items()}
-        cache, extractions = RepCache(self.cache_dir, images.dataset, self.eps, images.inverted), {}
-        for name, extract_it in ways.items():
-            node = node_label(self.node, self.pool, find_arch(name, self.train_set).node)
-            identity = Identity(images.identity, name, node, self.hashes[name], self.precision)
-            key = f"{images.source}/{name}" if images.source else name
-            extractions[name] = cache.fetch(key, identity, extract_it)
+        cache = self._cache(images)
+        extractions = {name: cache.fetch(*self._entry(name, images), way) for name, way in ways.items()}
         cache.finish()  # also what a killed run left
         return extractions
+
+    def readings(self, name: str, images: ImageSet, nodes: Sequence[str], pool: str | None) -> dict[str, Extraction]:
+        """A model's representations of the images at several nodes, through the cache, which is needed.
+
+        What the cache lacks is read in one pass over the images, or in several where memory does not hold it.
+        """
+        places = {node: self.at(node, pool) for node in nodes}
+        caches = {node: (there._cache(images), *there._entry(name, images)) for node, there in places.items()}
+        missing = [node for node, (cache, *entry) in caches.items() if cache.get(*entry) is None]
+        for some in self._fitting(name, images, missing, pool):
+            readings = extract_nodes(
+                self.network(name), images.images, images.chosen, nodes=some, pool=pool, name=name, **self._how()
+            )
+            for node in some:
+                cache, *entry = caches[node]
+                cache.put(*entry, readings.at(node))
+        for cache, *_ in caches.values():
+            cache.finish()
+        return {node: cache.get(*entry) for node, (cache, *entry) in caches.items()}
+
+    def _fitting(self, name: str, images: ImageSet, nodes: list[str], pool: str | None) -> Iterator[list[str]]:
+        """The nodes in groups whose representations of all images fit into memory, or that have only one node."""
+        if not nodes:
+            return
+        first, _ = next(iter(Batches(images.images, 1, device=self.device, indices=images.chosen[:1])))
+        with torch.no_grad(), Reader(self.network(name), nodes, pool) as reader:
+            sizes = {node: 4 * len(images) * value.numel() for node, value in reader(first).items()}
+        group: list[str] = []
+        for node, size in sizes.items():
+            if group and size + sum(sizes[other] for other in group) > READ_BYTES:
+                yield group
+                group = []
+            group.append(node)
+        yield group
+
+    def _cache(self, images: ImageSet) -> RepCache:
+        return RepCache(self.cache_dir, images.dataset, self.eps, images.inverted)
+
+    def _entry(self, name: str, images: ImageSet) -> tuple[str, Identity]:
+        """Key and identity of a model's extraction in the cache."""
+        node = node_label(self.node, self.pool, find_arch(name, self.train_set).node)
+        identity = Identity(images.identity, name, node, self.hashes[name], self.precision)
+        return f"{images.source}/{name}" if images.source else name, identity
+
+    def _how(self) -> dict[str, Any]:
+        """How a model looks at images."""
+        names = ("device", "workers", "precision", "quiet")
+        return {"batch_size": self.batch, **{name: getattr(self, name) for name in names}}
 
     def network(self, name: str) -> Classifier:
         """A model, loaded when it is first asked for."""
@@ -238,9 +298,8 @@ class Models:
         if not (flatten or pool or (self.node is None and network.spec.pool)):
             pool = "none"
         what = f"{name} on images of {images.source}" if images.source else name
-        how = {"device": self.device, "workers": self.workers, "precision": self.precision, "quiet": self.quiet}
-        how |= {"node": self.node, "pool": pool, "name": what}
-        return extract(network, images.images, images.chosen, batch_size=self.batch, **how)
+        where = {"node": self.node, "pool": pool, "name": what}
+        return extract(network, images.images, images.chosen, **where, **self._how())
 
 
 def open_image_sets(args: argparse.Namespace, models: Models) -> list[ImageSet]:

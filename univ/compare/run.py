@@ -90,7 +90,7 @@ def run_measures(
         as_input: (extraction, labels) -> what the measures want.
         facts_on: (extractions by model, labels) -> facts on the models for the record of every result.
     """
-    tasks = _plan(args, options, _describe(models, image_sets))
+    tasks = _plan(args, options, describe(models, image_sets))
     todo = {task.measure.name: task for task in tasks if not task.done(args.results, args.overwrite)}
     if not todo:
         return 0
@@ -127,7 +127,7 @@ def run_measures(
 
 def run_stir(args: argparse.Namespace, models: Models, image_sets: Sequence[ImageSet]) -> int:
     """Compute and save STIR on inverted images; return 1 if it could not be computed."""
-    settings = {"measure": "stir", **_describe(models, image_sets)}
+    settings = {"measure": "stir", **describe(models, image_sets)}
     task = Task(None, _file(args, "stir"), settings)
     if task.done(args.results, args.overwrite):
         return 0
@@ -145,7 +145,7 @@ def run_stir(args: argparse.Namespace, models: Models, image_sets: Sequence[Imag
     return 0
 
 
-def _describe(models: Models, image_sets: Sequence[ImageSet]) -> dict[str, Any]:
+def describe(models: Models, image_sets: Sequence[ImageSet]) -> dict[str, Any]:
     """What decides a score besides the measure's own settings."""
     read = {name: getattr(models, name) for name in ("node", "pool") if getattr(models, name)}
     return {

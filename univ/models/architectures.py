@@ -248,7 +248,7 @@ def find_head(network: nn.Module, input_size: int) -> str:
     ]
     try:
         with frozen(network), torch.no_grad():
-            logits = network(torch.ones(1, 3, input_size, input_size))
+            logits = network(torch.ones(1, 3, input_size, input_size).to(next(network.parameters())))
     finally:
         for hook in hooks:
             hook.remove()

@@ -108,7 +108,7 @@ def extract_nodes(
                 f"{arch}: representations hold NaN or infinity (a broken checkpoint, or --precision too low)"
             )
     logits, seconds = made.pop(_LOGITS), time.perf_counter() - started
-    for node, reps in made.items():
-        said = "{}: {:,} images at node {} -> rep {} in {:.1f} s"
-        logger.info(said, name or arch, n, node, tuple(reps.shape), seconds)
+    said, shapes = "{}: {:,} images at node {} -> rep {} in {:.1f} s", [tuple(reps.shape) for reps in made.values()]
+    where = next(iter(made)) if len(made) == 1 else f"{next(iter(made))} and {len(made) - 1} others"
+    logger.info(said, name or arch, n, where, ", ".join(map(str, dict.fromkeys(shapes))), seconds)
     return Readings(made, logits)

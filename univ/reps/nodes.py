@@ -321,6 +321,7 @@ class Reader:
             node: "mean" if pool is None and spec is not None and spec.pool and node == spec.node else pool
             for node in self.nodes
         }
+        self._modules: dict[str, nn.Module | None] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     @property
@@ -332,8 +333,8 @@ class Reader:
         return self.values[node]
 
     def __enter__(self) -> Self:
-        for node in self.nodes:
-            module = _module(self._net, node)
+        self._modules = {node: _module(self._net, node) for node in self.nodes}
+        for node, module in self._modules.items():
             if module is not None:
                 self._hook(node, module)
         return self
@@ -344,17 +345,24 @@ class Reader:
         self._handles, self.values, self.output = [], {}, None
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Run the network on images (B, C, H, W), within the block; the values by node."""
+        """Run the network on images (B, C, H, W), within the block; the values by node, in the order of `nodes`."""
+        if None in self._modules.values():  # "head" of a network that does not say which layer that is
+            self._hook_head(images.shape[-1])
         self.values = {}
-        hooked = len(self._handles)
-        if hooked < len(self.nodes):  # "head" of a network that does not say which layer that is
-            network = network_of(self._net)
-            self._hook(HEAD_INPUT, network.get_submodule(find_head(network, images.shape[-1])))
         self.output = self._net(images)
         for node in self.nodes:
             if node not in self.values:
                 raise InputError(f"node {node!r} is not reached when the network runs: read another (--list-nodes)")
-        return self.values
+        return {node: self.values[node] for node in self.nodes}
+
+    def _hook_head(self, size: int) -> None:
+        network, reduce = network_of(self._net), self._reduce
+        self._reduce = lambda node, value: value  # the images that find the head are none to be read
+        try:
+            self._modules[HEAD_INPUT] = network.get_submodule(find_head(network, size))
+        finally:
+            self._reduce = reduce
+        self._hook(HEAD_INPUT, self._modules[HEAD_INPUT])
 
     def _hook(self, node: str, module: nn.Module) -> None:
         if node == HEAD_INPUT:

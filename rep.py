@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     models = inputs.start_models(args)
     if args.list_nodes:
-        for name in models.checkpoints:
+        for name in models.sources:
             nodes.print_nodes(name, models.network(name))
         return
     image_sets = inputs.open_image_sets(args, models)

@@ -26,6 +26,7 @@ from univ import cli, runs
 from univ.compare import inputs, layers, run
 from univ.errors import InputError
 from univ.measures import CARDS
+from univ.models import MODELS_HELP, source_text
 from univ.models.precision import PRECISIONS
 from univ.reps import nodes
 from univ.results import made
@@ -36,7 +37,8 @@ BATCH = 256  # as in Nguyen et al.
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("model_names", nargs="+", metavar="MODEL", help="each with itself, and every two of them")
+    text = f"each is compared with itself, and with every other: {MODELS_HELP}"
+    parser.add_argument("model_names", type=source_text, nargs="+", metavar="MODEL", help=text)
     group = parser.add_argument_group("measures")
     add = group.add_argument
     names = [key for key, card in CARDS.items() if card.of == "reps" and card.pairs and not card.maps]
@@ -52,7 +54,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(inv=0, adv=0, sample=0, no_comparisons=False, pool="flatten")
     args = parser.parse_args(argv)
     inputs.check_arguments(parser, args)
-    args.model_names = list(dict.fromkeys(args.model_names))
     args.node = args.node or [nodes.ALL]
     if args.exact and args.cache_dir is None:
         parser.error("--exact compares representations that are kept: say where with --cache-dir")
@@ -67,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     models = inputs.start_models(args)
     if args.list_nodes:
-        for name in models.checkpoints:
+        for name in models.sources:
             nodes.print_nodes(name, models.network(name))
         return
     (images,) = inputs.open_image_sets(args, models)
-    where = {name: nodes.find_nodes(models.network(name), args.node) for name in models.checkpoints}
+    where = {name: nodes.find_nodes(models.network(name), args.node) for name in models.sources}
     if args.exact and args.knn >= len(images) and any(CARDS[key].neighbors for key in args.rep):
         raise InputError(f"--knn {args.knn} neighbours need more than {args.knn} images, there are {len(images)}")
     options = {"knn": args.knn, "seed": args.seed}
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for key in args.rep:
         settings = {**run.describe(models, [images]), "measure": key, "layers": where, "pool": args.pool}
         settings |= CARDS[key].settings(options) if args.exact else {"batch": args.batch, "seed": args.seed}
-        path = layers.result_path(args, key)
+        path = layers.result_path(args, models, key)
         status = made.check(path, settings)
         if status and path.with_suffix(".png").is_file() and not args.overwrite:
             logger.info(status.reason)

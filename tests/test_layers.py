@@ -16,7 +16,7 @@ from univ.data.images import TensorImages
 from univ.errors import InputError
 from univ.measures import UndefinedScore, cka
 from univ.measures.minibatch import MinibatchCKA, batch_gram
-from univ.models import build_model
+from univ.models import build_model, find_source
 from univ.reps.nodes import Reader, list_nodes
 from univ.show import plots
 
@@ -281,7 +281,8 @@ def test_the_batches_do_not_follow_the_order_of_the_file(checkpoints):
             return super().uint8(indices)
 
     images = ImageSet("digits", Seen(torch.rand(24, 3, 32, 32), name="some"), torch.arange(24))
-    models = layers.Models("digits", "eps1", {"vgg11": checkpoints / "vgg11.pt"}, torch.device("cpu"), quiet=True)
+    sources = {"vgg11": find_source("vgg11", folder=checkpoints, dataset="digits")}
+    models = layers.Models("digits", "eps1", sources, torch.device("cpu"), quiet=True)
     how = {"pool": "flatten", "batch": 8, "seed": 0, "unfinished": checkpoints / "unfinished"}
     layers.minibatch_cka(models, images, {"vgg11": ["features.0"]}, **how)
     assert sorted(itertools.chain(*seen)) == list(range(24)) and seen[0] != list(range(8))

@@ -254,7 +254,7 @@ def test_rep_reads_any_node(compare, tmp_path, monkeypatch):
     assert "node" not in settings[own] and "pool" not in settings[own]
     assert (settings[others[1]]["node"], settings[others[1]]["pool"]) == ("layer3", "mean")
     # what is there is kept, and the cache serves another measure
-    monkeypatch.setattr("univ.compare.inputs.load_model", lambda *_, **__: pytest.fail("loaded again"))
+    monkeypatch.setattr("univ.models.Source.load", lambda *_, **__: pytest.fail("loaded again"))
     compare("-r", "cka", "proc", "--cache-dir", "cache", "--node", "layer3", "--pool", "mean")
     assert (tmp_path / "results/nodes/layer3_mean/procrustes").is_dir()
 

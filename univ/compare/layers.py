@@ -150,13 +150,13 @@ def table(layers: Layers, scores: np.ndarray, measure: str, n: int, batch: int) 
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def result_path(args: argparse.Namespace, measure: str) -> Path:
+def result_path(args: argparse.Namespace, models: Models, measure: str) -> Path:
     """`<results>/layers/<data set>/<measure>[_exact]_<models>[_<nodes>][_<pool>]_<eps>_<exp>.csv`.
 
     Nodes and pooling stand in the name where they are not all nodes, flattened; a + there is a * of the command line.
     """
     nodes = "" if args.node == [ALL] else "-".join(args.node).replace("*", "+")
     pool = "" if args.pool == "flatten" else args.pool
-    parts = [measure, "exact" * args.exact, *map(file_stem, args.model_names), nodes, pool, args.eps, f"{args.exp}.csv"]
+    parts = [measure, "exact" * args.exact, *map(file_stem, models.sources), nodes, pool, args.eps, f"{args.exp}.csv"]
     folder = args.results / "layers" / files.file_name(args.dataset, "--dataset")
     return folder / files.file_name("_".join(filter(None, parts)), "result")

@@ -206,7 +206,7 @@ def _trace(net: nn.Module, image: Tensor | None) -> list[_Call]:
     network = network_of(net)
     weight = next(network.parameters(), torch.empty(0))
     if image is None:
-        size = net.input_size if isinstance(net, Classifier) else _USUAL_SIZE
+        size = (net.image_size if isinstance(net, Classifier) else None) or _USUAL_SIZE
         image = torch.full((1, 3, size, size), 0.5)
     images = image.to(weight).expand(2, *image.shape[1:])  # two: what has another length has no row per image
     calls: dict[str, _Call] = {}

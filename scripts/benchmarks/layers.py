@@ -3,7 +3,7 @@
 What it cannot do without: a forward pass over the images, and the products of its HSIC sums (B x B inner products of
 every layer, and one product of all of these). The packages are torch-cka and ckatorch, where they are installed; they
 get the same network and layers, and one batch, as they are slow: their times are multiplied by the number of batches.
-The network has random weights: no time depends on them.
+The network has random weights, and the batch statistics of the images.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from univ import cli
@@ -38,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=cli.positive_int, default=64, help="side of the images, pixels")
     parser.add_argument("-b", "--batch", type=cli.positive_int, default=256, help="images per batch, at most")
     parser.add_argument("--repeats", type=cli.positive_int, default=1, help="timed runs of each, after one to warm up")
-    parser.add_argument(
-        "--peer-batches", type=cli.non_negative_int, default=1, help="batches that packages get; 0: none"
-    )
+    parser.add_argument("--no-peers", action="store_true", help="leave the packages out")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,6 +53,12 @@ def run(args: argparse.Namespace) -> None:
     vars(models)["hashes"] = {args.arch: "random weights"}
     images = ImageSet("imagenet", TensorImages(pixels, name="random"), torch.arange(len(pixels)))
     batches = [batch.to(device) for batch in pixels.split(sizes)]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # statistics of all the batches it sees, which is one
+    with torch.no_grad():  # otherwise nearly all of an activation is its mean, and float32 sums of packages are nan
+        model.train()(batches[0])
+    model.eval()
     with torch.no_grad(), Reader(model, names) as reader:
         reps = reader(batches[0])
 

@@ -346,7 +346,7 @@ def layer_maps(table: pd.DataFrame, label: str) -> Figure:
     pairs = list(dict.fromkeys(zip(table["model1"], table["model2"])))
     low, high = table["score"].min(), table["score"].max()
     side = 4.0
-    figure, axes = _figure(1, len(pairs), side * len(pairs) + 1, side + 0.4)
+    figure, axes = _figure(1, len(pairs), side * len(pairs) + 1.6, side + 0.4)
     for panel, (first, second) in zip(axes.flat, pairs):
         rows = table[(table["model1"] == first) & (table["model2"] == second)]
         layers = [list(dict.fromkeys(rows[column])) for column in ("layer1", "layer2")]

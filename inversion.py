@@ -19,6 +19,7 @@ from univ.eps import EPS
 from univ.inversion import jobs, run
 from univ.models import MODELS_HELP, source_text
 from univ.models.precision import PRECISIONS
+from univ.reps import nodes
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,6 +70,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = "launch every kernel by itself: for networks that cannot be captured"
     add("--no-cuda-graph", action="store_true", help=text)
 
+    nodes.add_arguments(group)
+
     group = parser.add_argument_group("output")
     add = group.add_argument
     text = "folder to write to (default: data/<dataset>/inverted)"
@@ -92,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
     runs.seed_everything(args.seed)
+    if args.list_nodes:
+        jobs.print_nodes(args)
+        return
     processes = runs.Distributed.from_environment(args.device)
     with contextlib.ExitStack() as stack:
         stack.callback(processes.close)

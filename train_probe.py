@@ -20,7 +20,7 @@ from univ.eps import eps_of_path
 from univ.errors import InputError
 from univ.models.names import parse_source
 from univ.models.precision import PRECISIONS
-from univ.reps import probing
+from univ.reps import nodes, probing
 from univ.reps.files import DTYPES
 
 
@@ -46,6 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--val-reps-file", type=cli.existing_file, help="representations of the validation images")
     add("--reps-dtype", choices=sorted(DTYPES), default="float32", help="of extracted representations")
     cli.add_fast_images(group)
+    nodes.add_arguments(group)
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("-b", "--batch", type=cli.positive_int, default=1024, help="representations per step of a probe")
@@ -62,7 +63,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--cache-dir", type=cli.output_dir, help=text)
     cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
+    if args.pool == "none":
+        parser.error("--pool none keeps maps (N, C, H, W), probes read rows: choose another --pool")
     if args.model_ckpt_path is None:
+        if args.list_nodes or args.node or args.pool:
+            parser.error("--node, --pool and --list-nodes are about a model that is read: -m CHECKPOINT")
         if args.reps_file is None or args.val_reps_file is None:
             parser.error("without --reps-file and --val-reps-file there is a model to read: -m CHECKPOINT")
         if args.model_arch is None:
@@ -90,7 +95,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             stem = models.file_stem(args.model_arch)
         except InputError as error:
             parser.error(f"-a/--model-arch: {error}")
-        args.run_name = f"{dataset_name(args.dataset)}/{'_'.join(filter(None, [stem, args.eps]))}"
+        model, folder = "_".join(filter(None, [stem, args.eps])), Path(dataset_name(args.dataset))
+        args.run_name = str(nodes.node_folder(Path(), args.node, args.pool) / folder / model)
     return args
 
 
@@ -98,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
     runs.seed_everything(args.seed)
+    if args.list_nodes:
+        nodes.print_nodes(args.model_arch, probing.find_source(args).load(args.device))
+        return
     parts = probing.read_parts(args)
     if args.epochs and args.num_probes:
         probing.train(args, parts)

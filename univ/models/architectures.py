@@ -221,12 +221,13 @@ def _run_once(network: nn.Module, sizes: tuple[int, ...], outputs: dict[str, Ten
         for name, module in network.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     ]
+    weight = next(network.parameters(), torch.empty(0))
     try:
         with frozen(network), torch.no_grad():
             for size in sizes:
                 outputs.clear()
                 try:
-                    return network(torch.ones(1, 3, size, size))
+                    return network(torch.ones(1, 3, size, size).to(weight))
                 except Exception as error:  # the network may be anybody's
                     reason = f"{type(error).__name__}: {error}"
     finally:

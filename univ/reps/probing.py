@@ -20,6 +20,7 @@ from univ.reps import files as repfiles
 from univ.reps import probes
 from univ.reps.extract import extract
 from univ.reps.identity import MODEL, differing_models
+from univ.reps.nodes import node_label
 
 EXTRACT_BATCH = 256  # images per forward pass at most: 1024 of them, fine for probes, need tens of GB in a wide ResNet
 
@@ -52,6 +53,11 @@ def open_part(args: argparse.Namespace, split: str, image_size: int | None = Non
     return open_images(args.dataset, split, data_path=path, **how)
 
 
+def find_source(args: argparse.Namespace) -> Source:
+    """The model whose representations are read."""
+    return models.find_source(args.source, dataset=args.train_set, mean=args.mean, std=args.std)
+
+
 def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
     """Representations and labels of both parts: of the files given, else extracted into the run's folder.
 
@@ -59,9 +65,7 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
         InputError: not as many labels as representations.
     """
 
-    @functools.cache  # looked for only if something is extracted
-    def source() -> Source:
-        return models.find_source(args.source, dataset=args.train_set, mean=args.mean, std=args.std)
+    source = functools.cache(functools.partial(find_source, args))  # looked for only if something is extracted
 
     @functools.cache
     def model() -> Classifier:
@@ -92,14 +96,14 @@ def _extract(
         "fingerprint": images.fingerprint,
         "transform": images.transform_name,
         "arch": source.arch,
-        "node": model.spec.node,
+        "node": node_label(args.node, args.pool, model.spec.node),
         "checkpoint": source.digest,
         "dtype": args.reps_dtype,
         "precision": args.precision,
         "n": len(images),
     }
 
-    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet")}
+    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet", "node", "pool")}
     read = functools.partial(extract, model, images, batch_size=min(args.batch, EXTRACT_BATCH), **options)
     return repfiles.extract(path, identity, images.labels, read)
 

@@ -248,7 +248,8 @@ def find_head(network: nn.Module, input_size: int) -> str:
     ]
     try:
         with frozen(network), torch.no_grad():
-            logits = network(torch.ones(1, 3, input_size, input_size))
+            like = next(network.parameters(), torch.empty(0))
+            logits = network(torch.ones(1, 3, input_size, input_size, dtype=like.dtype, device=like.device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -74,7 +74,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     named = map(eps_of_path, filter(None, (args.model_ckpt_path, args.reps_file, args.run_name)))
     args.eps = next(filter(None, named), None)
     if args.run_name is None:
-        args.run_name = f"{args.dataset}/{'_'.join(filter(None, [models.file_stem(args.model_arch), args.eps]))}"
+        try:
+            stem = models.file_stem(args.model_arch)
+        except InputError as error:
+            parser.error(f"-a/--model-arch: {error}")
+        args.run_name = f"{args.dataset}/{'_'.join(filter(None, [stem, args.eps]))}"
     return args
 
 

@@ -3,6 +3,7 @@
     python rep.py -d imagenet100 -m imagenet100 -o eps3 -r paper
     python rep.py -d imagenet100 -m imagenet100 -o eps3 -r cka proc -i 1
     python rep.py -d cifar10 -m cifar10 -o eps1 -r jacc -k 10 --model-names resnet18 vgg16
+    python rep.py --reps A.npy B.safetensors -r cka rsa --dataset-name sentences
     python rep.py -d digits -m digits -o eps1 --cache-dir cache --no-comparisons
     python rep.py -d digits -m digits -o eps1 -r cka --model-names resnet10 --node 'layer*' --pool mean
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from univ import cli
-from univ.compare import inputs, run
+from univ.compare import given, inputs, run
 from univ.errors import InputError
 from univ.measures import CARDS
 from univ.models.precision import PRECISIONS
@@ -48,9 +49,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     run.add_permutations(group)
     add("--published", action="store_true", help="the original's neighbours: own similarity 0, or the point itself")
     inputs.add_arguments(parser)
+    given.add_arguments(parser, "reps")
     cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
     inputs.check_arguments(parser, args)
+    given.check_arguments(parser, args, argv, "reps")
     args.measures = run.select(args.rep, "reps")
     if "stir" in args.rep and (len(args.rep) > 1 or not args.inv or args.sample):
         parser.error("-r stir compares inverted images with their targets: run it by itself, with -i 1")
@@ -66,6 +69,10 @@ def as_reps(extraction: Extraction, labels: Tensor) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.reps:
+        if compare_at(args, *given.start(args, "reps")):
+            raise SystemExit(1)
+        return
     models = inputs.start_models(args)
     if args.list_nodes:
         for name in models.sources:
@@ -81,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def compare_at(args: argparse.Namespace, models: inputs.Models, image_sets: Sequence[inputs.ImageSet]) -> int:
+def compare_at(
+    args: argparse.Namespace, models: inputs.Models | given.GivenModels, image_sets: Sequence[inputs.ImageSet]
+) -> int:
     """Compare the models at one node; return how many measures could not be computed."""
     if args.no_comparisons:
         run.fill_cache(models, image_sets)

@@ -30,7 +30,7 @@ from univ.models import MODELS_HELP, source_text
 from univ.models.precision import PRECISIONS
 from univ.reps import nodes
 from univ.results import made
-from univ.show import plots
+from univ.show import maps, plots
 
 BATCH = 256  # as in Nguyen et al.
 
@@ -110,7 +110,7 @@ def _write(args: argparse.Namespace, measure: str, path: Path, settings: dict[st
     made.write_csv(path, table.to_csv(index=False), settings, {"arguments": vars(args), **runs.provenance()})
     logger.info("wrote {}", path)
     label = CARDS[measure].label or measure
-    plots.save(plots.layer_maps(table, label), path.with_suffix(""))
+    plots.save(maps.layer_maps(table, label), path.with_suffix(""))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from univ.measures import UndefinedScore, cka
 from univ.measures.minibatch import MinibatchCKA, batch_gram
 from univ.models import build_model, find_source
 from univ.reps.nodes import Reader, list_nodes
-from univ.show import plots
+from univ.show import maps, plots
 
 script = module_of("scripts/layers.py")
 
@@ -317,7 +317,7 @@ def test_a_heat_map_has_the_first_layers_below_and_left():
     names = ["a", "b", "c"]
     scores = np.arange(9.0).reshape(3, 3)
     table = layers.table({"model": names}, scores, "cka", 5, 5)
-    figure = plots.layer_maps(table, "CKA")
+    figure = maps.layer_maps(table, "CKA")
     panel = figure.axes[0]
     assert np.array_equal(panel.images[0].get_array(), scores) and panel.images[0].origin == "lower"
     assert [text.get_text() for text in panel.get_yticklabels()] == names

@@ -23,7 +23,7 @@ from loguru import logger
 from univ import cli, files, results, runs
 from univ.compare.subgroup_rows import PROCEDURE, add_rows, cached_models, read_rows
 from univ.compare.subgroup_scores import MEASURES
-from univ.data import DATASETS
+from univ.data import DATASETS, DatasetNames, dataset_name
 from univ.eps import EPS, eps_value
 from univ.models import source_names
 from univ.results import made
@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("--cache-dir", type=cli.existing_dir, required=True, help="where rep.py or func.py kept representations")
-    add("--dataset", "-d", choices=list(DATASETS), default="imagenet100", help="images compared on")
+    add("--dataset", "-d", choices=DatasetNames(DATASETS), default="imagenet100", help="images compared on")
     add("--eps", nargs="+", choices=EPS, default=["eps0", "eps3"], help="radii of the models")
     text = "1: on the images inverted through the first model of a pair"
     add("--inv", type=int, choices=(0, 1), default=0, help=text)
@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.size_matched is None:
         args.size_matched = not args.published
     if args.results is None:
-        args.results = Path("results/subgroups") / args.dataset
+        args.results = Path("results/subgroups") / dataset_name(args.dataset)
     return args
 
 
@@ -61,14 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs.start(quiet=args.quiet)
     names = list(source_names(args.models)) if args.models else None
     path, inverted = args.results / results.SUBGROUPS_NAME, bool(args.inv)
-    common = {"dataset": args.dataset, "input": "inverted" if inverted else "standard"}
+    dataset = dataset_name(args.dataset)
+    common = {"dataset": dataset, "input": "inverted" if inverted else "standard"}
     common |= {name: getattr(args, name) for name in PROCEDURE}
     options = {"workers": args.workers or None, "device": args.device, "quiet": args.quiet, "overwrite": args.overwrite}
     record = {"arguments": vars(args), **runs.provenance()}
     with files.locked(made.record_path(path), wait=True):  # whoever comes second finds the rows of the first
         rows = read_rows(path)
         for eps in args.eps:
-            for models in cached_models(args.cache_dir, args.dataset, eps, inverted=inverted, names=names):
+            for models in cached_models(args.cache_dir, dataset, eps, inverted=inverted, names=names):
                 add_rows(rows, models, args.measures, common, str(eps_value(eps)), record, **options)
     if empty := sum(map(math.isnan, rows.table.get("score", []))):
         logger.warning("{} of {} scores are empty: a group is too small for the measure", empty, len(rows.table))

@@ -7,7 +7,7 @@ from torch import nn
 
 from univ.models import DIGITS_ARCHS, HEAD_INPUT, Arch, Classifier, build_model
 from univ.models.folding import fold_batchnorm
-from univ.reps.extract import Tap
+from univ.reps.nodes import Reader
 
 QUICK = {("digits", arch) for arch in DIGITS_ARCHS}
 QUICK |= {("imagenet", "resnet18"), ("cifar10", "resnet18"), ("cifar10", "vgg16")}
@@ -20,7 +20,7 @@ def norms(model: nn.Module) -> int:
 
 
 def outputs(model: Classifier, images: torch.Tensor):
-    with Tap(model) as node, Tap(model, node=HEAD_INPUT) as head:
+    with Reader(model) as node, Reader(model, HEAD_INPUT) as head:
         logits = model(images)
         return logits, node.rep, head.rep
 

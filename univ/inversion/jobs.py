@@ -17,7 +17,7 @@ from loguru import logger
 from torch import Tensor
 
 from univ import files
-from univ.data import DATASETS, Images, indices, open_images
+from univ.data import Images, find_dataset, indices, open_images
 from univ.eps import eps_of_path
 from univ.errors import InputError
 from univ.inversion import record
@@ -25,6 +25,8 @@ from univ.inversion.parts import Parts, parts_folder, remove_left
 from univ.models import Source, file_stem, find_arch, find_source, source_names
 from univ.models.names import parse_source
 from univ.models.sources import pixel_statistics
+from univ.reps import nodes
+from univ.reps.nodes import node_folder
 from univ.results import made
 
 PROCEDURE = ("iterations", "step_size", "tol", "init", "precision", "uint8")  # flags that decide the result
@@ -72,7 +74,7 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
     statistics = pixel_statistics(sources.values(), args.mean, args.std)
     for eps, (name, text) in itertools.product(args.eps, sources.items()):
         _check_source(text, args, eps)
-        output = args.inverted_imgs_path / f"{file_stem(name)}_{eps}.pt"
+        output = node_folder(args.inverted_imgs_path, args.node, args.pool) / f"{file_stem(name)}_{eps}.pt"
         files.destination(output)
         kept = output.exists() and not args.overwrite
         if kept and not output.with_suffix(".json").exists():
@@ -80,18 +82,18 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
             _check_indices(args, output)
             logger.warning("{} exists without a JSON: taken as done, with settings that are unknown", output)
             continue
-        folder = args.model_dir or Path("data/cnns") / args.pretrain_dataset / eps
-        source = replace(find_source(text, folder=folder, dataset=args.pretrain_dataset, **statistics[text]), name=name)
+        source = replace(_find_source(args, text, eps, statistics[text]), name=name)
         images = images_of(args, source)
         targets, seeds = pairs(args, images)
         settings = {
             **{name: getattr(args, name) for name in PROCEDURE},
             "arch": source.arch,
-            "pretrain_dataset": args.pretrain_dataset,
+            "pretrain_dataset": find_dataset(args.pretrain_dataset).name,
             "checkpoint": source.digest,
             "images": images.fingerprint,
             "indices": hashlib.sha256(torch.stack([targets, seeds]).numpy().tobytes()).hexdigest(),
         }
+        settings |= {name: getattr(args, name) for name in ("node", "pool") if getattr(args, name)}
         if args.init == "noise":
             settings["random_state"] = args.random_state
         if kept:
@@ -107,6 +109,19 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
         job.missing.extend(parts.missing(args.batch))
         jobs.append(job)
     return jobs
+
+
+def _find_source(args: argparse.Namespace, text: str, eps: str, statistics: Mapping[str, Any]) -> Source:
+    folder = args.model_dir or Path("data/cnns") / find_dataset(args.pretrain_dataset).name / eps
+    return find_source(text, folder=folder, dataset=args.pretrain_dataset, **statistics)
+
+
+def print_nodes(args: argparse.Namespace) -> None:
+    """The nodes of every model."""
+    sources = source_names(args.model)
+    statistics = pixel_statistics(sources.values(), args.mean, args.std)
+    for name, text in sources.items():
+        nodes.print_nodes(name, _find_source(args, text, args.eps[0], statistics[text]).load())
 
 
 # --- which images ---------------------------------------------------------------------------------------------------
@@ -141,7 +156,7 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
     exist = target_path.exists(), seed_path.exists()
     named = args.target_indices_path is not None or args.seed_indices_path is not None
     draw = args.num_imgs_to_invert > 0 and (args.upper_bound_idx > 0 or not all(exist))
-    every_image = DATASETS[args.dataset].num_compared is None and not named and not all(exist)
+    every_image = find_dataset(args.dataset).num_compared is None and not named and not all(exist)
     if not (draw or every_image):
         if not (named or any(exist)):
             raise InputError(

@@ -21,6 +21,7 @@ from univ.inversion import record
 from univ.inversion.jobs import Job, images_of
 from univ.inversion.optimise import Inversion, Inverter
 from univ.inversion.parts import Parts
+from univ.models import HEAD_INPUT
 from univ.models.precision import arithmetic
 
 SHEET_COLUMNS = 8
@@ -51,7 +52,8 @@ def invert(args: argparse.Namespace, job: Job, share: Sequence[range], device: t
     parts, work = job.parts(), [len(positions) * args.iterations for positions in share]
     with arithmetic(args.precision, device):
         inversion = Inversion(args.iterations, args.step_size, args.tol)
-        inverter = Inverter(model, inversion, cuda_graph=not args.no_cuda_graph)
+        read = {"node": args.node or HEAD_INPUT, "pool": args.pool}
+        inverter = Inverter(model, inversion, cuda_graph=not args.no_cuda_graph, **read)
         bar = tqdm(total=sum(work), desc=job.output.stem, unit="img·it", unit_scale=True, disable=args.quiet)
         with bar:
             for number, (positions, start, targets) in enumerate(_pairs(args, job, share, device), start=1):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from univ.attacks import frozen
-from univ.data import DATASETS, IMAGENET_MEAN, IMAGENET_STD, trainable
+from univ.data import IMAGENET_MEAN, IMAGENET_STD, find_dataset, is_folder, trainable, untrained
 from univ.errors import InputError
 from univ.models.entry import Arch, split_seed
 from univ.models.libraries import library_arch
@@ -126,6 +126,7 @@ ARCHS: dict[str, dict[str, Arch]] = {
     "imagenet": IMAGENET_ARCHS,
     "cifar10": CIFAR10_ARCHS,
     "digits": DIGITS_ARCHS,
+    "small": CIFAR10_ARCHS | DIGITS_ARCHS,
 }
 """By what `Dataset.architectures` names."""
 
@@ -140,8 +141,10 @@ def default_models(train_set: str, eps: str) -> list[str]:
     """
     if train_set == "imagenet" and eps not in ("eps0", "eps3"):
         return list(_IMAGENET_SMALL_EPS)  # densenet161 and resnext50_32x4d are published for eps 0 and 3 only
-    archs = archs_of(train_set)
-    return list(DATASETS[train_set].compared_models or archs)
+    archs, compared = archs_of(train_set), find_dataset(train_set).compared_models
+    if compared == ():
+        raise InputError(f"which models of {train_set}? Name them (--model-names; in a study file: models)")
+    return list(compared or archs)
 
 
 def find_arch(arch: str, train_set: str | None) -> Arch:
@@ -163,6 +166,10 @@ def find_arch(arch: str, train_set: str | None) -> Arch:
             f"unknown architecture {arch!r}{known}, or any classifier of a library as timm:NAME, torchvision:NAME, "
             "hub:USER/REPO, robustbench:NAME, or your own as module:FILE.py:FUNCTION"
         )
+    if (
+        is_folder(train_set) and not entry.brings_weights
+    ):  # what was measured on the pictures, not what others trained the architecture with
+        entry = dataclasses.replace(entry, mean=None, std=None, input_size=None)
     return entry
 
 
@@ -172,9 +179,10 @@ def archs_of(train_set: str) -> dict[str, Arch]:
     Raises:
         InputError: no models are trained on it.
     """
-    if train_set not in trainable():
-        raise InputError(f"no models are trained on {train_set!r}: choose from {', '.join(trainable())}")
-    return ARCHS[DATASETS[train_set].architectures]
+    known = is_folder(train_set) or train_set in trainable()
+    if not known or (key := find_dataset(train_set).architectures) is None:
+        raise untrained(train_set)
+    return ARCHS[key]
 
 
 def find_head(network: nn.Module, image_size: int | None) -> str:
@@ -213,12 +221,13 @@ def _run_once(network: nn.Module, sizes: tuple[int, ...], outputs: dict[str, Ten
         for name, module in network.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     ]
+    weight = next(network.parameters(), torch.empty(0))
     try:
         with frozen(network), torch.no_grad():
             for size in sizes:
                 outputs.clear()
                 try:
-                    return network(torch.ones(1, 3, size, size))
+                    return network(torch.ones(1, 3, size, size).to(weight))
                 except Exception as error:  # the network may be anybody's
                     reason = f"{type(error).__name__}: {error}"
     finally:

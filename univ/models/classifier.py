@@ -87,7 +87,7 @@ def build_model(arch: str, train_set: str, num_classes: int | None = None, *, se
 
     Args:
         arch: name in archs_of(train_set), or `timm:NAME`, `module:FILE.py:FUNCTION` and so on.
-        train_set: key of DATASETS.
+        train_set: name of a data set, see `find_dataset`.
         num_classes: None takes the training set's.
         seed: draws the weights from a generator of their own; None draws them from PyTorch's global one.
 

@@ -12,7 +12,7 @@ from loguru import logger
 from torch import Tensor
 
 from univ import files, models, runs
-from univ.data import DATASETS, Images, open_images
+from univ.data import Images, dataset_name, find_dataset, open_images
 from univ.data.indices import read_labels
 from univ.errors import InputError
 from univ.models import Classifier, Source
@@ -20,6 +20,7 @@ from univ.reps import files as repfiles
 from univ.reps import probes
 from univ.reps.extract import extract
 from univ.reps.identity import MODEL, differing_models
+from univ.reps.nodes import node_label
 
 EXTRACT_BATCH = 256  # images per forward pass at most: 1024 of them, fine for probes, need tens of GB in a wide ResNet
 
@@ -37,8 +38,9 @@ def reps_path(args: argparse.Namespace, split: str) -> Path:
 
 def default_file(dataset: str, split: str) -> Path | None:
     """Where the images of an ImageNet-like data set usually lie; None for those that need no path."""
-    folder = DATASETS[dataset].training_path
-    if folder in (None, DATASETS[dataset].default_path):  # one place holds both parts
+    known = find_dataset(dataset)
+    folder = known.training_path
+    if folder in (None, known.default_path):  # one place holds both parts
         return None
     places = [place / f"{split}.lmdb" for place in (folder, Path("data") / dataset)]
     return next((path for path in places if path.is_file()), places[0])
@@ -51,6 +53,11 @@ def open_part(args: argparse.Namespace, split: str, image_size: int | None = Non
     return open_images(args.dataset, split, data_path=path, **how)
 
 
+def find_source(args: argparse.Namespace) -> Source:
+    """The model whose representations are read."""
+    return models.find_source(args.source, dataset=args.train_set, mean=args.mean, std=args.std)
+
+
 def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
     """Representations and labels of both parts: of the files given, else extracted into the run's folder.
 
@@ -58,9 +65,7 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
         InputError: not as many labels as representations.
     """
 
-    @functools.cache  # looked for only if something is extracted
-    def source() -> Source:
-        return models.find_source(args.source, dataset=args.train_set, mean=args.mean, std=args.std)
+    source = functools.cache(functools.partial(find_source, args))  # looked for only if something is extracted
 
     @functools.cache
     def model() -> Classifier:
@@ -86,19 +91,19 @@ def _extract(
     args: argparse.Namespace, path: Path, split: str, source: Source, model: Classifier, images: Images
 ) -> Tensor:
     identity = {
-        "dataset": args.dataset,
+        "dataset": dataset_name(args.dataset),
         "split": split,
         "fingerprint": images.fingerprint,
         "transform": images.transform_name,
         "arch": source.arch,
-        "node": model.spec.node,
+        "node": node_label(args.node, args.pool, model.spec.node),
         "checkpoint": source.digest,
         "dtype": args.reps_dtype,
         "precision": args.precision,
         "n": len(images),
     }
 
-    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet")}
+    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet", "node", "pool")}
     read = functools.partial(extract, model, images, batch_size=min(args.batch, EXTRACT_BATCH), **options)
     return repfiles.extract(path, identity, images.labels, read)
 
@@ -123,13 +128,13 @@ def train(args: argparse.Namespace, parts: dict[str, probes.Labelled]) -> None:
         raise InputError(f"{paths['train']} and {paths['val']} differ in their {differing}")
     if "classifier_accuracy" in identity:
         logger.info("{}'s own classifier: accuracy {:.2%}", args.model_arch, identity["classifier_accuracy"])
-    num_classes = DATASETS[args.dataset].num_classes
+    dataset = find_dataset(args.dataset)
     about = {
         "arch": args.model_arch,
-        "train_set": args.dataset,
+        "train_set": dataset.name,
         "eps": args.eps,
         "node": identity.get("node"),
-        "num_classes": num_classes,
+        "num_classes": dataset.num_classes,
         "run": args.run_name,
         "made_from": {key: identity[key] for key in MODEL if key in identity},
         "reps": {split: str(path) for split, path in paths.items()},
@@ -141,7 +146,7 @@ def train(args: argparse.Namespace, parts: dict[str, probes.Labelled]) -> None:
     seeds = [args.seed + i for i in range(args.num_probes)]
     boards = [runs.scalars(folder / str(i)) for i in range(len(seeds))]
     trained = {"device": args.device, "quiet": args.quiet}
-    for epoch in probes.train(parts["train"], parts["val"], num_classes, seeds, settings, **trained):
+    for epoch in probes.train(parts["train"], parts["val"], dataset.num_classes, seeds, settings, **trained):
         best.update(epoch.probes)
         _log(boards, epoch, args.log_every_n_batches)
         for i, probe in enumerate(epoch.probes):

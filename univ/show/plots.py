@@ -27,7 +27,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from univ import cli, files, results, runs
-from univ.data import DATASETS
 from univ.errors import plain
 from univ.measures.cards import SHOWN
 from univ.show import differences, quantities
@@ -336,6 +335,34 @@ def heat_maps(table: pd.DataFrame, measure: str, dataset: str, images: str) -> F
 
 
 @matplotlib.rc_context(STYLE | {"axes.grid": False})
+def layer_maps(table: pd.DataFrame, label: str) -> Figure:
+    """Scores of every layer with every other, one panel per pair of models; the first layers are below and left.
+
+    Args:
+        table: long, with columns model1, layer1, model2, layer2, score.
+        label: of the colour bar.
+    """
+    pairs = list(dict.fromkeys(zip(table["model1"], table["model2"])))
+    low, high = table["score"].min(), table["score"].max()
+    side = 4.0
+    figure, axes = _figure(1, len(pairs), side * len(pairs) + 1.6, side + 0.4)
+    for panel, (first, second) in zip(axes.flat, pairs):
+        rows = table[(table["model1"] == first) & (table["model2"] == second)]
+        layers = [list(dict.fromkeys(rows[column])) for column in ("layer1", "layer2")]
+        scores = rows.pivot_table(index="layer1", columns="layer2", values="score", dropna=False)
+        scores = scores.reindex(index=layers[0], columns=layers[1]).to_numpy()
+        image = panel.imshow(scores, vmin=low, vmax=high, cmap="magma", origin="lower", interpolation="nearest")
+        sizes = [min(7.0, 0.75 * 72 * side / len(some)) for some in layers]  # points: names do not overlap
+        panel.set_xticks(range(len(layers[1])), list(map(_name, layers[1])), rotation=90, fontsize=sizes[1])
+        panel.set_yticks(range(len(layers[0])), list(map(_name, layers[0])), fontsize=sizes[0])
+        panel.tick_params(length=1.5)
+        panel.set_xlabel(_name(second))
+        panel.set_ylabel(_name(first))
+    figure.colorbar(image, ax=list(axes.flat), shrink=0.8, label=label)
+    return figure
+
+
+@matplotlib.rc_context(STYLE | {"axes.grid": False})
 def inversion_grid(inversions: Inversions) -> Figure | None:
     """Seed, target and what each model at each radius made of the seed, one row per target."""
     if not inversions.inverted:
@@ -406,7 +433,7 @@ def jaccard_apx(sources: Sources) -> Drawn:
 
 def inv_img_example(sources: Sources) -> Drawn:
     """Seed, target and inverted images per model, for every data set that has inverted images."""
-    for dataset in DATASETS:
+    for dataset in quantities.inverted_datasets(sources.data):
         folder = sources.data / dataset / "inverted"
         if not folder.is_dir():
             logger.info("inv_img_example: no {}", folder)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from loguru import logger
+from torch import nn
 
 from univ import cli, files, runs
-from univ.attacks import PARTS, Attack, AutoAttack, Norm
-from univ.data import DATASETS, Images, open_images, open_training
+from univ.attacks import PARTS, Attack, AutoAttack, Norm, frozen
+from univ.data import Images, dataset_name, find_dataset, is_folder, measure_folder, open_images, open_training
 from univ.data.loaders import stream
 from univ.data.selection import select
 from univ.eps import eps_of_path
@@ -80,6 +81,26 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, **default
     return args
 
 
+def train_set_of(parser: argparse.ArgumentParser, args: argparse.Namespace, named: str) -> str:
+    """The data set: `folder:PATH` where -d or `named` is one, else `named`.
+
+    Its models go to a folder of their own unless --save says where.
+    """
+    train_set = named
+    if is_folder(args.data):
+        train_set, args.data = args.data, None
+    if is_folder(train_set):
+        if args.save == parser.get_default("save"):
+            args.save = Path("data/cnns") / dataset_name(train_set)
+    elif args.image_size is not None:
+        parser.error(f"--image-size is for pictures of your own (folder:PATH): the images of {train_set} have a size")
+    return train_set
+
+
+def _data(text: str) -> Path | str:
+    return text if is_folder(text) else cli.folder(text)
+
+
 def _add_arguments(
     parser: argparse.ArgumentParser, *, model: str, data: str, save: Path, batch: int, ckpt: int, lr: str, eps: str
 ) -> None:
@@ -89,7 +110,14 @@ def _add_arguments(
     text += f"torchvision:NAME or module:FILE.py:FUNCTION; --seed N trains it as ARCH@N; with -t 0 also {MODELS_HELP}"
     add("-m", "--model", type=source_text, metavar="ARCH", help=text)
     cli.add_pixel_statistics(group)
-    add("-d", "--data", type=cli.folder, metavar="DIR", help=f"folder of the data (default: {data})")
+    text = "folder of the data, or folder:PATH for pictures of your own, PATH/{train,val}/<class>/* or "
+    text += f"PATH/{{train,val}}.lmdb (default: {data})"
+    add("-d", "--data", type=_data, metavar="DIR", help=text)
+    text = (
+        "of folder:PATH, side of the square images in pixels; measured with mean and std by the first training, kept "
+    )
+    text += "in PATH/dataset.json (default: what is there, else 224 in imagenet_training.py, 32 in cifar10_training.py)"
+    add("--image-size", type=cli.positive_int, metavar="PIXELS", help=text)
     add("-s", "--save", type=cli.output_dir, metavar="DIR", default=save, help="where checkpoints go")
     cli.add_fast_images(group)
     add("-w", "--workers", type=cli.processes, default=4, help="processes that decode images")
@@ -118,7 +146,7 @@ def _add_arguments(
     add("--schedule", choices=("step", "onecycle"), default="step", help=text)
     text = "epochs between divisions of the learning rate"
     add("-r", "--steplr", type=cli.positive_int, default=30, metavar="EPOCHS", help=text)
-    text = "of SGD (default: 1e-4 for the ImageNet family, 5e-4 for CIFAR-10 and digits)"
+    text = "of SGD (default: 1e-4 in imagenet_training.py, 5e-4 in cifar10_training.py)"
     add("--weight-decay", type=cli.non_negative_number, metavar="FACTOR", help=text)
     text = "keep <epoch>_checkpoint.pt every so many epochs; 0: never"
     add("-k", "--ckpt", type=cli.non_negative_int, default=ckpt, metavar="EPOCHS", help=text)
@@ -158,11 +186,17 @@ def _add_arguments(
     parser.set_defaults(default_model=model)
 
 
-def run(args: argparse.Namespace, train_set: str) -> None:
-    """Train or evaluate, as the flags say, a model of `train_set`."""
+def run(args: argparse.Namespace, train_set: str, recipe: str) -> None:
+    """Train or evaluate, as the flags say, a model of `train_set`.
+
+    Args:
+        recipe: whose settings train on a folder's pictures, `imagenet` or `cifar10`.
+    """
     process = Distributed.from_environment(args.device)
     runs.start(quiet=args.quiet)
     try:
+        if is_folder(train_set):  # by every process, as a collective operation would not wait for it
+            measure_folder(train_set, recipe, args.image_size)
         if args.train:
             arch = arch_of(args, train_set)  # a wrong one is refused before --save is made
             with folder.only_run(args.save, process):
@@ -229,7 +263,7 @@ def arch_of(args: argparse.Namespace, train_set: str) -> str:
 
 def _train(args: argparse.Namespace, arch: str, train_set: str, process: Distributed) -> None:
     """Train a model; its best checkpoint also becomes <save>/<arch>.ckpt (.pt for small images), as rep.py wants it."""
-    dataset = DATASETS[train_set]
+    dataset = find_dataset(train_set)
     recipe = Recipe(
         epochs=args.epochs,
         batch_size=args.batch,
@@ -262,6 +296,8 @@ def _train(args: argparse.Namespace, arch: str, train_set: str, process: Distrib
     if args.eval is None and start_from is not None:
         folder.refuse_other_settings(path, differences(checkpoint, recipe, data.identity))
     model = _new_model(args, arch, train_set)
+    if is_folder(train_set):
+        _check_size(model, dataset.image_size)
     process.barrier()  # every process has looked at --save before one of them writes there
     if process.is_main:
         if start_from is None or not (args.eval is None or folder.continues_in_place(args.save, args.eval)):
@@ -304,12 +340,28 @@ def open_data(args: argparse.Namespace, train_set: str) -> Data:
 
 
 def _check_labels(images: Images, train_set: str, part: str, path: Path | None) -> None:
-    found, expected = int(images.labels.max()) + 1, DATASETS[train_set].num_classes
+    found, expected = int(images.labels.max()) + 1, find_dataset(train_set).num_classes
     where = f" in -d {path}" if path is not None else ""
     if found > expected:
         raise InputError(f"the {part} images{where} have {found} classes, {train_set} has {expected} (see -n, -d)")
     if found < expected:
         logger.warning("the {} images{} have {} classes, {} has {}", part, where, found, train_set, expected)
+
+
+def _check_size(model: nn.Module, image_size: int) -> None:
+    """Refuse images of a size that a network cannot take, which the study's sizes all are.
+
+    Raises:
+        InputError: so it is.
+    """
+    try:
+        with frozen(model), torch.no_grad():
+            model(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{model.arch} does not take images of {image_size} pixels: {reason} (--image-size)"
+        ) from error
 
 
 def _announcement(recipe: Recipe, arch: str, train_set: str, data: Data, process: Distributed) -> str:
@@ -360,7 +412,9 @@ def _evaluate(args: argparse.Namespace, source: Source, process: Distributed) ->
     step = args.lr if args.attack == "pgd" else ""  # the others choose theirs
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
-        (name, train_set, score.accuracy, score.loss, trained_eps, lr, eps, timestamp, *about)[: len(columns)]
+        (name, dataset_name(train_set), score.accuracy, score.loss, trained_eps, lr, eps, timestamp, *about)[
+            : len(columns)
+        ]
         for score, lr, eps, *about in (
             (clean, 0, 0, "none", "none"),
             (robust, step, attack.eps, args.attack, attack.norm),

@@ -103,6 +103,8 @@ def state(root, *folders):
         ({"eps": []}, "eps: list should have at least 1 item"),
         ({"data": "mnist"}, "data: unknown 'mnist', choose from .*digits"),
         ({"inputs": ["both"]}, r"inputs\.0: input should be 'standard' or 'inverted', got 'both'"),
+        ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0, got -1"),
+        ({"seeds": [1], "train": {"seed": 2}}, r"train: seed: seeds says it already, \[1\]: remove one"),
         ({"published": ["weights"]}, "published.0: input should be 'models' or 'inverted'"),
         ({"stages": ["drawing"]}, "no stage 'drawing': choose from download, data"),
         ({"train": {"epoch": 3}}, "train: 'epoch' is no flag of its script: did you mean .*epochs"),
@@ -176,6 +178,18 @@ def test_models_and_radii_are_the_papers_by_default(tmp_path):
         for eps in ("eps0", "eps025", "eps05", "eps1", "eps3")
     )
     assert all(args.uint8 and args.batch == 8 and args.num_imgs_to_invert == 10_000 for args in made)
+
+
+def test_each_architecture_is_trained_with_each_seed(tmp_path):
+    words = ["scripts/studies/example.yaml", "models=[vgg11,resnet10]", "seeds=[0,2]", "eps=[eps1]", "-n"]
+    jobs = planned(succeed("study.sh", *words, OUT=tmp_path).stdout_text)
+    names = ["vgg11", "vgg11@2", "resnet10", "resnet10@2"]
+    trained = {job: parse(line) for job, line in jobs.items() if job.startswith("train ")}
+    assert set(trained) == {f"train {name}_eps1" for name in names}
+    for job, (args, *_) in trained.items():
+        assert args.seed == (2 if "@2" in job else 0) and args.model == job.split()[1].partition("@")[0].split("_")[0]
+    (compared,) = parse(jobs["compare eps1_standard"])
+    assert compared.model_names == names
 
 
 def test_published_files_count_as_made(tmp_path):

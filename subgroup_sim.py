@@ -4,9 +4,13 @@
     python rep.py -d imagenet100 -m imagenet100 -o eps3 --cache-dir cache --no-comparisons
     python subgroup_sim.py --cache-dir cache --dataset imagenet100 --eps eps0 eps3
 
+Both groups count as many images: the larger one is cut to the size of the smaller one, 10 times at random, and the
+score is the mean. Otherwise most of what Procrustes, k-NN and RTD show is the difference in size.
+
 Reads what rep.py or func.py cached and adds to one long table, results/subgroups/<dataset>/repsim_subgroups.csv, after
-each measure. The JSON beside it says how each row was made (column made): what is in it already is not computed again,
-rows of other radii, images or procedures stay. A group too small for a measure has an empty score.
+each measure. Columns n and n_group are the images compared and those in the whole group, spread the standard deviation
+over the cuts. The JSON beside it says how each row was made (column made): what is in it already is not computed again,
+rows of other radii, images or procedures stay. Where the smaller group is too small for a measure the score is empty.
 """
 
 import argparse
@@ -36,13 +40,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--models", nargs="+", metavar="MODEL", help="these models only; default: all in the cache")
     add("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to compute")
     add("-f", "--function", choices=("euc", "cos_sim"), default="euc", help="Euclidean or cosine neighbours of jacc")
-    text = "the original's procedure: CKA accumulates over both groups, the point is its own neighbour"
+    text = "the original's procedure: groups of unequal size, CKA accumulates over both, the point is its own neighbour"
     add("--published", action="store_true", help=text)
-    text = "cut both groups to the size of the smaller one, 10 times at random"
-    add("--size-matched", action="store_true", help=text)
+    text = "cut both groups to the size of the smaller one, 10 times at random; default: yes, with --published no"
+    add("--size-matched", action=argparse.BooleanOptionalAction, help=text)
     add("--overwrite", action="store_true", help="compute these rows anew where they are there already")
     cli.add_common_arguments(parser)
     args = parser.parse_args(argv)
+    if args.size_matched is None:
+        args.size_matched = not args.published
     if args.results is None:
         args.results = Path("results/subgroups") / dataset_name(args.dataset)
     return args
@@ -63,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for models in cached_models(args.cache_dir, dataset, eps, inverted=inverted, names=args.models):
                 add_rows(rows, models, args.measures, common, str(eps_value(eps)), record, **options)
     if empty := sum(map(math.isnan, rows.table.get("score", []))):
-        logger.warning("{} of {} scores are empty: the group is too small for the measure", empty, len(rows.table))
+        logger.warning("{} of {} scores are empty: a group is too small for the measure", empty, len(rows.table))
     logger.info("{} holds {} scores", path, len(rows.table))
 
 

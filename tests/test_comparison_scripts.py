@@ -206,7 +206,7 @@ SUBGROUP_TABLE = Path("results/subgroups/digits/repsim_subgroups.csv")
 
 def test_subgroups_from_the_cache(study, here):
     rep.main([*here, "--cache-dir", "cache", "--no-comparisons"])
-    words = [*SUBGROUPS, "--measures", "cka", "proc"]
+    words = [*SUBGROUPS, "--measures", "cka", "proc", "--no-size-matched"]
     subgroup_sim.main(words)
     table = pd.read_csv(SUBGROUP_TABLE)
     assert len(table) == 2 * 3 * 2  # measures, pairs, groups
@@ -233,7 +233,8 @@ def test_subgroups_on_inverted_images_compare_each_source_with_the_others(here):
     subgroup_sim.main([*SUBGROUPS, "--inv", "1", "--measures", "proc"])
     table = pd.read_csv(SUBGROUP_TABLE)
     assert len(table) == 6 * 2 and not (table.model1 == table.model2).any()
-    assert (table.groupby(["model1", "model2"])["n"].sum() == N_INVERTED).all()
+    pairs = table.groupby(["model1", "model2"])
+    assert (pairs["n_group"].sum() == N_INVERTED).all() and (table["n"] == pairs["n_group"].transform("min")).all()
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,7 @@ class Sidecar(Schema):
     versions: dict[str, str] | None = None
     accuracy: dict[str, float] | dict[str, dict[str, float]] | None = None
     num_classes: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    widths: dict[str, int] | None = None
     probes: dict[str, ProbeAbout] | None = None
 
 
@@ -225,6 +226,18 @@ class SubgroupRow(Schema):
     input: Input = "standard"
 
 
+class CompanionRow(Schema):
+    """A row of what goes beside a matrix of scores: the ends of an interval, a p-value or a calibrated score."""
+
+    model1: Word
+    model2: Word
+    score: float
+    low: float = math.nan
+    high: float = math.nan
+    p_value: float = math.nan
+    calibrated: float = math.nan
+
+
 class ProbeRow(Schema):
     """A row of compare_probes.py's table."""
 
@@ -234,13 +247,15 @@ class ProbeRow(Schema):
 
 
 class EvaluationRow(Schema):
-    """A row that evaluation appends to --results-file; `acc` in percent."""
+    """A row that evaluation appends to --results-file; `acc` in percent, `attack` and `norm` are "none" if clean."""
 
     model: Word
     dataset: Word
     acc: float
     trained_eps: Radius
     attack_eps: float
+    attack: Word = ""  # older files do not say
+    norm: Word = ""
 
 
 # --- inversion and representations ----------------------------------------------------------------------------------

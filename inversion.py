@@ -17,19 +17,29 @@ from univ import cli, runs
 from univ.data import DATASETS, DatasetNames, dataset_name, inverted_path, trainable
 from univ.eps import EPS
 from univ.inversion import jobs, run
+from univ.models import MODELS_HELP, source_text
 from univ.models.precision import PRECISIONS
+from univ.reps import nodes
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("models")
     add = group.add_argument
-    add("-m", "--model", nargs="+", required=True, help="architectures to invert images through")
+    add(
+        "-m",
+        "--model",
+        type=source_text,
+        nargs="+",
+        required=True,
+        help=f"models to invert images through: {MODELS_HELP}",
+    )
     text = "what they were trained on (default: --dataset; sat6: imagenet)"
     add("-p", "--pretrain-dataset", choices=DatasetNames(trainable()), help=text)
     add("-e", "--eps", nargs="+", choices=EPS, default=["eps0"], help="L2 radius of their adversarial training")
     text = "folder of their checkpoints (default: data/cnns/<pretrain-dataset>/<eps>)"
     add("--model-dir", type=cli.existing_dir, help=text)
+    cli.add_pixel_statistics(group)
 
     group = parser.add_argument_group("images")
     add = group.add_argument
@@ -60,6 +70,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = "launch every kernel by itself: for networks that cannot be captured"
     add("--no-cuda-graph", action="store_true", help=text)
 
+    nodes.add_arguments(group)
+
     group = parser.add_argument_group("output")
     add = group.add_argument
     text = "folder to write to (default: data/<dataset>/inverted)"
@@ -83,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
     runs.seed_everything(args.seed)
+    if args.list_nodes:
+        jobs.print_nodes(args)
+        return
     processes = runs.Distributed.from_environment(args.device)
     with contextlib.ExitStack() as stack:
         stack.callback(processes.close)

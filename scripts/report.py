@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files.write_text(out.with_name(f"{name}.csv"), table.to_csv(index=False))
         logger.info("wrote {} ({:,} rows)", out.with_name(f"{name}.csv"), len(table))
     if args.summary:
-        name = dataset_name(args.summary)
-        text = summarize(args.results, name, scale=args.about, margin=args.margin)
+        text = summarize(args.results, dataset_name(args.summary), scale=args.about, margin=args.margin)
         files.write_text(out.with_name("summary.md"), text)
 
 

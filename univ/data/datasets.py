@@ -91,7 +91,10 @@ DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (_IMAGENET, _imagenet_subset(100), _imagenet_subset(50), _CIFAR10, _DIGITS, _SAT6)
 }
-REFUSED = {"snli": "is a data set of sentences, which no image model reads"}  # the original's scripts know it by name
+REFUSED = {
+    "snli": "is a data set of sentences, which no image model reads: compare text models by "
+    "rep.py --reps and func.py --logits"
+}  # the original's scripts know it by name
 
 
 RECIPES = {"imagenet": _IMAGENET, "cifar10": _CIFAR10}

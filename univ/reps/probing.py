@@ -15,11 +15,12 @@ from univ import files, models, runs
 from univ.data import Images, dataset_name, find_dataset, open_images
 from univ.data.indices import read_labels
 from univ.errors import InputError
-from univ.models import Classifier
+from univ.models import Classifier, Source
 from univ.reps import files as repfiles
 from univ.reps import probes
 from univ.reps.extract import extract
 from univ.reps.identity import MODEL, differing_models
+from univ.reps.nodes import node_label
 
 EXTRACT_BATCH = 256  # images per forward pass at most: 1024 of them, fine for probes, need tens of GB in a wide ResNet
 
@@ -52,6 +53,11 @@ def open_part(args: argparse.Namespace, split: str, image_size: int | None = Non
     return open_images(args.dataset, split, data_path=path, **how)
 
 
+def find_source(args: argparse.Namespace) -> Source:
+    """The model whose representations are read."""
+    return models.find_source(args.source, dataset=args.train_set, mean=args.mean, std=args.std)
+
+
 def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
     """Representations and labels of both parts: of the files given, else extracted into the run's folder.
 
@@ -59,9 +65,11 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
         InputError: not as many labels as representations.
     """
 
-    @functools.cache  # loaded only if something is extracted
+    source = functools.cache(functools.partial(find_source, args))  # looked for only if something is extracted
+
+    @functools.cache
     def model() -> Classifier:
-        return models.load_model(args.model_arch, args.train_set, args.model_ckpt_path, device=args.device)
+        return source().load(args.device)
 
     parts = {}
     for split in repfiles.FILE_NAMES:
@@ -69,9 +77,9 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
         extracted = _given(args, "reps", split) is None
         reps = None if extracted else repfiles.open_reps(path)
         if extracted or labels_file is None:
-            images = open_part(args, split, model().input_size if extracted else None)
+            images = open_part(args, split, source().image_size if extracted else None)
         if reps is None:
-            reps = _extract(args, path, split, model(), images)
+            reps = _extract(args, path, split, source(), model(), images)
         labels = images.labels if labels_file is None else read_labels(labels_file, length=len(reps))
         if len(labels) != len(reps):
             raise InputError(f"{path} holds {len(reps):,} representations, there are {len(labels):,} labels")
@@ -79,21 +87,23 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
     return parts
 
 
-def _extract(args: argparse.Namespace, path: Path, split: str, model: Classifier, images: Images) -> Tensor:
+def _extract(
+    args: argparse.Namespace, path: Path, split: str, source: Source, model: Classifier, images: Images
+) -> Tensor:
     identity = {
         "dataset": dataset_name(args.dataset),
         "split": split,
         "fingerprint": images.fingerprint,
         "transform": images.transform_name,
-        "arch": args.model_arch,
-        "node": model.spec.node,
-        "checkpoint": files.content_hash(args.model_ckpt_path),
+        "arch": source.arch,
+        "node": node_label(args.node, args.pool, model.spec.node),
+        "checkpoint": source.digest,
         "dtype": args.reps_dtype,
         "precision": args.precision,
         "n": len(images),
     }
 
-    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet")}
+    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet", "node", "pool")}
     read = functools.partial(extract, model, images, batch_size=min(args.batch, EXTRACT_BATCH), **options)
     return repfiles.extract(path, identity, images.labels, read)
 

@@ -339,6 +339,7 @@ def load_inversions(
         name = _INVERTED_NAME.fullmatch(path.stem)
         if path.suffix in SUFFIXES and name is not None:
             paths[name["model"], eps_value(name["eps"])] = path
+    paths = dict(sorted(paths.items()))  # resnet10 before resnet10@1
     shown = {0.0, max((radius for _, radius in paths), default=0.0)} if eps is None else set(eps)
     models = dict.fromkeys(model for model, _ in paths)
     wanted = itertools.product(models, sorted(shown))

@@ -18,7 +18,7 @@ from univ.measures import UndefinedScore, cka
 from univ.measures.minibatch import MinibatchCKA, batch_gram
 from univ.models import build_model, find_source
 from univ.reps.nodes import Reader, list_nodes
-from univ.show import maps, plots
+from univ.show import maps
 
 script = module_of("scripts/layers.py")
 

@@ -94,7 +94,7 @@ def test_the_recipe_decides_how_it_is_trained(own, recipe, augmentation, weight_
     assert isinstance(train, TensorImages) is held and train[0][0].shape == (3, 64, 64)
     model = build_model("resnet18", f"folder:{own}", seed=0)
     assert model.normalizer.new_mean.flatten().tolist() == pytest.approx(dataset.mean)
-    assert build_model("timm:resnet18", f"folder:{own}", seed=0).input_size == 64
+    assert build_model("timm:resnet18", f"folder:{own}", seed=0).image_size == 64
     with pytest.raises(InputError, match=r"which models of folder:.*--model-names"):
         default_models(f"folder:{own}", "eps0")
 

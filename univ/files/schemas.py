@@ -247,13 +247,15 @@ class ProbeRow(Schema):
 
 
 class EvaluationRow(Schema):
-    """A row that evaluation appends to --results-file; `acc` in percent."""
+    """A row that evaluation appends to --results-file; `acc` in percent, `attack` and `norm` are "none" if clean."""
 
     model: Word
     dataset: Word
     acc: float
     trained_eps: Radius
     attack_eps: float
+    attack: Word = ""  # older files do not say
+    norm: Word = ""
 
 
 # --- inversion and representations ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from univ.results.scores import find_results, read_matrix, read_record, warn_onc
 
 LONG_COLUMNS = ["model1", "model2", "score", "measure", "eps", "dataset", "input", "exp"]
 ACCURACY_COLUMNS = ["source", "model", "accuracy", "num_classes", "eps", "dataset", "input", "exp"]
-EVALUATION_COLUMNS = ["model", "dataset", "eps", "attack_eps", "accuracy"]
+EVALUATION_COLUMNS = ["model", "dataset", "eps", "attack_eps", "attack", "norm", "accuracy"]
 SUBGROUP_COLUMNS = ["metric", "score", "model1", "model2", "k", "perc_k", "pred_type", "eps"]
 PROBE_COLUMNS = ["probe_1", "probe_2", "agreement"]
 
@@ -176,7 +176,8 @@ def load_evaluations(paths: Iterable[Path | str]) -> pd.DataFrame:
     """Accuracies on the test part, clean and attacked, as the training scripts append them (--results-file).
 
     Returns:
-        Columns model, dataset, eps (trained with), attack_eps (0: clean), accuracy (share). The last of each.
+        Columns model, dataset, eps (trained with), attack_eps (0: clean), attack and norm (the flags' defaults where
+        an older file does not say; "none" where it is clean), accuracy (share). The last of each.
 
     Raises:
         InputError: a file that is no such CSV.
@@ -185,7 +186,9 @@ def load_evaluations(paths: Iterable[Path | str]) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame(columns=EVALUATION_COLUMNS)
     rows = pd.concat(tables, ignore_index=True)
-    rows = rows.assign(eps=rows["trained_eps"], accuracy=rows["acc"] / 100)[EVALUATION_COLUMNS]
+    rows = rows.assign(eps=rows["trained_eps"], accuracy=rows["acc"] / 100).reindex(columns=EVALUATION_COLUMNS)
+    for column, usual in (("attack", "pgd"), ("norm", "l2")):
+        rows[column] = rows[column].astype(object).fillna(usual).where(rows["attack_eps"] > 0, "none")
     return rows.drop_duplicates(EVALUATION_COLUMNS[:-1], keep="last", ignore_index=True)
 
 

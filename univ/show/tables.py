@@ -109,18 +109,27 @@ def _by_eps(rows: pd.DataFrame, name: str, value: str) -> pd.DataFrame:
 
 def accuracy(sources: Sources) -> Table | None:
     """Per model and radius: on the compared images, on the test part clean and attacked."""
-    compared = sources.accuracies[sources.accuracies["input"] == "standard"].assign(attack_eps=-1.0)
+    compared = sources.accuracies[sources.accuracies["input"] == "standard"].assign(
+        attack_eps=-1.0, attack="none", norm="none"
+    )
     rows = pd.concat([part for part in (compared, sources.evaluations) if len(part)] or [compared])
     if rows.empty:
         return None
-    rows = rows.sort_values(["dataset", "attack_eps", "model"], key=_place)
+    rows = rows.sort_values(["dataset", "attack_eps", "norm", "attack", "model"], key=_place)
     images = {-1: "compared images", 0: "test part, clean"}
     rows["group"] = [
-        f"{dataset_label(name)}: {images.get(eps, f'test part, attacked at eps {eps:g}')}"
-        for name, eps in zip(rows["dataset"], rows["attack_eps"])
+        f"{dataset_label(name)}: {images.get(eps) or _attacked(eps, *about)}"
+        for name, eps, *about in zip(rows["dataset"], rows["attack_eps"], rows["attack"], rows["norm"])
     ]
     title = "Accuracy in percent, by the radius that a model was trained with."
     return Table(title, 100 * _by_eps(rows, "model", "accuracy"), digits=1)
+
+
+def _attacked(eps: float, attack: str, norm: str) -> str:
+    """Which attack, as far as it is not the usual one, PGD in L2."""
+    names = {"pgd": "", "l2": "", "apgd": "APGD", "autoattack": "AutoAttack", "linf": "Linf"}
+    unusual = ", ".join(filter(None, (names.get(word, word) for word in (attack, norm))))
+    return f"test part, attacked at eps {eps:g}" + (f" ({unusual})" if unusual else "")
 
 
 def transfer(sources: Sources) -> Table | None:

@@ -12,7 +12,7 @@ import torch
 from loguru import logger
 
 from univ import cli, files, runs
-from univ.attacks import Attack, Norm
+from univ.attacks import PARTS, Attack, AutoAttack, Norm
 from univ.data import DATASETS, Images, open_images, open_training
 from univ.data.loaders import stream
 from univ.data.selection import select
@@ -28,8 +28,9 @@ from univ.training.recipe import Data, Recipe, Saving, differences
 
 CONSTRAINTS: dict[str, Norm] = {"inf": "linf", "2": "l2", "unconstrained": "unconstrained", "fourier": "fourier"}
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 10_000
-RESULT_COLUMNS = ("model", "dataset", "acc", "loss", "trained_eps", "attack_lr", "attack_eps", "timestamp")
-RESULT_HEADER = ",".join(RESULT_COLUMNS)
+ATTACKS = {"pgd": None, "apgd": PARTS[:2], "autoattack": PARTS}  # --attack, and which parts of AutoAttack it has
+PUBLISHED_COLUMNS = ("model", "dataset", "acc", "loss", "trained_eps", "attack_lr", "attack_eps", "timestamp")
+RESULT_COLUMNS = (*PUBLISHED_COLUMNS, "attack", "norm")
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, **defaults: Any) -> argparse.Namespace:
@@ -47,6 +48,13 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, **default
         parser.error("--results-file is for evaluations: use it with -t 0 -v FILE")
     if args.resume and args.eval is not None:
         parser.error("--resume continues the run in --save, -v another checkpoint: give one of them")
+    if args.attack != "pgd":
+        if args.train:
+            parser.error(f"--attack {args.attack} is for evaluations (-t 0 -v FILE): training is on images of PGD")
+        if args.constraint not in ("2", "inf"):
+            parser.error(f"--attack {args.attack} bounds perturbations in -c 2 or inf, not {args.constraint}")
+        if args.eps == 0:
+            parser.error(f"--attack {args.attack} needs a radius -o/--eps above 0")
     if args.restarts > 1 and not args.random_start:
         parser.error(f"--restarts {args.restarts} repeats one attack unless it has a --random-start")
     if args.random_start and args.constraint == "fourier":
@@ -110,6 +118,10 @@ def _add_arguments(
     add("--compile", action="store_true", help=text)
 
     add = parser.add_argument_group("attack, for adversarial training and evaluation").add_argument
+    text = "evaluation only. apgd: APGD-CE, then APGD-T towards 9 classes, 100 steps each; autoattack: these, FAB-T "
+    text += "and Square with 5000 queries (Croce and Hein 2020, standard version). Both take -c 2 or inf and -o; the "
+    text += "other flags of this group are PGD's"
+    add("--attack", choices=tuple(ATTACKS), default="pgd", help=text)
     text = "threat model: the norm that bounds a perturbation, or another set of perturbations"
     add("-c", "--constraint", choices=tuple(CONSTRAINTS), default="2", help=text)
     text = "radius, in pixel units of [0, 1] images; 8/255 and the like are understood"
@@ -143,8 +155,10 @@ def run(args: argparse.Namespace, train_set: str) -> None:
         process.close()
 
 
-def attack_of(args: argparse.Namespace) -> Attack:
-    """The attack the flags describe."""
+def attack_of(args: argparse.Namespace) -> Attack | AutoAttack:
+    """The attack the flags describe; in training, PGD."""
+    if (parts := ATTACKS[args.attack]) is not None:
+        return AutoAttack(CONSTRAINTS[args.constraint], args.eps, parts)
     return Attack(
         norm=CONSTRAINTS[args.constraint],
         eps=args.eps,
@@ -270,8 +284,9 @@ def _announcement(recipe: Recipe, arch: str, train_set: str, data: Data, process
 
 def _evaluate(args: argparse.Namespace, arch: str, train_set: str, process: Distributed) -> None:
     """Measure clean and robust accuracy of -v on the validation images; print them, append them to --results-file."""
-    if args.results_file is not None and process.is_main:
-        files.check_append(args.results_file, header=RESULT_HEADER)
+    columns = () if args.results_file is None else _columns(args.results_file, args.attack)
+    if columns and process.is_main:
+        files.check_append(args.results_file, header=",".join(columns))
     images = open_images(train_set, "val", data_path=args.data, purpose="evaluation", fast=args.fast_images)
     _check_labels(images, train_set, "validation", args.data)
     model = load_model(arch, train_set, args.eval, device=process.device).to(memory_format=torch.channels_last)
@@ -291,15 +306,36 @@ def _evaluate(args: argparse.Namespace, arch: str, train_set: str, process: Dist
         return
     print(f"{arch} on {clean.images:,} images of {train_set}")
     print(f"  clean accuracy {clean.accuracy:.2f} %, loss {clean.loss:.4f}")
-    how = f"-c {args.constraint}, eps {attack.eps:g}, {attack.steps} steps of {attack.step_size:g}"
+    how = f"-c {args.constraint}, eps {attack.eps:g}"
+    how += f", {attack.steps} steps of {args.lr:g}" if args.attack == "pgd" else f", {' + '.join(attack.parts)}"
     print(f"  robust accuracy {robust.accuracy:.2f} %, loss {robust.loss:.4f} ({how})")
     if args.results_file is None:
         return
     timestamp, trained_eps = datetime.datetime.now().isoformat(timespec="seconds"), eps_of_path(args.eval)
+    step = args.lr if args.attack == "pgd" else ""  # the others choose theirs
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
-        (arch, train_set, score.accuracy, score.loss, trained_eps, lr, eps, timestamp)
-        for score, lr, eps in ((clean, 0, 0), (robust, attack.step_size, attack.eps))
+        (arch, train_set, score.accuracy, score.loss, trained_eps, lr, eps, timestamp, *about)[: len(columns)]
+        for score, lr, eps, *about in (
+            (clean, 0, 0, "none", "none"),
+            (robust, step, attack.eps, args.attack, attack.norm),
+        )
     )
-    files.append_text(args.results_file, text.getvalue(), header=RESULT_HEADER)
+    files.append_text(args.results_file, text.getvalue(), header=",".join(columns))
     logger.info("appended to {}", args.results_file)
+
+
+def _columns(path: Path, attack: str) -> tuple[str, ...]:
+    """Those of the rows to append: a file from before --attack goes on as it is, with PGD alone.
+
+    Raises:
+        InputError: another attack, which such a file has no column for.
+    """
+    if not path.is_file():
+        return RESULT_COLUMNS
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if file.readline().rstrip("\n") != ",".join(PUBLISHED_COLUMNS):
+            return RESULT_COLUMNS
+    if attack != "pgd":
+        raise InputError(f"{path} has no column for --attack {attack}, it is older: name another --results-file")
+    return PUBLISHED_COLUMNS

@@ -23,8 +23,9 @@ from loguru import logger
 from univ import cli, files, results, runs
 from univ.compare.subgroup_rows import PROCEDURE, add_rows, cached_models, read_rows
 from univ.compare.subgroup_scores import MEASURES
-from univ.data import DATASETS
+from univ.data import DATASETS, DatasetNames, dataset_name
 from univ.eps import EPS, eps_value
+from univ.models import source_names
 from univ.results import made
 
 
@@ -32,12 +33,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("--cache-dir", type=cli.existing_dir, required=True, help="where rep.py or func.py kept representations")
-    add("--dataset", "-d", choices=list(DATASETS), default="imagenet100", help="images compared on")
+    add("--dataset", "-d", choices=DatasetNames(DATASETS), default="imagenet100", help="images compared on")
     add("--eps", nargs="+", choices=EPS, default=["eps0", "eps3"], help="radii of the models")
     text = "1: on the images inverted through the first model of a pair"
     add("--inv", type=int, choices=(0, 1), default=0, help=text)
     add("--results", type=cli.output_dir, help="folder of the table; default: results/subgroups/<dataset>")
-    add("--models", nargs="+", metavar="MODEL", help="these models only; default: all in the cache")
+    text = "these models only, named as for rep.py --model-names; default: all in the cache"
+    add("--models", nargs="+", metavar="MODEL", help=text)
     add("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to compute")
     add("-f", "--function", choices=("euc", "cos_sim"), default="euc", help="Euclidean or cosine neighbours of jacc")
     text = "the original's procedure: groups of unequal size, CKA accumulates over both, the point is its own neighbour"
@@ -50,22 +52,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.size_matched is None:
         args.size_matched = not args.published
     if args.results is None:
-        args.results = Path("results/subgroups") / args.dataset
+        args.results = Path("results/subgroups") / dataset_name(args.dataset)
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
+    names = list(source_names(args.models)) if args.models else None
     path, inverted = args.results / results.SUBGROUPS_NAME, bool(args.inv)
-    common = {"dataset": args.dataset, "input": "inverted" if inverted else "standard"}
+    dataset = dataset_name(args.dataset)
+    common = {"dataset": dataset, "input": "inverted" if inverted else "standard"}
     common |= {name: getattr(args, name) for name in PROCEDURE}
     options = {"workers": args.workers or None, "device": args.device, "quiet": args.quiet, "overwrite": args.overwrite}
     record = {"arguments": vars(args), **runs.provenance()}
     with files.locked(made.record_path(path), wait=True):  # whoever comes second finds the rows of the first
         rows = read_rows(path)
         for eps in args.eps:
-            for models in cached_models(args.cache_dir, args.dataset, eps, inverted=inverted, names=args.models):
+            for models in cached_models(args.cache_dir, dataset, eps, inverted=inverted, names=names):
                 add_rows(rows, models, args.measures, common, str(eps_value(eps)), record, **options)
     if empty := sum(map(math.isnan, rows.table.get("score", []))):
         logger.warning("{} of {} scores are empty: a group is too small for the measure", empty, len(rows.table))

@@ -20,7 +20,7 @@ sys.path.insert(1, str(ROOT))  # univ, when it is not installed
 from loguru import logger
 
 from univ import cli, files, runs
-from univ.data import DATASETS
+from univ.data import DATASETS, DatasetNames, dataset_name
 from univ.show import report, tidy
 from univ.show.sources import Sources, add_arguments
 from univ.show.summary import summarize
@@ -32,7 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=cli.output_file, help="the page; default: report.html in the results folder")
     text = "write summary.md about this data set, too, beside the page"
-    add("--summary", choices=list(DATASETS), metavar="DATASET", help=text)
+    add("--summary", choices=DatasetNames(DATASETS), metavar="DATASET", help=text)
     add("--about", default="", help="a sentence for the summary: how the results were made")
     text = "Markdown whose section on differences from the original is repeated"
     add("--readme", type=cli.existing_file, default=ROOT / "docs/differences.md", help=text)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files.write_text(out.with_name(f"{name}.csv"), table.to_csv(index=False))
         logger.info("wrote {} ({:,} rows)", out.with_name(f"{name}.csv"), len(table))
     if args.summary:
-        text = summarize(args.results, args.summary, scale=args.about, margin=args.margin)
+        text = summarize(args.results, dataset_name(args.summary), scale=args.about, margin=args.margin)
         files.write_text(out.with_name("summary.md"), text)
 
 

@@ -261,10 +261,19 @@ class EvaluationRow(Schema):
 # --- inversion and representations ----------------------------------------------------------------------------------
 
 
+class InversionArguments(Schema):
+    """What is read of inversion.py's command line: where its images came from."""
+
+    dataset: str | None = None
+    data_path: PathText | None = None
+    labels_path: PathText | None = None
+
+
 class InversionRecord(Schema):
     """The JSON beside a file of inverted images; older ones hold no hashes."""
 
     settings: dict[str, Any]
+    arguments: InversionArguments | None = None
     images_sha256: str = ""
     csv_sha256: str = ""
 
@@ -307,6 +316,20 @@ class RepsProgress(Schema):
     chunk: Annotated[int, Field(ge=1)]
     blocks: dict[Annotated[str, Field(pattern=r"^\d{1,18}$")], RepsBlock]
     dim: Annotated[int, Field(ge=1)]
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+class FolderRecord(Schema):
+    """dataset.json of a `folder:PATH` data set: recipe, side of the images in pixels, and, of images in [0, 1], the
+    mean and standard deviation of each channel."""
+
+    recipe: Literal["imagenet", "cifar10"]
+    image_size: Annotated[int, Field(ge=1, le=4096)]
+    mean: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
+    classes: Annotated[list[str], Field(min_length=2)]
 
 
 # --- training -------------------------------------------------------------------------------------------------------

@@ -16,13 +16,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from univ.data import DATASETS, open_images
+from univ.data import DATASETS, find_dataset, is_folder, open_images
 from univ.data.images import TensorImages
 from univ.data.indices import read_indices
 from univ.eps import eps_value
 from univ.errors import InputError
 from univ.inversion.images import SUFFIXES, open_inverted
-from univ.inversion.record import read_column
+from univ.inversion.record import read_column, read_origin
 from univ.measures.cards import CARDS, SHOWN, find_card, in_study
 from univ.show import evidence
 
@@ -289,6 +289,12 @@ def agreements(table: pd.DataFrame, probes: pd.DataFrame) -> dict[str, pd.DataFr
 # --- inverted images ------------------------------------------------------------------------------------------------
 
 
+def inverted_datasets(data_dir: Path) -> list[str]:
+    """What results are filed under: the built-in data sets, then whatever else has a folder of inverted images."""
+    others = {path.parent.name for path in data_dir.glob("*/inverted")}
+    return order_datasets([*DATASETS, *others])
+
+
 @dataclass(frozen=True)
 class Inversions:
     """Some rows of a grid of inverted images.
@@ -327,13 +333,13 @@ def load_inversions(
         eps: radii to show; default: 0 and the largest in the folder.
         data_path: the images, where they are not at their usual place.
     """
-    known = DATASETS[dataset]
     folder = Path(data_dir) / dataset / "inverted" if folder is None else Path(folder)
     paths = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         name = _INVERTED_NAME.fullmatch(path.stem)
         if path.suffix in SUFFIXES and name is not None:
             paths[name["model"], eps_value(name["eps"])] = path
+    paths = dict(sorted(paths.items()))  # resnet10 before resnet10@1
     shown = {0.0, max((radius for _, radius in paths), default=0.0)} if eps is None else set(eps)
     models = dict.fromkeys(model for model, _ in paths)
     wanted = itertools.product(models, sorted(shown))
@@ -352,10 +358,9 @@ def load_inversions(
         same = [key for key, (t, s, _) in opened.items() if torch.equal(t, targets) and torch.equal(s, seeds)]
         others = [paths[key].name for key in opened if key not in same]
         missing += [f"{name}: other targets or seeds than {paths[first].name}" for name in others]
-        usual = {"data_path": known.default_path, "labels_path": known.labels_path}
-        places = {name: Path(data_dir) / path.relative_to("data") for name, path in usual.items() if path is not None}
+        source, places = _images_of(dataset, Path(data_dir), paths[first])
         places |= {"data_path": data_path} if data_path else {}
-        images = open_images(dataset, image_size=inverted.pixels.shape[-1], **places)
+        images = open_images(source, image_size=inverted.pixels.shape[-1], **places)
         if max(targets.max(), seeds.max()) >= len(images):
             raise InputError(f"{paths[first].name}: a target or seed lies past the {len(images):,} images")
     except (FileNotFoundError, InputError) as error:
@@ -367,6 +372,22 @@ def load_inversions(
         {key: opened[key][2].floats(chosen).clone() for key in same},
         missing,
     )
+
+
+def _images_of(dataset: str, data_dir: Path, inverted: Path) -> tuple[str, dict[str, Path]]:
+    """The data set's name for `open_images`, and the paths of its images and labels where they are not its own.
+
+    A folder's path is in the JSON beside its inverted images.
+    """
+    if dataset not in DATASETS:
+        arguments = read_origin(inverted).get("arguments", {})
+        source = arguments.get("dataset")
+        if not is_folder(source):
+            raise InputError(f"{inverted.name}: no {inverted.stem}.json says which images it was made of")
+        return source, {name: Path(arguments[name]) for name in ("data_path", "labels_path") if arguments.get(name)}
+    known = find_dataset(dataset)
+    usual = {"data_path": known.default_path, "labels_path": known.labels_path}
+    return dataset, {name: data_dir / path.relative_to("data") for name, path in usual.items() if path is not None}
 
 
 def _open(path: Path) -> tuple[Tensor, Tensor, TensorImages]:

@@ -217,17 +217,31 @@ def test_jackknife_of_a_mean_is_its_standard_error():
 def test_intervals_of_predictions_and_of_inverted_images():
     registry = {**FUNC_MEASURES, **MORE_FUNC_MEASURES, **FUNC_STATISTICS}
     found = pairwise(outputs(400), build(registry, registry), ci=0.95)
+    disc = found.pop("disc")
+    assert disc.low.isna().all(axis=None) and disc.notes == ["no confidence intervals: disc is a maximum over pairs"]
     for name, comparison in found.items():
         cell = ("vgg", "resnet") if name in {**FUNC_MEASURES, **MORE_FUNC_MEASURES} else (0, name)
         assert comparison.low.at[cell] <= comparison.scores.at[cell] <= comparison.high.at[cell], name
         assert comparison.low.at[cell] < comparison.high.at[cell]
-    dis = found["dis"]  # close to the normal approximation of a share
-    share = dis.scores.at["vgg", "resnet"]
-    error = 1.96 * math.sqrt(share * (1 - share) / 400)
-    assert dis.high.at["vgg", "resnet"] - share == pytest.approx(error, rel=0.15)
+    for name, cell in (("dis", ("vgg", "resnet")), ("amb", (0, "amb"))):
+        of_share = found[name]
+        count = round(400 * of_share.scores.at[cell])
+        interval = scipy.stats.binomtest(count, 400).proportion_ci(0.95, method="wilson")
+        assert (of_share.low.at[cell], of_share.high.at[cell]) == pytest.approx((interval.low, interval.high))
     rows = rowwise(NAMES, lambda source: representations(seed=len(source)), make("cka", "mag"), ci=0.9)
     assert (rows["cka"].low <= rows["cka"].scores).all().all()
     assert (rows["mag"].low < rows["mag"].high).all().all()
+
+
+def test_intervals_of_trials_that_share_images_are_wider():
+    found = pairwise(representations(60), make("rtd", batch=20, trials=5), ci=0.95)["rtd"]
+    spread, score = found.spread.at["vgg", "resnet"], found.scores.at["vgg", "resnet"]
+    half = scipy.stats.t.ppf(0.975, 4) * spread * math.sqrt(1 / 5 + 20 / 40)
+    assert (found.low.at["vgg", "resnet"], found.high.at["vgg", "resnet"]) == pytest.approx(
+        (score - half, score + half)
+    )
+    one = pairwise(representations(20), make("rtd", batch=20, trials=5), ci=0.95)["rtd"]
+    assert math.isnan(one.low.at["vgg", "resnet"]) and one.notes == ["no confidence intervals: 20 images are one trial"]
 
 
 def test_no_interval_says_why():

@@ -16,6 +16,7 @@ from torch import Tensor
 from univ import cli, compare, results, runs
 from univ.compare import AnyMeasure, Comparison
 from univ.compare.inputs import ImageSet, Models, open_targets
+from univ.compare.scoring import interval_method
 from univ.data import dataset_name
 from univ.measures import CARDS, Measure
 from univ.reps.extract import Extraction
@@ -186,6 +187,8 @@ def _plan(args: argparse.Namespace, options: Mapping[str, Any], described: Mappi
         if isinstance(measure, Measure):
             if args.ci is not None:
                 companions["ci"] = {**settings, "level": args.ci}
+                if (method := interval_method(measure)) in ("share", "trials"):  # others are as they have always been
+                    companions["ci"]["interval"] = method
             if args.perturbs:
                 companions["pvalue"] = settings
                 if measure.self_score is not None:

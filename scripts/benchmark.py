@@ -3,6 +3,7 @@
     python scripts/benchmark.py measures
     python scripts/benchmark.py training --device cuda
     python scripts/benchmark.py inversion
+    python scripts/benchmark.py attacks --networks digits:resnet10:data/cnns/digits/eps1/resnet10.pt
     python scripts/benchmark.py loading
 
 Every topic prints a table (markdown, as in the README) with the hardware and versions it was measured on. Ours and
@@ -19,7 +20,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # univ, when it
 
 from univ import cli, runs
 
-TOPICS = ("measures", "training", "inversion", "loading")
+TOPICS = ("measures", "training", "inversion", "attacks", "loading")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -157,7 +157,7 @@ class Inverter:
             InputError: a distance is NaN or infinite.
         """
         n, iterations, tol = len(start_images), self.inversion.iterations, self.inversion.tol
-        target, scale = _scaled(_represent(self._network, target_images))
+        target, scale = scaled(represent(self._network, target_images))
         state, advance = self._runner(_State.start(start_images, target, scale))
         images = torch.empty_like(state.x)
         start, final, best = torch.empty_like(scale), torch.empty_like(scale), torch.empty_like(state.best_iteration)
@@ -195,8 +195,8 @@ class Inverter:
         """Relative distance, (n,), of every image's representation to its target's in float32; 0 is equal."""
         device = images.device
         with arithmetic("fp32", device), torch.autocast(device.type, enabled=False):
-            target, scale = _scaled(_represent(self._model, target_images))
-            return _distance(_represent(self._model, images), target, scale)
+            target, scale = scaled(represent(self._model, target_images))
+            return _distance(represent(self._model, images), target, scale)
 
     def _runner(self, state: _State) -> tuple[_State, Callable[[], None]]:
         """The state to look at, and a function that advances it by one iteration."""
@@ -219,7 +219,7 @@ class Inverter:
     def _advance(self, state: _State) -> None:
         with torch.enable_grad():
             x = state.x.detach().requires_grad_(True)
-            distance = _distance(_represent(self._network, x), state.target, state.scale)
+            distance = _distance(represent(self._network, x), state.target, state.scale)
             # the rule ascends; the sum's gradient holds every image's own gradient, whatever the batch size
             (gradient,) = torch.autograd.grad(distance.sum() * -self._loss_scale, x)
         self._record(state, distance.detach())
@@ -235,7 +235,7 @@ class Inverter:
         torch.where(better, state.iteration, state.best_iteration, out=state.best_iteration)
 
     def _finish(self, state: _State) -> None:
-        distance = _distance(_represent(self._network, state.x), state.target, state.scale)
+        distance = _distance(represent(self._network, state.x), state.target, state.scale)
         if not torch.isfinite(distance).all():
             raise InputError(
                 f"{self._network.arch}: distances are NaN or infinite (a broken checkpoint, or --precision too low)"
@@ -243,13 +243,14 @@ class Inverter:
         self._record(state, distance)
 
 
-def _represent(model: Classifier, images: Tensor) -> Tensor:  # (n, 3, H, W) -> (n, D)
+def represent(model: Classifier, images: Tensor) -> Tensor:  # (n, 3, H, W) -> (n, D)
+    """What is inverted: the input of the last layer."""
     with Tap(model, node=HEAD_INPUT) as tap:
         model(images.contiguous(memory_format=torch.channels_last))
         return at_least_float32(tap.rep.flatten(1))
 
 
-def _scaled(target: Tensor) -> tuple[Tensor, Tensor]:
+def scaled(target: Tensor) -> tuple[Tensor, Tensor]:
     """Targets (n, D), and what their distances are divided by, (n,)."""
     norm = torch.linalg.vector_norm(target, dim=1)
     # Nothing is relative to a representation of 0; the distance itself has the same minimum.

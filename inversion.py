@@ -17,6 +17,7 @@ from univ import cli, runs
 from univ.data import DATASETS, find_dataset, trainable
 from univ.eps import EPS
 from univ.inversion import jobs, run
+from univ.models import MODELS_HELP, source_text
 from univ.models.precision import PRECISIONS
 
 
@@ -24,12 +25,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("models")
     add = group.add_argument
-    add("-m", "--model", nargs="+", required=True, help="architectures to invert images through")
+    add(
+        "-m",
+        "--model",
+        type=source_text,
+        nargs="+",
+        required=True,
+        help=f"models to invert images through: {MODELS_HELP}",
+    )
     text = "what they were trained on (default: --dataset; sat6: imagenet)"
     add("-p", "--pretrain-dataset", choices=trainable(), help=text)
     add("-e", "--eps", nargs="+", choices=EPS, default=["eps0"], help="L2 radius of their adversarial training")
     text = "folder of their checkpoints (default: data/cnns/<pretrain-dataset>/<eps>)"
     add("--model-dir", type=cli.existing_dir, help=text)
+    cli.add_pixel_statistics(group)
 
     group = parser.add_argument_group("images")
     add = group.add_argument

@@ -18,6 +18,7 @@ from univ import cli, files, models, runs
 from univ.data import trainable
 from univ.eps import eps_of_path
 from univ.errors import InputError
+from univ.models.names import parse_source
 from univ.models.precision import PRECISIONS
 from univ.reps import probing
 from univ.reps.files import DTYPES
@@ -28,8 +29,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     dataset_of = {"imagenet1k" if name == "imagenet" else name: name for name in trainable()}
     group = parser.add_argument_group("model and data")
     add = group.add_argument
-    add("-m", "--model-ckpt-path", type=cli.existing_file, help="checkpoint whose representations are frozen")
-    add("-a", "--model-arch", help="its architecture; default: from the checkpoint's file name")
+    text = f"model whose representations are frozen: a checkpoint FILE, or {models.MODELS_HELP}"
+    add("-m", "--model-ckpt-path", type=models.source_text, metavar="MODEL", help=text)
+    text = "architecture of -m's FILE; default: what its name says, or it says of itself"
+    add("-a", "--model-arch", metavar="ARCH", help=text)
+    cli.add_pixel_statistics(group)
     add("-d", "--dataset-name", choices=sorted(dataset_of), required=True, help="what the probes learn to classify")
     add("--pretrain-dataset", choices=sorted(dataset_of), help="what the model was trained on; default: the same")
     text = "images: an LMDB file, for CIFAR-10 its folder; default: the data set's usual place"
@@ -62,8 +66,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("without --reps-file and --val-reps-file there is a model to read: -m CHECKPOINT")
         if args.model_arch is None:
             parser.error("name the architecture the representations come from: -a ARCH")
-    if args.model_arch is None:
-        args.model_arch = models.arch_from_filename(args.model_ckpt_path)
+    else:
+        arch, path = parse_source(args.model_ckpt_path)
+        if args.model_arch is None:
+            args.model_arch = models.source_name(args.model_ckpt_path)
+        elif arch is None:
+            args.model_ckpt_path = f"{args.model_arch}={path}"
+        else:
+            parser.error(f"-a is the architecture of a FILE, but -m {args.model_ckpt_path} names its own")
     if args.run_name is not None:
         try:
             files.relative_path(args.run_name, "--run-name")

@@ -3,7 +3,10 @@
     python scripts/report.py
     python scripts/report.py --results smoke/results --data smoke/data --out smoke/report.html
 
-The page needs no other file and no network; it reads on a phone and prints.
+The page needs no other file and no network; it reads on a phone and prints. Beside it go two long tables for
+statistics of one's own: scores.csv (every score of a pair of models, with what is known of its interval, p-value and
+calibration, and what it may be compared with) and evidence.csv (means and rises over eps, with intervals over
+architectures).
 """
 
 import argparse
@@ -18,7 +21,7 @@ from loguru import logger
 
 from univ import cli, files, runs
 from univ.data import DATASETS
-from univ.show import report
+from univ.show import report, tidy
 from univ.show.sources import Sources, add_arguments
 from univ.show.summary import summarize
 
@@ -39,12 +42,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
-    page = report.build(Sources.of(args), args.readme)
+    sources = Sources.of(args)
+    page = report.build(sources, args.readme)
     out = args.out or args.results / "report.html"
     files.write_text(out, page)
     logger.info("wrote {} ({:.1f} MB)", out, len(page.encode()) / 1e6)
+    for name, table in (("scores", tidy.scores(sources)), ("evidence", tidy.evidence(sources))):
+        files.write_text(out.with_name(f"{name}.csv"), table.to_csv(index=False))
+        logger.info("wrote {} ({:,} rows)", out.with_name(f"{name}.csv"), len(table))
     if args.summary:
-        text = summarize(args.results, args.summary, scale=args.about)
+        text = summarize(args.results, args.summary, scale=args.about, margin=args.margin)
         files.write_text(out.with_name("summary.md"), text)
 
 

@@ -23,7 +23,7 @@ from univ import cli
 from univ.data import find_dataset, trainable
 from univ.eps import EPS, eps_value
 from univ.errors import InputError
-from univ.models import default_models, file_stem, find_checkpoint
+from univ.models import default_models, file_stem, find_checkpoint, seeded, split_seed
 from univ.results import ResultFile
 
 STAGES = ("download", "data", "train", "evaluate", "invert", "compare", "func", "subgroups", "probes", "figures")
@@ -51,6 +51,7 @@ class StudyFile(BaseModel):
     name: str
     data: str
     models: list[str] = []
+    seeds: list[Annotated[int, Field(ge=0)]] = []
     eps: Annotated[list[Eps], Field(min_length=1)]
     inputs: Annotated[list[Input], Field(min_length=1)] = ["standard", "inverted"]
     published: list[Literal["models", "inverted"]] = []
@@ -98,6 +99,9 @@ class StudyFile(BaseModel):
         study.images = study.images or str(dataset.default_path or "")
         study.checkpoints = study.checkpoints or f"data/cnns/{study.data}"
         study.inverted = study.inverted or f"data/{study.data}/inverted"
+        if study.seeds and "seed" in study.train:
+            raise InputError(f"train: seed: seeds says it already, {study.seeds}: remove one of them")
+        study.seeds = list(dict.fromkeys(study.seeds)) or [int({**study.common, **study.train}.get("seed", 0))]
         study.probe_eps = study.probe_eps or [study.eps[-1]]
         study.subgroups = {"eps": list(dict.fromkeys([study.eps[0], study.eps[-1]])), **study.subgroups}
         return study
@@ -110,13 +114,28 @@ class StudyFile(BaseModel):
         """The architectures of a radius: those named, or those that the paper compares there."""
         return self.models or default_models(self.data, eps)
 
+    def trained(self, eps: str) -> list[str]:
+        """The models of a radius: each architecture with each seed."""
+        return list(dict.fromkeys(seeded(*_seed_in(arch, seed)) for arch in self.archs(eps) for seed in self.seeds))
+
+    def named(self, *radii: str) -> list[str]:
+        """The models of some radii, where they are not what the scripts compare by themselves."""
+        if not self.models and self.seeds == [0]:
+            return []
+        return list(dict.fromkeys(model for eps in radii for model in self.trained(eps)))
+
+    def seed(self, stem: str) -> Flags:
+        """The seed to train a model with; nothing where it is the scripts' own default."""
+        seed = split_seed(self.arch(stem))[1] or 0
+        return {"seed": seed} if seed or "seed" in {**self.common, **self.train} else {}
+
     def arch(self, stem: str) -> str:
-        """The architecture that a part of a file name stands for."""
-        return {file_stem(arch): arch for eps in self.eps for arch in self.archs(eps)}[stem]
+        """The architecture, with its seed, that a part of a file name stands for."""
+        return {file_stem(arch): arch for eps in self.eps for arch in self.trained(eps)}[stem]
 
     def pairs(self, radii: Iterable[str] | None = None) -> list[tuple[str, str]]:
         """(eps, part of a file name) of every model."""
-        return [(eps, file_stem(arch)) for eps in radii or self.eps for arch in self.archs(eps)]
+        return [(eps, file_stem(arch)) for eps in radii or self.eps for arch in self.trained(eps)]
 
     def checkpoint(self, eps: str, stem: str) -> str:
         """The file of a model: the one that is there, however it is called, or the one to be made."""
@@ -166,6 +185,12 @@ class StudyFile(BaseModel):
         """What runs a script of a stage, `python` or torchrun; the words that say how many processes decode images."""
         own = {**(self.common if stage not in ("subgroups", "figures") else {}), **getattr(self, stage)}
         return own.get("launch", "python"), shlex.join(words({"workers": own.get("workers")}))
+
+
+def _seed_in(arch: str, seed: int) -> tuple[str, int]:
+    """A model's architecture and seed: the one in its name, if it has one."""
+    name, own = split_seed(arch)
+    return name, seed if own is None else own
 
 
 _PREPARED = {"center": "center", "normalize": "norm"}

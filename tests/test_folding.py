@@ -36,7 +36,7 @@ def test_folded_models_compute_the_same(train_set, arch):
     assert folded.head.out_features == model.num_classes and folded.spec is model.spec
 
     model.eval()
-    images = torch.rand(2, 3, model.input_size, model.input_size, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for ours, expected in zip(outputs(folded, images), outputs(model, images), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())

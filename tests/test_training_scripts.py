@@ -47,7 +47,7 @@ def refused(main, argv, capsys) -> str:
 def trained(tmp_path_factory) -> Path:
     """A folder with one epoch of adversarial training."""
     folder = tmp_path_factory.mktemp("cnns") / "eps1"
-    cifar10_training.main([*QUICK, "-s", str(folder), "-e", "1", "-a", "1", "-p", "1", "--seed", "7"])
+    cifar10_training.main([*QUICK, "-s", str(folder), "-e", "1", "-a", "1", "-p", "1"])
     return folder
 
 
@@ -137,7 +137,7 @@ def test_the_architecture_is_read_from_name_or_content(trained):
 def test_a_complete_run_is_left_alone_and_its_model_comes_back(trained):
     before = (trained / "checkpoint.pt.latest").stat().st_mtime_ns
     (trained / "vgg11.pt").unlink()
-    argv = [*QUICK, "-s", str(trained), "-e", "1", "-a", "1", "-p", "1", "--seed", "7", "--resume"]
+    argv = [*QUICK, "-s", str(trained), "-e", "1", "-a", "1", "-p", "1", "--resume"]
     cifar10_training.main(argv)
     assert (trained / "vgg11.pt").exists()
     assert (trained / "checkpoint.pt.latest").stat().st_mtime_ns == before
@@ -209,7 +209,7 @@ def test_an_unwritable_table_is_found_before_the_evaluation(trained, tmp_path, c
 def test_work_in_save_is_not_overwritten_unasked(trained, tmp_path, capsys):
     argv = [*QUICK, "-s", trained, "-e", "1"]
     assert "--overwrite" in refused(cifar10_training.main, argv, capsys)
-    other_batch = [*argv, "-b", "128", "--resume", "-a", "1", "-p", "1", "--seed", "7"]
+    other_batch = [*argv, "-b", "128", "--resume", "-a", "1", "-p", "1"]
     assert "batch_size was 256, now 128" in refused(cifar10_training.main, other_batch, capsys)
     assert "architecture was vgg11" in refused(cifar10_training.main, [*argv, "-m", "resnet10", "--resume"], capsys)
     (tmp_path / "vgg11.pt").write_bytes(b"a published checkpoint")

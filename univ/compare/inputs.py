@@ -19,7 +19,7 @@ from univ.eps import EPS
 from univ.errors import InputError
 from univ.inversion import images as inverted
 from univ.inversion.record import read_column, read_origin
-from univ.models import Classifier, default_models, file_stem, find_arch, find_checkpoint, load_model
+from univ.models import MODELS_HELP, Classifier, Source, default_models, file_stem, find_sources, source_text
 from univ.reps.cache import RepCache
 from univ.reps.extract import Extraction, extract
 from univ.reps.identity import Identity, Inputs, hash_indices
@@ -48,8 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-e", "--exp", type=tag, default="0", help="tag of the index file and of the results' names, a number")
     text = "folder of the checkpoints, or one that holds <eps>/ or <models>/<eps>/; default: data/cnns"
     add("--model-dir", type=cli.existing_dir, help=text)
-    text = "these models only; default: those the study compares in this setting"
-    add("--model-names", nargs="+", metavar="MODEL", help=text)
+    text = f"these models only: {MODELS_HELP}; default: those the study compares in this setting"
+    add("--model-names", type=source_text, nargs="+", metavar="MODEL", help=text)
+    cli.add_pixel_statistics(group)
     add("--data-path", type=cli.existing_path, help="where the images are, when not at the data set's usual place")
     add("--labels-path", type=cli.existing_file, help="CSV of labels, where the images do not bring theirs")
     text = "images drawn when there is no index file; default: 10000 or all if fewer; CIFAR-10, digits: all"
@@ -123,18 +124,10 @@ class ImageSet:
         return Inputs(self.dataset, images.fingerprint, images.transform_name, indices_hash, len(self))
 
 
-def find_checkpoints(names: list[str], train_set: str, eps: str, model_dir: Path | None) -> dict[str, Path]:
-    """Each model's checkpoint, looked for in `model_dir`, `model_dir/<eps>` and `model_dir/<train set>/<eps>`.
-
-    Raises:
-        FileNotFoundError: a checkpoint is missing, or there is no such folder.
-    """
+def model_folder(train_set: str, eps: str, model_dir: Path | None) -> Path:
+    """Where checkpoints are looked for: `model_dir/<train set>/<eps>`, `model_dir/<eps>`, else `model_dir` itself."""
     root = Path("data/cnns") if model_dir is None else model_dir
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root} (see --model-dir)")
-    folders = [folder for folder in (root / train_set / eps, root / eps) if folder.is_dir()]
-    folder = folders[0] if folders else root
-    return {name: find_checkpoint(folder, name, train_set) for name in names}
+    return next((folder for folder in (root / train_set / eps, root / eps) if folder.is_dir()), root)
 
 
 @dataclass(frozen=True)
@@ -143,14 +136,14 @@ class Models:
 
     Attributes:
         train_set, eps: what they were trained on, name of the radius they were trained with.
-        checkpoints: name -> file; it is loaded when the model first has to look at images.
+        sources: by name; a model is loaded when it first has to look at images.
         device, precision, batch, workers, quiet: how they look at them.
         cache_dir: what they made of images is kept here; None to keep it nowhere.
     """
 
     train_set: str
     eps: str
-    checkpoints: Mapping[str, Path]
+    sources: Mapping[str, Source]
     device: torch.device
     precision: str = "fp32"
     batch: int = 64
@@ -166,8 +159,7 @@ class Models:
         Raises:
             InputError: the models take different sizes, so that they would not see the same images.
         """
-        default = DATASETS[self.train_set].image_size
-        sizes = {name: find_arch(name, self.train_set).input_size or default for name in self.checkpoints}
+        sizes = {name: source.image_size for name, source in self.sources.items()}
         if len(set(sizes.values())) > 1:
             raise InputError(
                 f"the models take images of different sizes ({sizes}): compare them apart, see --model-names"
@@ -176,8 +168,8 @@ class Models:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each model's checkpoint."""
-        return {name: files.content_hash(path) for name, path in self.checkpoints.items()}
+        """SHA-256 of each model's checkpoint, or of its weights and code where it has none."""
+        return {name: source.digest for name, source in self.sources.items()}
 
     def extractions(self, images: ImageSet, *, flatten: bool = True) -> dict[str, Extraction]:
         """Every model's representations and logits of the images, from the cache where it holds them.
@@ -185,13 +177,13 @@ class Models:
         Args:
             flatten: False keeps activations (N, C, H, W), which are not cached.
         """
-        ways = {name: partial(self._extract, name, images, flatten) for name in self.checkpoints}
+        ways = {name: partial(self._extract, name, images, flatten) for name in self.sources}
         if self.cache_dir is None or not flatten:
             return {name: extract_it() for name, extract_it in ways.items()}
         cache, extractions = RepCache(self.cache_dir, images.dataset, self.eps, images.inverted), {}
         for name, extract_it in ways.items():
-            node = find_arch(name, self.train_set).node
-            identity = Identity(images.identity, name, node, self.hashes[name], self.precision)
+            source = self.sources[name]
+            identity = Identity(images.identity, source.arch, source.spec.node, self.hashes[name], self.precision)
             key = f"{images.source}/{name}" if images.source else name
             extractions[name] = cache.fetch(key, identity, extract_it)
         cache.finish()  # also what a killed run left
@@ -199,7 +191,7 @@ class Models:
 
     def _extract(self, name: str, images: ImageSet, flatten: bool) -> Extraction:
         if name not in self._loaded:
-            self._loaded[name] = load_model(name, self.train_set, self.checkpoints[name], device=self.device)
+            self._loaded[name] = self.sources[name].load(self.device)
         what = f"{name} on images of {images.source}" if images.source else name
         how = {"device": self.device, "workers": self.workers, "precision": self.precision, "quiet": self.quiet}
         network, chosen = self._loaded[name], images.chosen
@@ -266,18 +258,18 @@ def _first(args: argparse.Namespace, images: Images, source: str = "") -> ImageS
 
 def _inverted_files(args: argparse.Namespace, models: Models) -> dict[str, Path]:
     folder = args.inverted_imgs_dir or DATASETS[args.dataset].inverted_path
-    return {name: inverted.find_inverted(folder, file_stem(name), models.eps) for name in models.checkpoints}
+    return {name: inverted.find_inverted(folder, file_stem(name), models.eps) for name in models.sources}
 
 
 def _require_made_through(models: Models, name: str, path: Path) -> None:
     """Refuse images made through another checkpoint of a model, or others than their JSON describes."""
     record, mine = read_origin(path), models.hashes[name]
     if not record:
-        logger.info("{} has no JSON: nobody knows whether it was made through {}", path, models.checkpoints[name])
+        logger.info("{} has no JSON: nobody knows whether it was made through {}", path, models.sources[name])
     checkpoint = record.get("settings", {}).get("checkpoint", mine)
     if checkpoint != mine:
         raise InputError(
-            f"{path} was made through another checkpoint ({checkpoint[:12]}...) than {models.checkpoints[name]} "
+            f"{path} was made through another checkpoint ({checkpoint[:12]}...) than {models.sources[name]} "
             f"({mine[:12]}...): invert anew (inversion.py --overwrite), or see --model-dir"
         )
 
@@ -302,7 +294,8 @@ def start(args: argparse.Namespace) -> tuple[Models, list[ImageSet]]:
     if args.config_file_path is not None and not files.destination(args.config_file_path).exists():
         files.write_json(args.config_file_path, vars(args))
     names = args.model_names or default_models(args.models, args.eps)
-    checkpoints = find_checkpoints(names, args.models, args.eps, args.model_dir)
+    folder = model_folder(args.models, args.eps, args.model_dir)
+    sources = find_sources(names, folder=folder, dataset=args.models, mean=args.mean, std=args.std)
     work = {name: getattr(args, name) for name in ("device", "precision", "batch", "workers", "cache_dir", "quiet")}
-    models = Models(args.models, args.eps, checkpoints, **work)
+    models = Models(args.models, args.eps, sources, **work)
     return models, open_image_sets(args, models)

@@ -95,12 +95,15 @@ def run_measures(
     if not todo:
         return 0
     facts: dict[str, Facts] = {}
+    widths: dict[str, int] = {}  # measures such as Procrustes and k-NN depend on them
     flatten = not any(CARDS[key].maps for key in args.measures)
 
     def inputs_of(images: ImageSet) -> dict[str, Any]:
         extractions, labels = models.extractions(images, flatten=flatten), images.labels
         if facts_on is not None:
             facts[images.source] = facts_on(extractions, labels)
+        elif flatten:
+            widths.update({name: extraction.reps.shape[1] for name, extraction in extractions.items()})
         return {name: as_input(extraction, labels) for name, extraction in extractions.items()}
 
     def save(comparison: Comparison) -> None:
@@ -109,7 +112,9 @@ def run_measures(
         if comparison.failure is not None:
             logger.error("{} was not computed: {}", comparison.name, comparison.failure)
         else:
-            _save(args, todo[comparison.name], comparison, _by_source(facts))
+            _save(
+                args, todo[comparison.name], comparison, {**_by_source(facts), **({"widths": widths} if widths else {})}
+            )
 
     measures = [task.measure for task in todo.values()]
     settings = {"permutations": args.perturbs, "ci": args.ci, "seed": args.seed, "device": args.device}

@@ -207,6 +207,7 @@ class Sidecar(Schema):
     versions: dict[str, str] | None = None
     accuracy: dict[str, float] | dict[str, dict[str, float]] | None = None
     num_classes: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    widths: dict[str, int] | None = None
     probes: dict[str, ProbeAbout] | None = None
 
 
@@ -223,6 +224,18 @@ class SubgroupRow(Schema):
     eps: Radius
     dataset: Word = ""
     input: Input = "standard"
+
+
+class CompanionRow(Schema):
+    """A row of what goes beside a matrix of scores: the ends of an interval, a p-value or a calibrated score."""
+
+    model1: Word
+    model2: Word
+    score: float
+    low: float = math.nan
+    high: float = math.nan
+    p_value: float = math.nan
+    calibrated: float = math.nan
 
 
 class ProbeRow(Schema):

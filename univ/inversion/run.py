@@ -23,7 +23,6 @@ from univ.inversion import null, record
 from univ.inversion.jobs import Job, images_of
 from univ.inversion.optimise import Inversion, Inverter
 from univ.inversion.parts import Parts
-from univ.models import load_model
 from univ.models.precision import arithmetic
 
 SHEET_COLUMNS = 8
@@ -54,7 +53,7 @@ def invert(args: argparse.Namespace, job: Job, share: Sequence[range], device: t
     Raises:
         InputError: the device's memory does not hold a batch, or a distance is NaN.
     """
-    model = load_model(job.arch, args.pretrain_dataset, job.checkpoint, device=device)
+    model = job.source.load(device)
     parts, work = job.parts(), [len(positions) * args.iterations for positions in share]
     with arithmetic(args.precision, device):
         inversion = Inversion(args.iterations, args.step_size, args.tol)
@@ -75,7 +74,7 @@ def _pairs(
     args: argparse.Namespace, job: Job, share: Sequence[range], device: torch.device
 ) -> Iterator[tuple[range, Tensor, Tensor]]:
     """(positions, first iterates, target images), decoded ahead by the workers."""
-    images = images_of(args, job.input_size)
+    images = images_of(args, job.source)
     for size, group in itertools.groupby(share, key=len):
         group = list(group)
         chosen = torch.cat([index[p.start : p.stop] for p in group for index in (job.seeds, job.targets)])
@@ -106,7 +105,7 @@ def _null(args: argparse.Namespace, job: Job, images: Images, device: torch.devi
 
 def assemble(args: argparse.Namespace, job: Job, parts: Parts, device: torch.device) -> dict[str, Any]:
     """Put the parts together and write CSV, contact sheet, settings and images; returns what to log."""
-    inverted, images = parts.collect(), images_of(args, job.input_size)
+    inverted, images = parts.collect(), images_of(args, job.source)
     final = inverted.final_distance
     distance = {"min": final.min().item(), "median": final.median().item(), "max": final.max().item()}
     try:

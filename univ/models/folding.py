@@ -116,7 +116,7 @@ def _find_pairs(classifier: Classifier) -> tuple[tuple[str, str], ...]:
                 module.register_forward_pre_hook(lambda _, args, name=name: inputs.append((name, id(args[0]))))
             )
     parameter = next(classifier.model.parameters())
-    image = parameter.new_zeros(1, 3, classifier.input_size, classifier.input_size)
+    image = parameter.new_zeros(1, 3, classifier.image_size, classifier.image_size)
     readers = _Readers()
     try:
         with frozen(classifier), torch.no_grad(), readers:

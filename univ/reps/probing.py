@@ -15,7 +15,7 @@ from univ import files, models, runs
 from univ.data import DATASETS, Images, open_images
 from univ.data.indices import read_labels
 from univ.errors import InputError
-from univ.models import Classifier
+from univ.models import Classifier, Source
 from univ.reps import files as repfiles
 from univ.reps import probes
 from univ.reps.extract import extract
@@ -58,9 +58,13 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
         InputError: not as many labels as representations.
     """
 
-    @functools.cache  # loaded only if something is extracted
+    @functools.cache  # looked for only if something is extracted
+    def source() -> Source:
+        return models.find_source(args.model_ckpt_path, dataset=args.train_set, mean=args.mean, std=args.std)
+
+    @functools.cache
     def model() -> Classifier:
-        return models.load_model(args.model_arch, args.train_set, args.model_ckpt_path, device=args.device)
+        return source().load(args.device)
 
     parts = {}
     for split in repfiles.FILE_NAMES:
@@ -68,9 +72,9 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
         extracted = _given(args, "reps", split) is None
         reps = None if extracted else repfiles.open_reps(path)
         if extracted or labels_file is None:
-            images = open_part(args, split, model().input_size if extracted else None)
+            images = open_part(args, split, source().image_size if extracted else None)
         if reps is None:
-            reps = _extract(args, path, split, model(), images)
+            reps = _extract(args, path, split, source(), model(), images)
         labels = images.labels if labels_file is None else read_labels(labels_file, length=len(reps))
         if len(labels) != len(reps):
             raise InputError(f"{path} holds {len(reps):,} representations, there are {len(labels):,} labels")
@@ -78,15 +82,17 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
     return parts
 
 
-def _extract(args: argparse.Namespace, path: Path, split: str, model: Classifier, images: Images) -> Tensor:
+def _extract(
+    args: argparse.Namespace, path: Path, split: str, source: Source, model: Classifier, images: Images
+) -> Tensor:
     identity = {
         "dataset": args.dataset,
         "split": split,
         "fingerprint": images.fingerprint,
         "transform": images.transform_name,
-        "arch": args.model_arch,
+        "arch": source.arch,
         "node": model.spec.node,
-        "checkpoint": files.content_hash(args.model_ckpt_path),
+        "checkpoint": source.digest,
         "dtype": args.reps_dtype,
         "precision": args.precision,
         "n": len(images),

@@ -58,7 +58,8 @@ settings only. A CSV without JSON, as published ones are, counts as done, with s
 ## Other files
 
 - `subgroups/<data set>/{SUBGROUPS_NAME}` (subgroup_sim.py): similarity on the images on which two models predict the
-  same and on the others. Column `made` names the entry of the JSON's `rows` that says how a row was made.
+  same and on the others, on `n` of the `n_group` images of each group. Column `made` names the entry of the JSON's
+  `rows` that says how a row was made.
 - `probing/{PROBES_NAME}` (compare_probes.py): share of images to which two probes give the same class.
 - `accuracy.csv` and all in folders `accuracy` (--results-file of the training scripts): accuracy in percent on the test
   part, clean where attack_eps is 0.

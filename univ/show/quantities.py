@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,8 @@ from univ.eps import eps_value
 from univ.errors import InputError
 from univ.inversion.images import SUFFIXES, open_inverted
 from univ.inversion.record import read_column
-from univ.measures.cards import CARDS, SHOWN, in_study
+from univ.measures.cards import CARDS, SHOWN, find_card, in_study
+from univ.show import evidence
 
 REPRESENTATIONAL, FUNCTIONAL = in_study("reps"), in_study("outputs")
 """The measures of the study's figures, in their order."""
@@ -41,9 +43,108 @@ def with_similarity(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of measures in SHOWN, with a column `similarity`: the score turned so that larger means more alike."""
     table = table[table["measure"].isin(list(SHOWN))].copy()
     table["similarity"] = np.nan
-    for measure, rows in table.groupby("measure"):
-        table.loc[rows.index, "similarity"] = SHOWN[measure].similarity(rows["score"])
+    for measure in set(table["measure"]):
+        rows = table["measure"] == measure
+        table.loc[rows, "similarity"] = SHOWN[measure].similarity(table.loc[rows, "score"].to_numpy())
     return table
+
+
+class Trend(NamedTuple):
+    """Change of similarity over eps, the ends of its confidence interval and its two-sided p-value."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def eps_trend(table: pd.DataFrame, *, level: float = evidence.LEVEL) -> Trend:
+    """Whether similarity rises over eps, with architectures as units: see `evidence`.
+
+    A line is fitted to each pair of models; the mean is its change from the smallest to the largest eps, over pairs of
+    different architectures. Seeds (`resnet18@0`, `resnet18@1`) of one architecture count together. The interval has
+    been simulated to hold its level from 4 architectures on; 3 are the least there can be.
+
+    Args:
+        table: columns model1, model2, eps, and similarity or score, of one measure, data set and kind of images, as
+            `results.load_long_table` gives them. Scores are turned so that larger is more alike.
+
+    Returns:
+        In units of the similarity. low, high and p are nan with fewer than three architectures, all are nan where no
+        pair has two eps.
+
+    Raises:
+        InputError: the table pools several measures, data sets, kinds of images, tags or k.
+    """
+    estimate = rise_over_eps(table)
+    return Trend(estimate.mean, *estimate.interval(level), estimate.p)
+
+
+def eps_equivalence(table: pd.DataFrame, margin: float = evidence.MARGIN) -> float:
+    """p-value of "over eps the similarity changes by more than margin": below 0.05 it is equivalent within -+margin.
+
+    Two one-sided tests on the estimate of `eps_trend`.
+    """
+    return rise_over_eps(table).equivalence_p(margin)
+
+
+def rise_over_eps(table: pd.DataFrame) -> evidence.Estimate:
+    """The estimate behind `eps_trend`."""
+    for name in ("measure", "dataset", "input", "exp", "knn"):
+        if name in table and (several := sorted(set(table[name].dropna()))) and len(several) > 1:
+            raise InputError(f"a rise over eps is of one {name}, got {', '.join(map(str, several))}: choose one")
+    if "similarity" not in table:
+        known = "measure" in table and table["measure"].isin(list(SHOWN)).all()
+        table = with_similarity(table) if known else table.assign(similarity=table["score"])
+    table = table[~within_architecture(table)]
+    return evidence.rise(zip(zip(table["model1"], table["model2"]), table["eps"], table["similarity"]))
+
+
+ERRORS = 20
+"""Below so many errors of a model, what is measured on errors alone is noise: intervals cover 28 to 56 %."""
+OF_ERRORS = ("norm", "error_consistency")
+
+
+def too_few_errors(table: pd.DataFrame, accuracies: pd.DataFrame | None) -> np.ndarray:
+    """Of each row of a long table, whether its score is one of errors, and one of the models made fewer than ERRORS.
+
+    Args:
+        table: with the column `images`, how many were compared; nan where that is not known, and all are kept.
+        accuracies: on the compared images; a model that is not in it counts as having enough.
+    """
+    few = np.zeros(len(table), dtype=bool)
+    if accuracies is None or "images" not in table or not table["measure"].isin(OF_ERRORS).any():
+        return few
+    about = ["dataset", "input", "eps", "exp"]
+    columns = accuracies[[*about, "source", "model", "accuracy"]]
+    accuracy = {tuple(key): share for *key, share in columns.itertuples(index=False)}
+    columns = table[["measure", "images", *about, "model1", "model2"]]
+    for row, (measure, images, *setting, first, second) in enumerate(columns.itertuples(index=False)):
+        source = first if setting[1] == "inverted" else ""
+        errors = [images * (1 - accuracy.get((*setting, source, model), math.nan)) for model in (first, second)]
+        few[row] = measure in OF_ERRORS and any(round(count) < ERRORS for count in errors if not math.isnan(count))
+    return few
+
+
+SIZE_FREE = ("cka", "cos", "rsa")
+
+
+def depends_on_size(measure: str) -> bool:
+    """Whether the expectation of a measure of representations depends on the number of images, of neighbours or on the
+    widths, so that scores are compared at equal ones only; CKA is debiased, and so does not."""
+    return find_card(measure).of == "reps" and measure not in SIZE_FREE
+
+
+def ends_at_one(measure: str) -> bool:
+    """Whether the similarity of identical models is 1, so that a margin in shares makes sense."""
+    card = find_card(measure)
+    return card.self_score is not None and card.similarity(card.self_score) == 1
+
+
+def within_architecture(table: pd.DataFrame) -> np.ndarray:
+    """Of each row, whether model1 and model2 are trainings of one architecture that differ in their seeds."""
+    first, second = (table[name].map(evidence.architecture).to_numpy() for name in ("model1", "model2"))
+    return np.asarray(first == second, dtype=bool)
 
 
 def order_datasets(names: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import datetime
 import io
 from collections.abc import Sequence
@@ -18,8 +19,23 @@ from univ.data.loaders import stream
 from univ.data.selection import select
 from univ.eps import eps_of_path
 from univ.errors import InputError
-from univ.models import arch_from_filename, build_model, checkpoints, file_stem, find_arch, load_model
+from univ.models import (
+    MODELS_HELP,
+    Classifier,
+    Source,
+    checkpoints,
+    file_stem,
+    find_arch,
+    find_source,
+    seeded,
+    source_name,
+    source_text,
+    split_seed,
+)
+from univ.models.classifier import assemble
+from univ.models.names import parse_source
 from univ.models.precision import PRECISIONS
+from univ.models.sources import pixel_statistics
 from univ.runs import Distributed
 from univ.training import folder
 from univ.training.evaluation import evaluate
@@ -42,8 +58,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, **default
     """
     _add_arguments(parser, **defaults)
     args = parser.parse_args(argv)
-    if not args.train and args.eval is None:
-        parser.error("-t 0 evaluates a checkpoint: give it with -v/--eval")
+    if not args.train and args.eval is None and args.model is None:
+        parser.error("-t 0 evaluates a checkpoint: give it with -v/--eval, or with -m a model that brings its weights")
     if args.train and args.results_file is not None:
         parser.error("--results-file is for evaluations: use it with -t 0 -v FILE")
     if args.resume and args.eval is not None:
@@ -69,8 +85,10 @@ def _add_arguments(
 ) -> None:
     group = parser.add_argument_group("model and data")
     add = group.add_argument
-    text = f"architecture (default: what the name of -v's file says, without -v {model})"
-    add("-m", "--model", metavar="ARCH", help=text)
+    text = f"architecture (default: what the name of -v's file says, without -v {model}), of the study, timm:NAME, "
+    text += f"torchvision:NAME or module:FILE.py:FUNCTION; --seed N trains it as ARCH@N; with -t 0 also {MODELS_HELP}"
+    add("-m", "--model", type=source_text, metavar="ARCH", help=text)
+    cli.add_pixel_statistics(group)
     add("-d", "--data", type=cli.folder, metavar="DIR", help=f"folder of the data (default: {data})")
     add("-s", "--save", type=cli.output_dir, metavar="DIR", default=save, help="where checkpoints go")
     cli.add_fast_images(group)
@@ -145,12 +163,12 @@ def run(args: argparse.Namespace, train_set: str) -> None:
     process = Distributed.from_environment(args.device)
     runs.start(quiet=args.quiet)
     try:
-        arch = arch_of(args, train_set)  # a wrong one is refused before --save is made
         if args.train:
+            arch = arch_of(args, train_set)  # a wrong one is refused before --save is made
             with folder.only_run(args.save, process):
                 _train(args, arch, train_set, process)
         else:
-            _evaluate(args, arch, train_set, process)
+            _evaluate(args, source_of(args, train_set), process)
     finally:
         process.close()
 
@@ -170,23 +188,40 @@ def attack_of(args: argparse.Namespace) -> Attack | AutoAttack:
     )
 
 
-def arch_of(args: argparse.Namespace, train_set: str) -> str:
-    """The architecture: -m, or what the name of -v's file or its content says, or the script's default.
+def source_of(args: argparse.Namespace, train_set: str) -> Source:
+    """The model that -m and -v name: a checkpoint whose architecture is known, or one that brings its weights.
 
     Raises:
-        InputError: it is unknown, or -v does not tell.
+        InputError: the architecture is unknown, or -v does not tell.
+        FileNotFoundError: the weights are not there.
+    """
+    text = args.model
+    if args.eval is not None:
+        if text is not None and parse_source(text)[1] is not None:
+            raise InputError(f"-m {text} and -v {args.eval} both name a file: give one")
+        text = f"{text}={args.eval}" if text is not None else args.eval
+    return find_source(text, dataset=train_set, mean=args.mean, std=args.std)
+
+
+def arch_of(args: argparse.Namespace, train_set: str) -> str:
+    """The architecture to train, with the seed in its name: -m, or what -v's file is of, or the script's default.
+
+    Raises:
+        InputError: it is unknown or cannot be trained, -v does not tell, or --seed is another than -m's.
     """
     arch = args.model
-    if arch is None and args.eval is not None:
-        try:
-            arch = arch_from_filename(args.eval)
-        except InputError:
-            arch = checkpoints.load_checkpoint(args.eval).get("arch")  # in ours, whatever the file is called
-            if arch is None:
-                raise
-    arch = arch or args.default_model
+    if arch is not None and parse_source(arch)[1] is not None:
+        raise InputError(f"-m {arch}: a training begins with an architecture; weights to go on from are -v FILE")
+    if arch is None:
+        arch = args.default_model if args.eval is None else find_source(args.eval, dataset=train_set).arch
+    if arch.startswith(("hub:", "robustbench:")):
+        raise InputError(f"-m {arch} can be evaluated (-t 0), not trained: name its architecture as timm:NAME")
+    arch, seed = split_seed(arch)
+    if seed is not None and args.seed not in (0, seed):
+        raise InputError(f"-m {arch}@{seed} is trained with seed {seed}, but --seed says {args.seed}: give one")
+    args.seed = args.seed if seed is None else seed
     find_arch(arch, train_set)
-    return arch
+    return seeded(arch, args.seed)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -208,7 +243,8 @@ def _train(args: argparse.Namespace, arch: str, train_set: str, process: Distrib
         sync_bn=args.sync_bn,
     )
     saving = Saving(args.save, checkpoint_every=args.ckpt, minutes=args.save_minutes)
-    finished = args.save / f"{file_stem(arch)}{dataset.suffix}"
+    name = source_name(arch)
+    finished = args.save / f"{file_stem(name)}{dataset.suffix}"
     files.destination(finished)
     asked = {"resume": args.resume, "checkpoint": args.eval, "overwrite": args.overwrite}
     start_from = folder.find_start(args.save, finished, arch, recipe, **asked)
@@ -225,17 +261,23 @@ def _train(args: argparse.Namespace, arch: str, train_set: str, process: Distrib
     data = open_data(args, train_set)
     if args.eval is None and start_from is not None:
         folder.refuse_other_settings(path, differences(checkpoint, recipe, data.identity))
-    model = build_model(arch, train_set, seed=args.seed)
+    model = _new_model(args, arch, train_set)
     process.barrier()  # every process has looked at --save before one of them writes there
     if process.is_main:
         if start_from is None or not (args.eval is None or folder.continues_in_place(args.save, args.eval)):
             folder.make_room(args.save, overwrite=args.overwrite)
         arguments = {name: value for name, value in vars(args).items() if name != "default_model"}
-        chosen = {"model": arch, "precision": recipe.precision, "weight_decay": recipe.weight_decay}
+        chosen = {"model": name, "precision": recipe.precision, "weight_decay": recipe.weight_decay}
         runs.write_arguments(args.save / "args.json", {**arguments, **chosen, "train_set": train_set})
         logger.info("{}", _announcement(recipe, arch, train_set, data, process))
     Trainer(model, data, recipe, saving, process, compile=args.compile, quiet=args.quiet).fit(start_from)
     folder.publish(args.save, finished, process)
+
+
+def _new_model(args: argparse.Namespace, arch: str, train_set: str) -> Classifier:
+    spec = find_arch(arch, train_set)
+    statistics = pixel_statistics([arch], args.mean, args.std)[arch]
+    return assemble(dataclasses.replace(spec, **statistics) if args.mean else spec, arch, train_set, seed=args.seed)
 
 
 def open_data(args: argparse.Namespace, train_set: str) -> Data:
@@ -282,14 +324,17 @@ def _announcement(recipe: Recipe, arch: str, train_set: str, data: Data, process
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def _evaluate(args: argparse.Namespace, arch: str, train_set: str, process: Distributed) -> None:
-    """Measure clean and robust accuracy of -v on the validation images; print them, append them to --results-file."""
+def _evaluate(args: argparse.Namespace, source: Source, process: Distributed) -> None:
+    """Measure clean and robust accuracy of a model on the validation images; print, append them to --results-file."""
     columns = () if args.results_file is None else _columns(args.results_file, args.attack)
     if columns and process.is_main:
         files.check_append(args.results_file, header=",".join(columns))
-    images = open_images(train_set, "val", data_path=args.data, purpose="evaluation", fast=args.fast_images)
+    train_set, name = source.train_set, source_name(source.arch)
+    size = source.image_size if args.eval is None else None  # what was trained here saw the data set's size
+    options = {"image_size": size, "purpose": "evaluation", "fast": args.fast_images}
+    images = open_images(train_set, "val", data_path=args.data, **options)
     _check_labels(images, train_set, "validation", args.data)
-    model = load_model(arch, train_set, args.eval, device=process.device).to(memory_format=torch.channels_last)
+    model = source.load(process.device).to(memory_format=torch.channels_last)
     attack = attack_of(args)
     clean, robust = evaluate(
         model,
@@ -304,18 +349,18 @@ def _evaluate(args: argparse.Namespace, arch: str, train_set: str, process: Dist
     )
     if not process.is_main:
         return
-    print(f"{arch} on {clean.images:,} images of {train_set}")
+    print(f"{name} on {clean.images:,} images of {train_set}")
     print(f"  clean accuracy {clean.accuracy:.2f} %, loss {clean.loss:.4f}")
     how = f"-c {args.constraint}, eps {attack.eps:g}"
     how += f", {attack.steps} steps of {args.lr:g}" if args.attack == "pgd" else f", {' + '.join(attack.parts)}"
     print(f"  robust accuracy {robust.accuracy:.2f} %, loss {robust.loss:.4f} ({how})")
     if args.results_file is None:
         return
-    timestamp, trained_eps = datetime.datetime.now().isoformat(timespec="seconds"), eps_of_path(args.eval)
+    timestamp, trained_eps = datetime.datetime.now().isoformat(timespec="seconds"), eps_of_path(source)
     step = args.lr if args.attack == "pgd" else ""  # the others choose theirs
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
-        (arch, train_set, score.accuracy, score.loss, trained_eps, lr, eps, timestamp, *about)[: len(columns)]
+        (name, train_set, score.accuracy, score.loss, trained_eps, lr, eps, timestamp, *about)[: len(columns)]
         for score, lr, eps, *about in (
             (clean, 0, 0, "none", "none"),
             (robust, step, attack.eps, args.attack, attack.norm),

@@ -93,7 +93,7 @@ def _first_iterates(args: argparse.Namespace, seeds: Tensor, positions: Sequence
 
 def _null(args: argparse.Namespace, job: Job, images: Images, device: torch.device) -> Tensor:
     """(n,) relative distance of the nearest other natural image to each target."""
-    model = load_model(job.arch, args.pretrain_dataset, job.checkpoint, device=device)
+    model = job.source.load(device)
 
     def reps_of(indices: Tensor) -> Tensor:
         batches = Batches(images, args.batch, device=device, workers=args.workers, indices=indices)

@@ -3,6 +3,7 @@
     python scripts/benchmark.py measures
     python scripts/benchmark.py training --device cuda
     python scripts/benchmark.py inversion
+    python scripts/benchmark.py attacks --networks digits:resnet10:data/cnns/digits/eps1/resnet10.pt
     python scripts/benchmark.py loading
     python scripts/benchmark.py layers
 
@@ -20,7 +21,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # univ, when it
 
 from univ import cli, runs
 
-TOPICS = ("measures", "training", "inversion", "loading", "layers")
+TOPICS = ("measures", "training", "inversion", "attacks", "loading", "layers")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -192,9 +192,9 @@ def trained(arch: str, train_set: str, robust: bool):
 @pytest.mark.parametrize(
     ("arch", "train_set", "robust", "count", "steps", "queries"),
     [
-        ("vgg11", "digits", False, 200, 20, 200),
-        ("resnet10", "digits", True, 200, 20, 200),
-        ("resnet18", "cifar10", False, 100, 10, 20),
+        ("vgg11", "digits", False, 100, 10, 100),
+        ("resnet10", "digits", True, 100, 10, 100),
+        ("resnet18", "cifar10", False, 100, 5, 10),
     ],
 )
 @pytest.mark.parametrize("norm", ["l2", "linf"])

@@ -168,7 +168,7 @@ class Inverter:
             InputError: a distance is NaN or infinite.
         """
         n, iterations, tol = len(start_images), self.inversion.iterations, self.inversion.tol
-        target, scale = _scaled(self._represent(self._network, target_images))
+        target, scale = scaled(self._represent(self._network, target_images))
         state, advance = self._runner(_State.start(start_images, target, scale))
         images = torch.empty_like(state.x)
         start, final, best = torch.empty_like(scale), torch.empty_like(scale), torch.empty_like(state.best_iteration)
@@ -206,7 +206,7 @@ class Inverter:
         """Relative distance, (n,), of every image's representation to its target's in float32; 0 is equal."""
         device = images.device
         with arithmetic("fp32", device), torch.autocast(device.type, enabled=False):
-            target, scale = _scaled(self._represent(self._model, target_images))
+            target, scale = scaled(self._represent(self._model, target_images))
             return _distance(self._represent(self._model, images), target, scale)
 
     def _runner(self, state: _State) -> tuple[_State, Callable[[], None]]:
@@ -253,13 +253,18 @@ class Inverter:
             )
         self._record(state, distance)
 
-    def _represent(self, model: Classifier, images: Tensor) -> Tensor:  # (n, 3, H, W) -> (n, D)
-        with Reader(model, self._node, self._pool) as reader:
-            model(images.contiguous(memory_format=torch.channels_last))
-            return at_least_float32(reader.rep.flatten(1))
+    def _represent(self, model: Classifier, images: Tensor) -> Tensor:
+        return represent(model, images, self._node, self._pool)
 
 
-def _scaled(target: Tensor) -> tuple[Tensor, Tensor]:
+def represent(model: Classifier, images: Tensor, node: str = HEAD_INPUT, pool: str | None = None) -> Tensor:
+    """What is inverted, (n, D), of images (n, 3, H, W): by default the input of the last layer."""
+    with Reader(model, node, pool) as reader:
+        model(images.contiguous(memory_format=torch.channels_last))
+        return at_least_float32(reader.rep.flatten(1))
+
+
+def scaled(target: Tensor) -> tuple[Tensor, Tensor]:
     """Targets (n, D), and what their distances are divided by, (n,)."""
     norm = torch.linalg.vector_norm(target, dim=1)
     # Nothing is relative to a representation of 0; the distance itself has the same minimum.

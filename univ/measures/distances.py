@@ -8,7 +8,6 @@ from torch import Tensor
 from univ.measures.base import Measure, Pair, undefined
 from univ.measures.cards import as_function, register
 from univ.measures.centering import Center
-from univ.measures.search import FindNeighbors
 from univ.measures.subsamples import Subsamples
 
 _NEAR = 1e-5  # share of both squared norms below which a squared distance is summed from differences
@@ -151,8 +150,11 @@ class HeatTrace:
     neighbors: int
 
     def __call__(self, rep: Tensor, images: Tensor) -> Tensor:
-        search = FindNeighbors(self.neighbors, "euc", center=False, ordered=False)
-        found = search.prepare(rep[images].double()).indices.long()  # float32 squares may overflow
+        if not 1 <= self.neighbors < len(images):
+            raise ValueError(
+                f"IMD of {len(images)} images takes 1 to {len(images) - 1} neighbours, got {self.neighbors}"
+            )
+        found = distances(rep, images).fill_diagonal_(torch.inf).argsort(dim=1, stable=True)[:, : self.neighbors]
         graph = torch.zeros(len(images), len(images), dtype=torch.float64, device=rep.device).scatter_(1, found, 1)
         graph = torch.maximum(graph, graph.T)
         scale = graph.sum(dim=1).rsqrt()

@@ -2,6 +2,7 @@
 
     python func.py -d imagenet100 -m imagenet100 -o eps3 -f all
     python func.py -d imagenet100 -m imagenet100 -o eps3 -f dis jsd -i 1
+    python func.py --logits A.npz B.npz -f dis jsd --dataset-name sentences
     python func.py -d cifar10 -m cifar10 -o eps1 -f dis --model-names resnet18 vgg16
 
 Writes one CSV per measure below results/, each with a JSON of all settings and the models' accuracies beside it; a CSV
@@ -15,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from univ import cli
-from univ.compare import inputs, run
+from univ.compare import given, inputs, run
 from univ.measures import CARDS, Outputs
 from univ.models.precision import PRECISIONS
 from univ.reps.extract import Extraction
@@ -31,9 +32,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("-a", "--alpha", type=cli.positive_number, default=1.0, help="exponent of the surrogate churn")
     run.add_permutations(group)
     inputs.add_arguments(parser)
+    given.add_arguments(parser, "logits")
     cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
     inputs.check_arguments(parser, args)
+    given.check_arguments(parser, args, argv, "logits")
     args.measures = run.select(args.func, "outputs")
     return args
 
@@ -54,7 +57,7 @@ def as_outputs(extraction: Extraction, labels: Tensor) -> Outputs:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    models, image_sets = inputs.start(args)
+    models, image_sets = given.start(args, "logits") if args.logits else inputs.start(args)
     if args.no_comparisons:
         run.fill_cache(models, image_sets)
     elif run.run_measures(args, models, image_sets, {"alpha": args.alpha}, as_outputs, facts_on=accuracies):

@@ -3,7 +3,9 @@
     python rep.py -d imagenet100 -m imagenet100 -o eps3 -r paper
     python rep.py -d imagenet100 -m imagenet100 -o eps3 -r cka proc -i 1
     python rep.py -d cifar10 -m cifar10 -o eps1 -r jacc -k 10 --model-names resnet18 vgg16
+    python rep.py --reps A.npy B.safetensors -r cka rsa --dataset-name sentences
     python rep.py -d digits -m digits -o eps1 --cache-dir cache --no-comparisons
+    python rep.py -d digits -m digits -o eps1 -r cka --model-names resnet10 --node 'layer*' --pool mean
 
 Writes one CSV per measure below results/, each with a JSON of all settings beside it; a CSV that was made with the
 same settings is kept. On inverted images the column names the model whose images were used.
@@ -16,11 +18,12 @@ from typing import get_args
 from torch import Tensor
 
 from univ import cli
-from univ.compare import inputs, run
+from univ.compare import given, inputs, run
 from univ.errors import InputError
 from univ.measures import CARDS
 from univ.measures.rsa import Comparison, Dissimilarity
 from univ.models.precision import PRECISIONS
+from univ.reps import nodes
 from univ.reps.extract import Extraction
 
 
@@ -48,12 +51,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rsa-dissimilarity", choices=get_args(Dissimilarity), default="correlation", help=text)
     text = "of both models' dissimilarities, for rsa (kendall: tau-a)"
     add("--rsa-comparison", choices=get_args(Comparison), default="spearman", help=text)
+    nodes.add_arguments(parser.add_argument_group("layers"), many=True)
     run.add_permutations(group)
     add("--published", action="store_true", help="the original's neighbours: own similarity 0, or the point itself")
     inputs.add_arguments(parser)
+    given.add_arguments(parser, "reps")
     cli.add_common_arguments(parser, precisions=PRECISIONS)
     args = parser.parse_args(argv)
     inputs.check_arguments(parser, args)
+    given.check_arguments(parser, args, argv, "reps")
     args.measures = run.select(args.rep, "reps")
     if "stir" in args.rep and (len(args.rep) > 1 or not args.inv or args.sample):
         parser.error("-r stir compares inverted images with their targets: run it by itself, with -i 1")
@@ -69,10 +75,32 @@ def as_reps(extraction: Extraction, labels: Tensor) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    models, image_sets = inputs.start(args)
+    if args.reps:
+        if compare_at(args, *given.start(args, "reps")):
+            raise SystemExit(1)
+        return
+    models = inputs.start_models(args)
+    if args.list_nodes:
+        for name in models.sources:
+            nodes.print_nodes(name, models.network(name))
+        return
+    image_sets = inputs.open_image_sets(args, models)
+    failed = 0
+    for node in models.find_nodes(args.node) if args.node else [None]:
+        there = nodes.node_folder(args.results, node, args.pool)
+        own = argparse.Namespace(**vars(args) | {"results": there, "node": node})
+        failed += compare_at(own, models.at(node, args.pool), image_sets)
+    if failed:
+        raise SystemExit(1)
+
+
+def compare_at(
+    args: argparse.Namespace, models: inputs.Models | given.GivenModels, image_sets: Sequence[inputs.ImageSet]
+) -> int:
+    """Compare the models at one node; return how many measures could not be computed."""
     if args.no_comparisons:
         run.fill_cache(models, image_sets)
-        return
+        return 0
     n = min(map(len, image_sets))
     if args.knn >= n and any(CARDS[key].neighbors for key in args.measures):
         raise InputError(f"--knn {args.knn} neighbours need more than {args.knn} images, there are {n}: lower --knn")
@@ -92,11 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "function": args.function,
     }
     if args.rep == ["stir"]:
-        failed = run.run_stir(args, models, image_sets)
-    else:
-        failed = run.run_measures(args, models, image_sets, options, as_reps)
-    if failed:
-        raise SystemExit(1)
+        return run.run_stir(args, models, image_sets)
+    return run.run_measures(args, models, image_sets, options, as_reps)
 
 
 if __name__ == "__main__":

@@ -332,7 +332,7 @@ def agreeing(n=200, share=0.7, seed=0):
 
 def test_subgroups_score_each_group_by_itself():
     reps, preds = agreeing()
-    table = subgroups(reps, preds, ["cka", "proc", "jacc"])
+    table = subgroups(reps, preds, ["cka", "proc", "jacc"], size_matched=False)
     assert list(table.columns) == subgroup_scores.COLUMNS
     assert len(table) == 3 * 2 * (1 + 1 + 6)
     agree = preds["vgg"] == preds["resnet"]
@@ -340,7 +340,7 @@ def test_subgroups_score_each_group_by_itself():
     for kind, images in {"agree": agree, "disagree": ~agree}.items():
         group = pair[pair.pred_type == kind]
         x, y = reps["vgg"][images], reps["resnet"][images]
-        assert set(group.n) == {len(x)}
+        assert set(group.n) == set(group.n_group) == {len(x)} and group.spread.isna().all()
         assert group[group.metric == "cka"].score.item() == pytest.approx(oracles.cka(x.numpy(), y.numpy()), abs=1e-6)
         assert group[group.metric == "proc"].score.item() == pytest.approx(measures.procrustes(x, y), abs=1e-12)
         assert group[group.k == 10].score.item() == pytest.approx(measures.jaccard(x, y, k=10, function="euc"))
@@ -368,14 +368,19 @@ def test_subgroups_published_adds_the_hsics_of_agreeing_images():
         assert pair[(pair.k == 10) & (pair.pred_type == kind)].score.item() == pytest.approx(neighbors)
 
 
-def test_size_matched_groups_have_the_size_of_the_smaller():
+def test_groups_have_the_size_of_the_smaller_by_default():
     reps, preds = agreeing()
-    table = subgroups(reps, preds, ["jacc", "cka"], size_matched=True)
+    table = subgroups(reps, preds, ["jacc", "cka"])
+    assert (table.n == table.groupby(["model1", "model2"]).n_group.transform("min")).all()
+    assert table.groupby(["model1", "model2", "metric"]).n_group.nunique().eq(2).all()
     assert table.groupby(["model1", "model2"]).n.nunique().eq(1).all()
     smaller = table[(table.pred_type == "disagree") & (table.k == 10)]
     larger = table[(table.pred_type == "agree") & (table.k == 10)]
     assert smaller.spread.abs().max() < 1e-12, "the smaller group is always the same images"
     assert (larger.spread > 0).all()
+    whole = subgroups(reps, preds, ["jacc"], size_matched=False)
+    whole = whole[(whole.pred_type == "disagree") & (whole.k == 10)]
+    assert smaller.score.to_numpy() == pytest.approx(whole.score.to_numpy(), abs=1e-12)
     assert table.equals(subgroups(reps, preds, ["jacc", "cka"], size_matched=True))
 
 
@@ -386,6 +391,8 @@ def test_subgroups_too_small_say_why():
     assert (empty.n == 0).all()
     assert empty.score.isna().all()
     assert (empty.note != "").all()
+    assert table.score.isna().all() and (table.n == 0).all(), "cut to no image, as the smaller group has none"
+    table = subgroups(reps, preds, ["cka", "proc", "jacc", "rtd"], workers=1, size_matched=False)
     assert table[table.pred_type == "agree"].score.notna().sum() == 3 * (3 + 6)
 
 

@@ -69,7 +69,14 @@ def test_notebooks_are_committed_without_outputs(name):
 def test_full_results(studies):
     said = studies["full"].said
     figures = {name: text.count("[figure]") for name, text in said.items()}
-    expected = {"data_effect": 6, "rep_vs_pred_sim": 1, "probe_agreement": 1, "jaccard_apx": 2, "inv_img_example": 1}
+    expected = {
+        "data_effect": 6,
+        "rep_vs_pred_sim": 1,
+        "probe_agreement": 1,
+        "jaccard_apx": 2,
+        "inv_img_example": 1,
+    }
+    expected["model_maps"] = 24  # a heat map and a map of 6 measures, on regular and inverted images
     assert figures == expected and set(NOTEBOOKS) == set(plots.FIGURES)
     assert "imagenet: no results" in said["data_effect"] and "digits, " not in said["data_effect"]
     root = studies["full"].root
@@ -88,7 +95,8 @@ def test_incomplete_results(studies):
     assert "k = 500, missing:\n  imagenet: no results" in said["jaccard_apx"]
     assert f"missing: no {study / 'data' / 'digits' / 'inverted'}" in said["inv_img_example"]
     drawn = {path.stem for path in (study / "figs").iterdir()}
-    assert drawn == {"similarity_standard", "agreement_standard", "jsd_standard", "jaccard_by_k_standard"}
+    maps = {f"heat_map_{measure}_imagenet100_standard" for measure in ("cka", "proc", "rtd", "jacc", "dis", "jsd")}
+    assert drawn == maps | {"similarity_standard", "agreement_standard", "jsd_standard", "jaccard_by_k_standard"}
 
 
 def test_no_results(studies):

@@ -1,11 +1,13 @@
 """Figures hold what the tables hold; all of them are drawn from a full, a partial and an empty results folder."""
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from synthetic_results import DIGITS_MODELS, write_scores, write_sources
 
-from univ.show import plots, quantities
+from univ.show import plots, quantities, style
 from univ.show.sources import Sources
 
 
@@ -42,9 +44,9 @@ def test_legends_lie_outside_the_data(sources, tmp_path):
 
 @pytest.mark.parametrize(("kind", "base"), [("standard", "darkturquoise"), ("inverted", "plum")])
 def test_shades_darken_with_eps(kind, base):
-    light = [sum(plots.shade(kind, eps)) for eps in plots.SHADED_EPS]
+    light = [sum(style.shade(kind, eps)) for eps in style.SHADED_EPS]
     assert light == sorted(light, reverse=True)
-    nearest = min(np.abs(np.array(plots.shade(kind, eps)) - to_rgb(base)).max() for eps in np.linspace(0, 3, 50))
+    nearest = min(np.abs(np.array(style.shade(kind, eps)) - to_rgb(base)).max() for eps in np.linspace(0, 3, 50))
     assert nearest < 0.05  # the colour itself is among them
 
 
@@ -76,7 +78,8 @@ def test_heat_map_rows_are_the_sources(sources):
     shown = figure.axes[0].images[0].get_array()
     cell = table[(table["measure"] == "cka") & (table["input"] == "inverted") & (table["eps"] == 0)]
     cell = cell[(cell["model1"] == "resnet10") & (cell["model2"] == "vgg11")]["score"].item()
-    assert shown[DIGITS_MODELS.index("resnet10"), DIGITS_MODELS.index("vgg11")] == pytest.approx(cell)
+    order = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert shown[order.index("resnet10"), order.index("vgg11")] == pytest.approx(cell)
     symmetric = plots.heat_maps(table, "cka", "digits", "standard").axes[0].images[0].get_array()
     assert np.ma.allequal(symmetric, symmetric.T)
     assert plots.heat_maps(table, "cka", "imagenet", "standard") is None
@@ -98,6 +101,9 @@ def test_every_figure_has_its_name(sources):
     drawn = {stem for draw in plots.FIGURES.values() for stem, figure in draw(sources) if figure is not None}
     names = ("similarity", "agreement", "jsd", "jaccard_by_k")
     stems = {f"{name}_{kind}" for name in names for kind in ("standard", "inverted")}
+    measures = ("cka", "proc", "rtd", "jacc", "dis", "jsd")
+    maps = itertools.product(("heat_map", "model_map"), measures, ("standard", "inverted"))
+    stems |= {f"{kind}_{measure}_digits_{images}" for kind, measure, images in maps}
     assert drawn == stems | {"rep_vs_pred_digits_standard", "probe_agreement", "inverted_digits"}
 
 

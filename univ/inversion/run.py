@@ -21,7 +21,7 @@ from univ.inversion import record
 from univ.inversion.jobs import Job, images_of
 from univ.inversion.optimise import Inversion, Inverter
 from univ.inversion.parts import Parts
-from univ.models import load_model
+from univ.models import HEAD_INPUT
 from univ.models.precision import arithmetic
 
 SHEET_COLUMNS = 8
@@ -48,11 +48,12 @@ def invert(args: argparse.Namespace, job: Job, share: Sequence[range], device: t
     Raises:
         InputError: the device's memory does not hold a batch, or a distance is NaN.
     """
-    model = load_model(job.arch, args.pretrain_dataset, job.checkpoint, device=device)
+    model = job.source.load(device)
     parts, work = job.parts(), [len(positions) * args.iterations for positions in share]
     with arithmetic(args.precision, device):
         inversion = Inversion(args.iterations, args.step_size, args.tol)
-        inverter = Inverter(model, inversion, cuda_graph=not args.no_cuda_graph)
+        read = {"node": args.node or HEAD_INPUT, "pool": args.pool}
+        inverter = Inverter(model, inversion, cuda_graph=not args.no_cuda_graph, **read)
         bar = tqdm(total=sum(work), desc=job.output.stem, unit="img·it", unit_scale=True, disable=args.quiet)
         with bar:
             for number, (positions, start, targets) in enumerate(_pairs(args, job, share, device), start=1):
@@ -69,7 +70,7 @@ def _pairs(
     args: argparse.Namespace, job: Job, share: Sequence[range], device: torch.device
 ) -> Iterator[tuple[range, Tensor, Tensor]]:
     """(positions, first iterates, target images), decoded ahead by the workers."""
-    images = images_of(args, job.input_size)
+    images = images_of(args, job.source)
     for size, group in itertools.groupby(share, key=len):
         group = list(group)
         chosen = torch.cat([index[p.start : p.stop] for p in group for index in (job.seeds, job.targets)])
@@ -88,7 +89,7 @@ def _first_iterates(args: argparse.Namespace, seeds: Tensor, positions: Sequence
 
 def assemble(args: argparse.Namespace, job: Job, parts: Parts) -> dict[str, float]:
     """Put the parts together and write CSV, contact sheet, settings and images; returns what to log."""
-    inverted, images = parts.collect(), images_of(args, job.input_size)
+    inverted, images = parts.collect(), images_of(args, job.source)
     final = inverted.final_distance
     distance = {"min": final.min().item(), "median": final.median().item(), "max": final.max().item()}
     try:

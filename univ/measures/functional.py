@@ -285,7 +285,7 @@ class RelativeConfidence(Preparation):
 def known(labels: T | None) -> T:
     """The labels, for a measure that needs them."""
     if labels is None:
-        raise ValueError("this measure needs labels: pass Outputs(logits, labels)")
+        raise ValueError("this measure needs labels: pass Outputs(logits, labels), or labels=")
     return labels
 
 

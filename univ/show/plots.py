@@ -21,67 +21,29 @@ import pandas as pd
 import torch
 from loguru import logger
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from univ import cli, files, results, runs
-from univ.data import DATASETS
-from univ.errors import plain
 from univ.measures.cards import SHOWN
 from univ.show import differences, quantities
-from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, Inversions, dataset_label
+from univ.show.maps import heat_maps, model_map
+from univ.show.quantities import FUNCTIONAL, REPRESENTATIONAL, Inversions
 from univ.show.sources import Sources, add_arguments
+from univ.show.style import (
+    INPUT_COLORS,
+    INPUT_LABELS,
+    STYLE,
+    WIDTH,
+    label_of,
+    new_figure,
+    shade,
+    shown_name,
+)
 
-INPUT_COLORS = {"standard": ("#e0f9fa", "darkturquoise", "#00393d"), "inverted": ("#faf0fa", "plum", "#4b1d52")}
-INPUT_LABELS = {"standard": "regular images", "inverted": "inverted images"}
 GROUP_COLORS = {"agree": "#0072B2", "disagree": "#E69F00"}  # blue and orange of Okabe and Ito's colour-blind safe set
-SHADED_EPS = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)  # one shade each, the same in every figure
-
-WIDTH = 7.0  # inches: the text width of a two-column paper, so that fonts keep their size in print
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "0.9",
-    "pdf.fonttype": 42,  # editable text instead of outlines
-    "savefig.dpi": 200,
-    "text.parse_math": False,  # a $ in the name of a model or data set is a $
-    "text.usetex": False,
-}
-LONGEST_NAME = 60
 FEW = 15  # with fewer scores than this in every box, the scores themselves are drawn too
-
-
-def shade(images: str, eps: float) -> tuple[float, float, float]:
-    """The colour of a box: turquoise on regular images, plum on inverted ones, darker for larger radii."""
-    scale = LinearSegmentedColormap.from_list(images, INPUT_COLORS[images])
-    return to_rgb(scale(np.interp(eps, SHADED_EPS, np.linspace(0, 1, len(SHADED_EPS)))))
-
-
-def _figure(rows: int, columns: int, width: float, height: float, **subplots: object) -> tuple[Figure, np.ndarray]:
-    """A figure that belongs to nobody: no global state, nothing to close."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
-
-
-def _label(dataset: str) -> str:
-    return _name(dataset_label(dataset))
-
-
-def _name(text: str) -> str:
-    """A name from a file as a figure can show it."""
-    return plain(text, keep="\n")[:LONGEST_NAME]
 
 
 def _box(axes: Axes, position: float, scores: np.ndarray, color: object, width: float, points: float = 0) -> None:
@@ -126,7 +88,7 @@ def _eps_boxes(
             for name, line in (("upper", "-"), ("lower", "--")):
                 values = [known[name].get(eps, math.nan) for eps in radii]
                 axes.plot(positions, values, line, marker="_", markersize=9, color="black", linewidth=1)
-        ticks[positions.mean() if len(radii) else left] = _label(dataset)
+        ticks[positions.mean() if len(radii) else left] = label_of(dataset)
         left += len(radii) + 1
     spare = max(0.0, 6 - left) / 2  # a few boxes keep their width and stand in the middle
     axes.set_xlim(-0.8 - spare, left - 1.2 + spare)
@@ -173,7 +135,7 @@ def _by_eps(
             handles.append(Line2D([], [], color="black", linestyle=line, label=f"mean {side} bound"))
     else:
         bounds = None
-    figure, axes = _figure(math.ceil(len(panels) / columns), columns, *size, sharey=shared)
+    figure, axes = new_figure(math.ceil(len(panels) / columns), columns, *size, sharey=shared)
     for panel in axes.flat[len(panels) :]:
         panel.set_axis_off()
     for panel, (title, data) in zip(axes.flat, panels.items()):
@@ -248,7 +210,7 @@ def similarity_by_prediction(
     if not panels:
         return None
     smallest: list[tuple[float, int]] = []
-    figure, axes = _figure(1, len(panels), WIDTH, 2.8)
+    figure, axes = new_figure(1, len(panels), WIDTH, 2.8)
     for panel, (measure, data) in zip(axes.flat, panels.items()):
         radii = sorted(data["eps"].unique())
         few = data.groupby(["eps", "pred_type"]).size().max() <= FEW
@@ -265,7 +227,7 @@ def similarity_by_prediction(
             panel.text(position, high + 0.06 * (high - low), text, ha="center", va="bottom", fontsize=7.5)
         panel.set_title(f"Jaccard (k = {k})" if measure == "jacc" else SHOWN[measure].label)
         panel.set_xticks(range(len(radii)), [f"eps {eps:g}" for eps in radii])
-    what = ", ".join(text for text in ("similarity", _label(dataset), INPUT_LABELS[images]) if text)
+    what = ", ".join(text for text in ("similarity", label_of(dataset), INPUT_LABELS[images]) if text)
     figure.supylabel(what, fontsize=9)
     handles = [Patch(facecolor=color, edgecolor="black", label=group) for group, color in GROUP_COLORS.items()]
     title = "predictions"
@@ -288,50 +250,15 @@ def probe_agreement(table: pd.DataFrame, probes: pd.DataFrame) -> Figure | None:
     groups = {name: list(dict.fromkeys(data["group"])) for name, data in panels.items()}
     width = max(WIDTH * 0.6, 1.35 * sum(map(len, groups.values())))
     widths = {"width_ratios": [len(group) for group in groups.values()]}
-    figure, axes = _figure(1, len(panels), width, 3, sharey=True, gridspec_kw=widths)
+    figure, axes = new_figure(1, len(panels), width, 3, sharey=True, gridspec_kw=widths)
     for panel, (name, data) in zip(axes.flat, panels.items()):
         for position, group in enumerate(groups[name]):
             scores = data.loc[data["group"] == group, "agreement"].to_numpy(dtype=float)
             _box(panel, position, scores, "paleturquoise", 0.6, 0.5)
-        panel.set_xticks(range(len(groups[name])), list(map(_name, groups[name])))
-        panel.set_title(_label(name))
+        panel.set_xticks(range(len(groups[name])), list(map(shown_name, groups[name])))
+        panel.set_title(label_of(name))
         panel.tick_params(axis="x", labelsize=8)
     axes[0, 0].set_ylabel("agreement")
-    return figure
-
-
-@matplotlib.rc_context(STYLE | {"axes.grid": False})
-def heat_maps(table: pd.DataFrame, measure: str, dataset: str, images: str) -> Figure | None:
-    """Similarity of every pair of models, one panel per radius.
-
-    On inverted images the row is the model whose images were used; on regular images the map is symmetric.
-    """
-    rows = (table["measure"] == measure) & (table["dataset"] == dataset) & (table["input"] == images)
-    data = quantities.with_similarity(table[rows])
-    if data.empty:
-        return None
-    models = list(dict.fromkeys([*data["model1"], *data["model2"]]))
-    radii = sorted(data["eps"].unique())
-    low, high = data["similarity"].min(), data["similarity"].max()
-    side = 0.5 * len(models) + 0.6
-    figure, axes = _figure(1, len(radii), side * len(radii) + 1.6, side + 1, sharey=True)
-    for panel, eps in zip(axes.flat, radii):
-        scores = data[data["eps"] == eps].pivot_table(index="model1", columns="model2", values="similarity")
-        scores = scores.reindex(index=models, columns=models)
-        scores = scores if images == "inverted" else scores.combine_first(scores.T)
-        image = panel.imshow(scores.loc[models, models], vmin=low, vmax=high, cmap="viridis")
-        for (row, column), score in np.ndenumerate(scores.loc[models, models].to_numpy()):
-            if not math.isnan(score):
-                dark = score < low + 0.6 * (high - low)
-                text = {"color": "white" if dark else "black", "ha": "center", "va": "center", "fontsize": 7}
-                panel.text(column, row, f"{score:.2f}", **text)
-        names = list(map(_name, models))
-        panel.set_xticks(range(len(models)), names, rotation=60, ha="right", rotation_mode="anchor")
-        panel.set_yticks(range(len(models)), names)
-        panel.set_title(f"eps {eps:g}")
-    if images == "inverted":
-        axes[0, 0].set_ylabel("inverted through")
-    figure.colorbar(image, ax=list(axes.flat), shrink=0.8, label=f"{SHOWN[measure].label}, {INPUT_LABELS[images]}")
     return figure
 
 
@@ -343,7 +270,7 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
     models = list(dict.fromkeys(model for model, _ in inversions.inverted))
     keys = [(model, eps) for model in models for name, eps in sorted(inversions.inverted) if name == model]
     columns = {"seed": inversions.seeds, "target": inversions.targets}
-    columns |= {f"{_name(model)}\neps {eps:g}": inversions.inverted[model, eps] for model, eps in keys}
+    columns |= {f"{shown_name(model)}\neps {eps:g}": inversions.inverted[model, eps] for model, eps in keys}
     rows, _, _, width = inversions.targets.shape
     gap = max(1, width // 16)
     # one picture of all: a grid of axes takes a second to draw for every few dozen images
@@ -352,7 +279,7 @@ def inversion_grid(inversions: Inversions) -> Figure | None:
     grid = framed.unflatten(0, (rows, -1)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     grid = grid[:-gap, :-gap].numpy()
     side = min(1.0, 12 / len(columns))  # inches per image
-    figure, ((panel,),) = _figure(1, 1, side * len(columns) + 0.1, side * rows + 0.5)
+    figure, ((panel,),) = new_figure(1, 1, side * len(columns) + 0.1, side * rows + 0.5)
     panel.imshow(grid, interpolation="nearest")
     centers = [column * (width + gap) + width / 2 for column in range(len(columns))]
     longest = max(len(line) for name in columns for line in name.splitlines())
@@ -406,7 +333,7 @@ def jaccard_apx(sources: Sources) -> Drawn:
 
 def inv_img_example(sources: Sources) -> Drawn:
     """Seed, target and inverted images per model, for every data set that has inverted images."""
-    for dataset in DATASETS:
+    for dataset in quantities.inverted_datasets(sources.data):
         folder = sources.data / dataset / "inverted"
         if not folder.is_dir():
             logger.info("inv_img_example: no {}", folder)
@@ -417,10 +344,24 @@ def inv_img_example(sources: Sources) -> Drawn:
         yield f"inverted_{dataset}", inversion_grid(inversions)
 
 
+def model_maps(sources: Sources) -> Drawn:
+    """Heat maps of all pairs of models, ordered by similarity, and maps of the models."""
+    scores = quantities.one_k(sources.scores, sources.knn)
+    if scores.empty:
+        logger.info("model_maps: no scores below {}", sources.results)
+    settings = scores.groupby(["dataset", "measure"]).groups
+    for dataset, measure in itertools.product(quantities.order_datasets(scores["dataset"]), SHOWN):
+        for images in INPUT_COLORS if (dataset, measure) in settings else ():
+            setting = f"{measure}_{dataset.replace('/', '-')}_{images}"
+            yield f"heat_map_{setting}", heat_maps(scores, measure, dataset, images)
+            yield f"model_map_{setting}", model_map(scores, measure, dataset, images)
+
+
 FIGURES: dict[str, Callable[[Sources], Drawn]] = {
     "data_effect": data_effect,
     "rep_vs_pred_sim": rep_vs_pred_sim,
     "probe_agreement": probes,
+    "model_maps": model_maps,
     "jaccard_apx": jaccard_apx,
     "inv_img_example": inv_img_example,
 }

@@ -13,6 +13,7 @@ same settings is kept. On inverted images the column names the model whose image
 
 import argparse
 from collections.abc import Sequence
+from typing import get_args
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from univ import cli
 from univ.compare import given, inputs, run
 from univ.errors import InputError
 from univ.measures import CARDS
+from univ.measures.rsa import Comparison, Dissimilarity
 from univ.models.precision import PRECISIONS
 from univ.reps import nodes
 from univ.reps.extract import Extraction
@@ -45,6 +47,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--gulp-lambda", type=cli.non_negative_number, default=0.0, help="ridge of gulp")
     add("--rtd-trials", type=cli.positive_int, default=10, help="subsamples rtd is averaged over")
     add("--rtd-batch", type=cli.positive_int, default=500, help="images per subsample of rtd")
+    text = "between images, for rsa"
+    add("--rsa-dissimilarity", choices=get_args(Dissimilarity), default="correlation", help=text)
+    text = "of both models' dissimilarities, for rsa (kendall: tau-a)"
+    add("--rsa-comparison", choices=get_args(Comparison), default="spearman", help=text)
     nodes.add_arguments(parser.add_argument_group("layers"), many=True)
     run.add_permutations(group)
     add("--published", action="store_true", help="the original's neighbours: own similarity 0, or the point itself")
@@ -104,6 +110,8 @@ def compare_at(
         "normalize": bool(args.norm),
         "alpha": args.alpha,
         "gulp_lambda": args.gulp_lambda,
+        "rsa_dissimilarity": args.rsa_dissimilarity,
+        "rsa_comparison": args.rsa_comparison,
         "trials": args.rtd_trials,
         "batch": args.rtd_batch,
         "published": args.published,

@@ -154,10 +154,13 @@ def test_intervals_and_null_tests_are_written_beside_the_matrix(here):
 
 
 def test_measures_beyond_the_studys_list(here):
-    rep.main([*here, "-r", "cka_biased", "mutual_knn", "linreg"])
+    rep.main([*here, "-r", "cka_biased", "mutual_knn", "linreg", "hard_match", "dcor", "imd", "rsa"])
+    by_order = read(next(Path("results").rglob("rsa*_eps1_0.csv")))
+    rep.main([*here, "-r", "rsa", "--rsa-dissimilarity", "euclidean", "--rsa-comparison", "kendall"])
+    assert not read(next(Path("results").rglob("rsa*_eps1_0.csv"))).equals(by_order)
     func.main([*here, "-f", "more"])
     written = {path.name for path in Path("results").rglob("*_eps1_0.csv")}
-    assert {"error_consistency_eps1_0.csv", "capa_eps1_0.csv"} <= written and len(written) == 5
+    assert {"error_consistency_eps1_0.csv", "capa_eps1_0.csv"} <= written and len(written) == 9
 
 
 def test_stir_compares_inverted_images_with_their_targets(study, here, tmp_path):

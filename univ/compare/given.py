@@ -49,7 +49,7 @@ def check_arguments(
     parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str] | None, what: str
 ) -> None:
     """Refuse flags of models and images beside files, and --dataset-name without them; fill in the names of both."""
-    untouched = object()
+    untouched: list = []  # a list, as flags that may be repeated copy and extend what is there
     parsed = argparse.Namespace(**{action.dest: untouched for action in parser._actions})
     named = {dest for dest, value in vars(parser.parse_args(argv, parsed)).items() if value is not untouched}
     if not getattr(args, what):

@@ -103,6 +103,8 @@ class GivenModels:
     arrays: Mapping[str, Tensor]
     hashes: Mapping[str, str]
     precision: str = "as given"
+    node: None = None
+    pool: None = None
 
     def extractions(self, images: ImageSet, *, flatten: bool = True) -> dict[str, Extraction]:
         rows = {name: array[: len(images)] for name, array in self.arrays.items()}

@@ -265,7 +265,7 @@ def test_places_and_devices_of_several_gpus(tmp_path):
 
 def test_a_killed_job_frees_its_device(tmp_path):
     first = job("sleep 60", tmp_path / "first.log", "0", TMPDIR=tmp_path)
-    wait_until(lambda: "sleep 60" in (tmp_path / "first.log").read_text())
+    wait_until(lambda: (log := tmp_path / "first.log").is_file() and "sleep 60" in log.read_text())
     second = job("echo here", tmp_path / "second.log", "0", TMPDIR=tmp_path)
     time.sleep(0.5)
     assert second.poll() is None

@@ -98,7 +98,7 @@ def test_flags_in_readme_and_docs_are_flags():
     for script, words in re.findall(r"`([a-z_]+\.py) ([^`]*)`", prose):  # parts of command lines
         mine = {flag for action in parser_of(script)._actions for flag in action.option_strings}
         assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", words)) <= mine, (script, words)
-    others = {"--nproc-per-node", "-m"}  # torchrun's, Python's, Snakemake's
+    others = {"--nproc-per-node", "-m", "--only"}  # of torchrun, Python, univ.plots, and Snakemake
     others |= {"--forcerun", "--forceall", "--profile", "--rulegraph", "-v", "-n"}
     assert len(named) > 15 and named - known - others == {"--slow"} & named
 

@@ -14,6 +14,7 @@ from univ.show import plots
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+OF_STUDY = [name for name in NOTEBOOKS if name != "your_models"]  # these show results, that one makes its own
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def studies(tmp_path_factory) -> dict[str, Study]:
     """All notebooks on full, incomplete and no results. One kernel runs them all, as starting one takes longest; names
     are wiped before every notebook."""
     full, incomplete, empty = (
-        Study(tmp_path_factory.mktemp(name), start, dict.fromkeys(NOTEBOOKS, ""))
+        Study(tmp_path_factory.mktemp(name), start, dict.fromkeys(OF_STUDY, ""))
         for name, start in (("full", ROOT / "notebooks"), ("incomplete", ROOT), ("empty", ROOT))
     )
     write_sources(full.root)
@@ -42,8 +43,10 @@ def studies(tmp_path_factory) -> dict[str, Study]:
     for study in (full, incomplete, empty):
         folders = {f"UNIV_{name.upper()}": str(study.root / name) for name in ("results", "data", "figs", "runs")}
         begin = f"%reset -f\nimport os\nos.environ.update({folders})\nos.chdir({str(study.start)!r})"
-        for name, path in NOTEBOOKS.items():
-            code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        for name in OF_STUDY:
+            code = [
+                cell.source for cell in nbformat.read(NOTEBOOKS[name], as_version=4).cells if cell.cell_type == "code"
+            ]
             of_notebook = [nbformat.v4.new_code_cell(source) for source in (begin, *code)]
             cells += of_notebook
             owners += [(study, name)] * len(of_notebook)
@@ -77,7 +80,7 @@ def test_full_results(studies):
         "inv_img_example": 1,
     }
     expected["model_maps"] = 24  # a heat map and a map of 6 measures, on regular and inverted images
-    assert figures == expected and set(NOTEBOOKS) == set(plots.FIGURES)
+    assert figures == expected and set(OF_STUDY) == set(plots.FIGURES)
     assert "imagenet: no results" in said["data_effect"] and "digits, " not in said["data_effect"]
     root = studies["full"].root
     sources = plots.Sources(root / "results", root / "data")
@@ -104,6 +107,17 @@ def test_no_results(studies):
     assert "imagenet: no results" in said["data_effect"] and "imagenet: no results" in said["jaccard_apx"]
     assert not any("[figure]" in text for text in said.values())
     assert not (studies["empty"].root / "figs").exists()
+
+
+def test_your_models_runs_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIV_FIGS", str(tmp_path))
+    notebook = nbformat.read(NOTEBOOKS["your_models"], as_version=4)
+    for cell in notebook.cells:
+        for whole, small in (("EPOCHS = 4", "EPOCHS = 1"), ("iterations=200", "iterations=3"), ("permutations=99", "permutations=9")):
+            cell.source = cell.source.replace(whole, small)
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {f"your_models_{name}.png" for name in ("cka", "layers", "inverted")}
 
 
 CELLS = '{"cells": 3, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}'

@@ -113,7 +113,11 @@ def test_your_models_runs_by_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("UNIV_FIGS", str(tmp_path))
     notebook = nbformat.read(NOTEBOOKS["your_models"], as_version=4)
     for cell in notebook.cells:
-        for whole, small in (("EPOCHS = 4", "EPOCHS = 1"), ("iterations=200", "iterations=3"), ("permutations=99", "permutations=9")):
+        for whole, small in (
+            ("EPOCHS = 4", "EPOCHS = 1"),
+            ("iterations=200", "iterations=3"),
+            ("permutations=99", "permutations=9"),
+        ):
             cell.source = cell.source.replace(whole, small)
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
     drawn = {path.name for path in tmp_path.glob("*.png")}

@@ -14,26 +14,36 @@ import contextlib
 from collections.abc import Sequence
 
 from univ import cli, runs
-from univ.data import DATASETS, find_dataset, trainable
+from univ.data import DATASETS, DatasetNames, dataset_name, inverted_path, trainable
 from univ.eps import EPS
 from univ.inversion import jobs, run
+from univ.models import MODELS_HELP, source_text
 from univ.models.precision import PRECISIONS
+from univ.reps import nodes
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("models")
     add = group.add_argument
-    add("-m", "--model", nargs="+", required=True, help="architectures to invert images through")
+    add(
+        "-m",
+        "--model",
+        type=source_text,
+        nargs="+",
+        required=True,
+        help=f"models to invert images through: {MODELS_HELP}",
+    )
     text = "what they were trained on (default: --dataset; sat6: imagenet)"
-    add("-p", "--pretrain-dataset", choices=trainable(), help=text)
+    add("-p", "--pretrain-dataset", choices=DatasetNames(trainable()), help=text)
     add("-e", "--eps", nargs="+", choices=EPS, default=["eps0"], help="L2 radius of their adversarial training")
     text = "folder of their checkpoints (default: data/cnns/<pretrain-dataset>/<eps>)"
     add("--model-dir", type=cli.existing_dir, help=text)
+    cli.add_pixel_statistics(group)
 
     group = parser.add_argument_group("images")
     add = group.add_argument
-    add("-d", "--dataset", choices=tuple(DATASETS), default="imagenet", help="of seeds and targets")
+    add("-d", "--dataset", choices=DatasetNames(DATASETS), default="imagenet", help="of seeds and targets")
     add("--data-path", type=cli.existing_path, help="its images (default: see data/README.md)")
     add("--labels-path", type=cli.existing_file, help="their labels, where the images are files")
     text = "index file (default: <inverted-imgs-path>/{}_indices.csv)"
@@ -60,6 +70,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = "launch every kernel by itself: for networks that cannot be captured"
     add("--no-cuda-graph", action="store_true", help=text)
 
+    nodes.add_arguments(group)
+
     group = parser.add_argument_group("output")
     add = group.add_argument
     text = "folder to write to (default: data/<dataset>/inverted)"
@@ -73,9 +85,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--model-dir is the folder of one radius, but --eps names {len(args.eps)}: {', '.join(args.eps)}")
     args.model, args.eps = list(dict.fromkeys(args.model)), list(dict.fromkeys(args.eps))
     if args.pretrain_dataset is None:
-        args.pretrain_dataset = args.dataset if args.dataset in trainable() else "imagenet"
+        args.pretrain_dataset = args.dataset if args.dataset in DatasetNames(trainable()) else "imagenet"
     if args.inverted_imgs_path is None:
-        args.inverted_imgs_path = find_dataset(args.dataset).inverted_path
+        args.inverted_imgs_path = inverted_path(dataset_name(args.dataset))
     return args
 
 
@@ -83,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     runs.start(quiet=args.quiet)
     runs.seed_everything(args.seed)
+    if args.list_nodes:
+        jobs.print_nodes(args)
+        return
     processes = runs.Distributed.from_environment(args.device)
     with contextlib.ExitStack() as stack:
         stack.callback(processes.close)

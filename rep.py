@@ -5,6 +5,7 @@
     python rep.py -d cifar10 -m cifar10 -o eps1 -r jacc -k 10 --model-names resnet18 vgg16
     python rep.py --reps A.npy B.safetensors -r cka rsa --dataset-name sentences
     python rep.py -d digits -m digits -o eps1 --cache-dir cache --no-comparisons
+    python rep.py -d digits -m digits -o eps1 -r cka --model-names resnet10 --node 'layer*' --pool mean
 
 Writes one CSV per measure below results/, each with a JSON of all settings beside it; a CSV that was made with the
 same settings is kept. On inverted images the column names the model whose images were used.
@@ -12,6 +13,7 @@ same settings is kept. On inverted images the column names the model whose image
 
 import argparse
 from collections.abc import Sequence
+from typing import get_args
 
 from torch import Tensor
 
@@ -19,7 +21,9 @@ from univ import cli
 from univ.compare import given, inputs, run
 from univ.errors import InputError
 from univ.measures import CARDS
+from univ.measures.rsa import Comparison, Dissimilarity
 from univ.models.precision import PRECISIONS
+from univ.reps import nodes
 from univ.reps.extract import Extraction
 
 
@@ -43,6 +47,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--gulp-lambda", type=cli.non_negative_number, default=0.0, help="ridge of gulp")
     add("--rtd-trials", type=cli.positive_int, default=10, help="subsamples rtd is averaged over")
     add("--rtd-batch", type=cli.positive_int, default=500, help="images per subsample of rtd")
+    text = "between images, for rsa"
+    add("--rsa-dissimilarity", choices=get_args(Dissimilarity), default="correlation", help=text)
+    text = "of both models' dissimilarities, for rsa (kendall: tau-a)"
+    add("--rsa-comparison", choices=get_args(Comparison), default="spearman", help=text)
+    nodes.add_arguments(parser.add_argument_group("layers"), many=True)
     run.add_permutations(group)
     add("--published", action="store_true", help="the original's neighbours: own similarity 0, or the point itself")
     inputs.add_arguments(parser)
@@ -66,10 +75,32 @@ def as_reps(extraction: Extraction, labels: Tensor) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    models, image_sets = given.start(args, "reps") if args.reps else inputs.start(args)
+    if args.reps:
+        if compare_at(args, *given.start(args, "reps")):
+            raise SystemExit(1)
+        return
+    models = inputs.start_models(args)
+    if args.list_nodes:
+        for name in models.sources:
+            nodes.print_nodes(name, models.network(name))
+        return
+    image_sets = inputs.open_image_sets(args, models)
+    failed = 0
+    for node in models.find_nodes(args.node) if args.node else [None]:
+        there = nodes.node_folder(args.results, node, args.pool)
+        own = argparse.Namespace(**vars(args) | {"results": there, "node": node})
+        failed += compare_at(own, models.at(node, args.pool), image_sets)
+    if failed:
+        raise SystemExit(1)
+
+
+def compare_at(
+    args: argparse.Namespace, models: inputs.Models | given.GivenModels, image_sets: Sequence[inputs.ImageSet]
+) -> int:
+    """Compare the models at one node; return how many measures could not be computed."""
     if args.no_comparisons:
         run.fill_cache(models, image_sets)
-        return
+        return 0
     n = min(map(len, image_sets))
     if args.knn >= n and any(CARDS[key].neighbors for key in args.measures):
         raise InputError(f"--knn {args.knn} neighbours need more than {args.knn} images, there are {n}: lower --knn")
@@ -79,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "normalize": bool(args.norm),
         "alpha": args.alpha,
         "gulp_lambda": args.gulp_lambda,
+        "rsa_dissimilarity": args.rsa_dissimilarity,
+        "rsa_comparison": args.rsa_comparison,
         "trials": args.rtd_trials,
         "batch": args.rtd_batch,
         "published": args.published,
@@ -87,11 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "function": args.function,
     }
     if args.rep == ["stir"]:
-        failed = run.run_stir(args, models, image_sets)
-    else:
-        failed = run.run_measures(args, models, image_sets, options, as_reps)
-    if failed:
-        raise SystemExit(1)
+        return run.run_stir(args, models, image_sets)
+    return run.run_measures(args, models, image_sets, options, as_reps)
 
 
 if __name__ == "__main__":

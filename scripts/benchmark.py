@@ -3,7 +3,9 @@
     python scripts/benchmark.py measures
     python scripts/benchmark.py training --device cuda
     python scripts/benchmark.py inversion
+    python scripts/benchmark.py attacks --networks digits:resnet10:data/cnns/digits/eps1/resnet10.pt
     python scripts/benchmark.py loading
+    python scripts/benchmark.py layers
 
 Every topic prints a table (markdown, as in the README) with the hardware and versions it was measured on. Ours and
 the peer's runs alternate and medians are given, so that a machine whose speed drifts still gives a fair ratio.
@@ -19,7 +21,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # univ, when it
 
 from univ import cli, runs
 
-TOPICS = ("measures", "training", "inversion", "loading")
+TOPICS = ("measures", "training", "inversion", "attacks", "loading", "layers")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,14 +1,18 @@
 """A study file: what it may say, and where its files are; scripts/Snakefile makes rules of it.
 
 python scripts/study.py scripts/studies/digits.yaml eps=[eps1]     check it: one line that names key, value and fix
+
+Prints the key `data` where it is folder:PATH, the path absolute.
 """
 
 import argparse
 import difflib
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unittest import mock
@@ -20,10 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]  # the scripts and univ
 
 from univ import cli
-from univ.data import find_dataset, trainable
+from univ.data import DatasetNames, dataset_name, find_dataset, folders, is_folder, trainable
 from univ.eps import EPS, eps_value
 from univ.errors import InputError
-from univ.models import default_models, file_stem, find_checkpoint
+from univ.models import default_models, file_stem, find_checkpoint, seeded, split_seed
 from univ.results import ResultFile
 
 STAGES = ("download", "data", "train", "evaluate", "invert", "compare", "func", "subgroups", "probes", "figures")
@@ -50,7 +54,9 @@ class StudyFile(BaseModel):
 
     name: str
     data: str
+    recipe: Literal["", "imagenet", "cifar10"] = ""
     models: list[str] = []
+    seeds: list[Annotated[int, Field(ge=0)]] = []
     eps: Annotated[list[Eps], Field(min_length=1)]
     inputs: Annotated[list[Input], Field(min_length=1)] = ["standard", "inverted"]
     published: list[Literal["models", "inverted"]] = []
@@ -85,22 +91,52 @@ class StudyFile(BaseModel):
             study = cls.model_validate({key: value for key, value in config.items() if key != "stages"})
         except ValidationError as error:
             raise InputError("; ".join(map(_mistake, error.errors()))) from error
-        if study.data not in trainable():
-            raise InputError(f"data: unknown {study.data!r}, choose from {', '.join(trainable())}")
+        if study.data not in (known := DatasetNames(trainable())):
+            raise InputError(f"data: unknown {study.data!r}, choose from {', '.join(known)}")
         for stage in config.get("stages", []):
             if stage not in (*STAGES, "extract"):
                 raise InputError(f"no stage {stage!r}: choose from {', '.join(STAGES)}")
         dataset, usual = find_dataset(study.data), Path("data/imagenet/images")
+        study._decide_recipe()
+        if is_folder(study.data):  # the scripts know where its images are
+            dataset = replace(dataset, default_path=None, training_path=None)
         study.training = study.training or str(dataset.training_path or "")
         if study.data == "imagenet" and not study.images:  # the validation images, as files or as LMDB
             study.images = str(usual if usual.is_dir() else Path(study.training) / "val.lmdb")
             study.labels = study.labels or (str(dataset.labels_path) if usual.is_dir() else "")
         study.images = study.images or str(dataset.default_path or "")
-        study.checkpoints = study.checkpoints or f"data/cnns/{study.data}"
-        study.inverted = study.inverted or f"data/{study.data}/inverted"
+        study.checkpoints = study.checkpoints or f"data/cnns/{dataset.name}"
+        study.inverted = study.inverted or str(dataset.inverted_path)
+        if study.seeds and "seed" in study.train:
+            raise InputError(f"train: seed: seeds says it already, {study.seeds}: remove one of them")
+        study.seeds = list(dict.fromkeys(study.seeds)) or [int({**study.common, **study.train}.get("seed", 0))]
         study.probe_eps = study.probe_eps or [study.eps[-1]]
         study.subgroups = {"eps": list(dict.fromkeys([study.eps[0], study.eps[-1]])), **study.subgroups}
         return study
+
+    def _decide_recipe(self) -> None:
+        """Which script trains; on pictures of one's own the file says so, or what was measured before."""
+        if not is_folder(self.data):
+            if self.recipe:
+                raise InputError(f"recipe: is for data: folder:PATH, {self.data} has its own")
+            self.recipe = "imagenet" if self.data.startswith("imagenet") else "cifar10"
+            return
+        path = folders.path_of(self.data)
+        record = folders.read_record(path, folders.read_classes(path))
+        measured = "" if record is None else record.recipe
+        if self.recipe and measured not in ("", self.recipe):
+            raise InputError(f"recipe: {path / folders.RECORD} is for that of {measured}: leave this out, or remove it")
+        self.recipe = self.recipe or measured or "imagenet"
+        if not self.models:
+            raise InputError(f"models: name those to train on {self.data}")
+        if self.training or self.published:
+            key = "training" if self.training else "published"
+            raise InputError(f"{key}: leave it out, {self.data} is what models are trained on, by this study")
+
+    @property
+    def name_of_data(self) -> str:
+        """What the results are filed under."""
+        return dataset_name(self.data)
 
     @property
     def suffix(self) -> str:
@@ -110,13 +146,28 @@ class StudyFile(BaseModel):
         """The architectures of a radius: those named, or those that the paper compares there."""
         return self.models or default_models(self.data, eps)
 
+    def trained(self, eps: str) -> list[str]:
+        """The models of a radius: each architecture with each seed."""
+        return list(dict.fromkeys(seeded(*_seed_in(arch, seed)) for arch in self.archs(eps) for seed in self.seeds))
+
+    def named(self, *radii: str) -> list[str]:
+        """The models of some radii, where they are not what the scripts compare by themselves."""
+        if not self.models and self.seeds == [0]:
+            return []
+        return list(dict.fromkeys(model for eps in radii for model in self.trained(eps)))
+
+    def seed(self, stem: str) -> Flags:
+        """The seed to train a model with; nothing where it is the scripts' own default."""
+        seed = split_seed(self.arch(stem))[1] or 0
+        return {"seed": seed} if seed or "seed" in {**self.common, **self.train} else {}
+
     def arch(self, stem: str) -> str:
-        """The architecture that a part of a file name stands for."""
-        return {file_stem(arch): arch for eps in self.eps for arch in self.archs(eps)}[stem]
+        """The architecture, with its seed, that a part of a file name stands for."""
+        return {file_stem(arch): arch for eps in self.eps for arch in self.trained(eps)}[stem]
 
     def pairs(self, radii: Iterable[str] | None = None) -> list[tuple[str, str]]:
         """(eps, part of a file name) of every model."""
-        return [(eps, file_stem(arch)) for eps in radii or self.eps for arch in self.archs(eps)]
+        return [(eps, file_stem(arch)) for eps in radii or self.eps for arch in self.trained(eps)]
 
     def checkpoint(self, eps: str, stem: str) -> str:
         """The file of a model: the one that is there, however it is called, or the one to be made."""
@@ -133,6 +184,10 @@ class StudyFile(BaseModel):
 
     def data_files(self, *splits: str) -> list[str]:
         """The files that a job needs of the training data (`train`, `val`) or of `images`."""
+        if is_folder(self.data):
+            own = {split: str(folders.stored_in(folders.path_of(self.data), split)) for split in folders.PARTS}
+            own["images"] = self.images or own["val"]
+            return list(dict.fromkeys(own[split] for split in splits))
         if self.data == "cifar10":
             return [f"{self.training}/cifar-10-batches-py/test_batch"]
         files = [self.images if split == "images" else self.split(split) for split in splits]
@@ -148,13 +203,13 @@ class StudyFile(BaseModel):
         about = {name: bool(flags.get(flag, 1)) and stage == "compare" for name, flag in _PREPARED.items()}
         about |= {"inverted": input == "inverted", "baseline": bool(flags.get("perturbs"))}
         about["function"] = flags.get("function", "cos_sim")
-        files = (ResultFile(key, self.data, self.data, eps, exp or self.exp, **about) for key in keys)
+        files = (ResultFile(key, self.name_of_data, self.name_of_data, eps, exp or self.exp, **about) for key in keys)
         return [str(file.path("results")) for file in files]
 
     def attack(self, eps: str) -> Flags:
-        """The attack of a training radius; its step is 2/3 of it (Salman et al. 2020), on CIFAR-10 half of it."""
+        """The attack of a training radius; its step 2/3 of it (Salman et al. 2020), by CIFAR-10's recipe half of it."""
         radius = f"{eps_value(eps):g}"
-        step = f"{radius}/{2 if self.data == 'cifar10' else 1.5}"
+        step = f"{radius}/{2 if self.recipe == 'cifar10' and self.data != 'digits' else 1.5}"
         return {} if radius == "0" else {"eps": radius, "lr": step, "steps": 3}
 
     def flags(self, stage: str, defaults: Flags | None = None, *, network: bool = True, **fixed: Any) -> list[str]:
@@ -166,6 +221,12 @@ class StudyFile(BaseModel):
         """What runs a script of a stage, `python` or torchrun; the words that say how many processes decode images."""
         own = {**(self.common if stage not in ("subgroups", "figures") else {}), **getattr(self, stage)}
         return own.get("launch", "python"), shlex.join(words({"workers": own.get("workers")}))
+
+
+def _seed_in(arch: str, seed: int) -> tuple[str, int]:
+    """A model's architecture and seed: the one in its name, if it has one."""
+    name, own = split_seed(arch)
+    return name, seed if own is None else own
 
 
 _PREPARED = {"center": "center", "normalize": "norm"}
@@ -248,8 +309,12 @@ def main() -> None:
             raise InputError(f"{word}: no study: expected lines of KEY: VALUE")
         config.update({key: read} if equals else read)
     try:
+        if is_folder(config.get("data")):  # as typed where the command was given, which may be another place than here
+            place = Path(config["data"].removeprefix(folders.PREFIX)).expanduser()
+            config["data"] = f"{folders.PREFIX}{Path(os.environ.get('UNIV_HERE', '.'), place).resolve()}"
+            print(f"data={config['data']}")
         check(StudyFile.read(config))
-    except InputError as error:
+    except (InputError, FileNotFoundError) as error:
         raise InputError(f"{' with '.join(files)}: {error}") from error
 
 

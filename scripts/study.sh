@@ -39,7 +39,8 @@ done
 ensure_environment
 files=("$(realpath -- "${files[0]}")" "${files[@]:1}")
 listed="stages=[$(IFS=,; echo "${stages[*]}")]"
-python scripts/study.py "${files[@]}" "${keys[@]}" "$listed"
+resolved="$(UNIV_HERE="$here" python scripts/study.py "${files[@]}" "${keys[@]}" "$listed")"
+[ -z "$resolved" ] || keys+=("$resolved")
 
 if [ -z "${DEVICES:-${GPUS:-}}" ]; then
     if found="$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)" && [ -n "$found" ]; then

@@ -15,7 +15,7 @@ import torch
 from univ import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-TOPICS = ("measures", "training", "inversion", "loading")
+TOPICS = ("measures", "training", "inversion", "attacks", "loading", "layers")
 SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in (".", "scripts", "univ", "univ/utils")

@@ -4,6 +4,7 @@ import io
 import pickle
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import lmdb
@@ -69,6 +70,42 @@ def make_image_folder(folder: Path, num_classes: int, per_class: int) -> None:
             suffix = ".PNG" if kind.startswith("png") else (".JPEG", ".jpg")[number % 2]
             name = f"deeper/z{number}{suffix}" if number == 1 else f"{'aB'[number % 2]}{number}{suffix}"
             (parent / name).write_bytes(encoded_image(kind, seed=1000 * label + number))
+
+
+SHAPES = ("disc", "stripes", "checks", "cross")
+
+
+def make_pictures(folder: Path, shapes: Sequence[str] = SHAPES[:3], *, train: int = 12, val: int = 6) -> Path:
+    """A `folder:` data set: `<folder>/{train,val}/<shape>/…`, PNG and JPEG files of 40 to 80 pixels, any colours.
+
+    Args:
+        shapes: the classes, of SHAPES.
+        train, val: pictures of each class.
+    """
+    for split, count in (("train", train), ("val", val)):
+        for label, shape in enumerate(shapes):
+            (folder / split / shape).mkdir(parents=True)
+            for number in range(count):
+                seed = [label, number, split == "val"]
+                picture = Image.fromarray(drawn(shape, np.random.default_rng(seed)))
+                picture.save(folder / split / shape / f"{number:03d}.{'jpg' if number % 2 else 'png'}")
+    return folder
+
+
+def drawn(shape: str, rng: np.random.Generator) -> np.ndarray:
+    """A picture of a shape, (H, W, 3) uint8: where it is, how large, and both colours differ from one to the next."""
+    height, width = rng.integers(40, 80, 2)
+    y, x = np.mgrid[:height, :width] - rng.uniform(10, 30, 2)[:, None, None]
+    period = rng.uniform(8, 14)
+    inside = {
+        "disc": (x - 10) ** 2 + (y - 10) ** 2 < (2 * period) ** 2,
+        "stripes": np.sin(2 * np.pi * y / period) > 0,
+        "checks": np.sin(2 * np.pi * y / period) * np.sin(2 * np.pi * x / period) > 0,
+        "cross": (abs(x - 10) < period / 2) | (abs(y - 10) < period / 2),
+    }[shape]
+    dark, light = rng.integers(0, 90, 3), rng.integers(150, 256, 3)
+    noisy = np.where(inside[..., None], light, dark) + rng.normal(0, 8, (height, width, 3))
+    return noisy.clip(0, 255).astype(np.uint8)
 
 
 def write_raw_lmdb(path: Path, pairs: dict[bytes, bytes]) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import scipy.linalg
+import scipy.optimize
 import scipy.sparse.csgraph
 import scipy.spatial
 import scipy.stats
@@ -231,6 +232,77 @@ def rsa(x, y):
     return scipy.stats.spearmanr(rdms[0][upper], rdms[1][upper]).statistic
 
 
+def _correlations(x, y):
+    units = [[u for u in _center(rep).T if np.abs(u).max() > 0] for rep in (x, y)]
+    return np.array([[u @ v / np.linalg.norm(u) / np.linalg.norm(v) for v in units[1]] for u in units[0]])
+
+
+def hard_match(x, y):
+    found = _correlations(x, y)
+    return found[scipy.optimize.linear_sum_assignment(-found)].mean()
+
+
+def soft_match(x, y):
+    found = _correlations(x, y)
+    return (np.mean([max(row) for row in found]) + np.mean([max(column) for column in found.T])) / 2
+
+
+def _padded(x, y):
+    width = max(x.shape[1], y.shape[1])
+    return [np.pad(np.asarray(rep, np.float64), ((0, 0), (0, width - rep.shape[1]))) for rep in (x, y)]
+
+
+def perm_proc(x, y):
+    x, y = _padded(x, y)
+    costs = scipy.spatial.distance.cdist(x.T, y.T, "sqeuclidean")
+    return math.sqrt(costs[scipy.optimize.linear_sum_assignment(costs)].sum())
+
+
+def aligned_cos(x, y):
+    x, y = _padded(x, y)
+    x = x @ scipy.linalg.orthogonal_procrustes(x, y)[0]
+    return np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(x, y)])
+
+
+def _distances(x):
+    return scipy.spatial.distance.squareform(scipy.spatial.distance.pdist(np.asarray(x, np.float64)))
+
+
+def dcor(x, y):
+    a, b = (d - d.mean(0) - d.mean(1)[:, None] + d.mean() for d in (_distances(x), _distances(y)))
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()
+    return math.sqrt((a * b).mean() / math.sqrt((a * a).mean() * (b * b).mean()))
+
+
+def eos(x, y):
+    bases = []
+    for rep in (x, y):
+        u, s, _ = np.linalg.svd(np.asarray(rep, np.float64), full_matrices=False)
+        typical = math.sqrt(len(rep) * np.median(np.square(rep.astype(np.float64)).sum(axis=1)))
+        bases.append(u[:, s > 4.8e-7 * min(s[0], typical)])
+    return np.square(bases[0].T @ bases[1]).sum() / max(basis.shape[1] for basis in bases)
+
+
+def rsm_norm(x, y):
+    return np.linalg.norm(_distances(x) - _distances(y))
+
+
+def uniformity(x, y, t=2):
+    a, b = (math.log(np.exp(-t * _distances(rep) ** 2).sum() / len(rep) ** 2) for rep in (x, y))
+    return abs(a - b)
+
+
+def imd(x, y, k):
+    ts, traces = np.logspace(-1, 1, 256), []
+    for rep in (x, y):
+        graph = np.zeros((len(rep), len(rep)))
+        for i, found in enumerate(neighbors(rep, k, "euc", center=False)):
+            graph[i, found] = 1
+        laplacian = scipy.sparse.csgraph.laplacian(np.maximum(graph, graph.T), normed=True)
+        traces.append(np.array([np.trace(scipy.linalg.expm(-t * laplacian)) / len(rep) for t in ts]))
+    return np.max(np.exp(-2 * (ts + 1 / ts)) * np.abs(traces[0] - traces[1]))
+
+
 def rtd_lite(x, y):
     """All images in one trial; trees through SciPy."""
     scaled = []
@@ -347,7 +419,7 @@ def _of_outputs(definition, labels=False, predictions=True):
 
 
 K = 7  # neighbours, of 60 images
-SETTINGS = {"knn": K, "neighbors": K, "batch": 60, "trials": 2}  # as `Card.build` takes them
+SETTINGS = {"knn": K, "neighbors": K, "batch": 60, "trials": 2, "t": 0.02}  # as `Card.build` takes them
 ORACLES = {  # key -> definition, with these settings
     "mag": magnitude,
     "con": concentricity,
@@ -369,6 +441,15 @@ ORACLES = {  # key -> definition, with these settings
     "pwcca": pwcca,
     "rsa": rsa,
     "rtd_lite": rtd_lite,
+    "hard_match": hard_match,
+    "soft_match": soft_match,
+    "perm_proc": perm_proc,
+    "aligned_cos": aligned_cos,
+    "dcor": dcor,
+    "eos": eos,
+    "rsm_norm": rsm_norm,
+    "uniformity": partial(uniformity, t=0.02),
+    "imd": partial(imd, k=K),
     "dis": _of_outputs(disagreement),
     "norm": _of_outputs(normalized_disagreement, labels=True),
     "kappa": _of_outputs(kappa),

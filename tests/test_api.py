@@ -15,7 +15,7 @@ import univ
 from univ.compare import pairwise
 from univ.errors import InputError
 from univ.measures import CARDS, Outputs, cka, disagreement, error_consistency, jaccard, mutual_knn, procrustes
-from univ.reps.extract import Tap
+from univ.reps.nodes import Reader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,7 +70,7 @@ def test_nodes_and_logits(models, images):
         torch.testing.assert_close(found["b/logits"], models["b"](images))
     one = univ.extract(models["a"], images, "conv2", quiet=True)
     assert one.equal(found["a/conv2"]) and one.shape == (30, 16 * 4 * 4)
-    pooled = univ.extract(models["a"], images, "conv2", pool=True, quiet=True)
+    pooled = univ.extract(models["a"], images, "conv2", pool="mean", quiet=True)
     torch.testing.assert_close(pooled, one.unflatten(1, (16, 16)).mean(2))
     both = univ.extract(models["a"], images, ["head", "logits"], quiet=True)
     torch.testing.assert_close(models["a"].head(both["head"]), both["logits"])
@@ -104,7 +104,7 @@ def test_models_are_left_as_they_were(images):
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     assert all(weight.requires_grad for weight in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    with Tap(model.eval(), node="head") as tap, torch.no_grad():
+    with Reader(model.eval(), "head") as tap, torch.no_grad():
         model(images)
         torch.testing.assert_close(found, tap.rep)
 
@@ -122,7 +122,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (lambda model, images: univ.extract(model, images, "layer9"), "no module 'layer9'"),
+        (lambda model, images: univ.extract(model, images, "layer9"), "no node 'layer9'"),
         (lambda model, images: univ.extract(model, images[:0]), "no images"),
         (lambda model, images: univ.extract(model, "nowhere"), "no folder of images nowhere"),
         (lambda model, images: univ.extract(model, 3), "not int"),

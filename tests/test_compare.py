@@ -217,17 +217,31 @@ def test_jackknife_of_a_mean_is_its_standard_error():
 def test_intervals_of_predictions_and_of_inverted_images():
     registry = {**FUNC_MEASURES, **MORE_FUNC_MEASURES, **FUNC_STATISTICS}
     found = pairwise(outputs(400), build(registry, registry), ci=0.95)
+    disc = found.pop("disc")
+    assert disc.low.isna().all(axis=None) and disc.notes == ["no confidence intervals: disc is a maximum over pairs"]
     for name, comparison in found.items():
         cell = ("vgg", "resnet") if name in {**FUNC_MEASURES, **MORE_FUNC_MEASURES} else (0, name)
         assert comparison.low.at[cell] <= comparison.scores.at[cell] <= comparison.high.at[cell], name
         assert comparison.low.at[cell] < comparison.high.at[cell]
-    dis = found["dis"]  # close to the normal approximation of a share
-    share = dis.scores.at["vgg", "resnet"]
-    error = 1.96 * math.sqrt(share * (1 - share) / 400)
-    assert dis.high.at["vgg", "resnet"] - share == pytest.approx(error, rel=0.15)
+    for name, cell in (("dis", ("vgg", "resnet")), ("amb", (0, "amb"))):
+        of_share = found[name]
+        count = round(400 * of_share.scores.at[cell])
+        interval = scipy.stats.binomtest(count, 400).proportion_ci(0.95, method="wilson")
+        assert (of_share.low.at[cell], of_share.high.at[cell]) == pytest.approx((interval.low, interval.high))
     rows = rowwise(NAMES, lambda source: representations(seed=len(source)), make("cka", "mag"), ci=0.9)
     assert (rows["cka"].low <= rows["cka"].scores).all().all()
     assert (rows["mag"].low < rows["mag"].high).all().all()
+
+
+def test_intervals_of_trials_that_share_images_are_wider():
+    found = pairwise(representations(60), make("rtd", batch=20, trials=5), ci=0.95)["rtd"]
+    spread, score = found.spread.at["vgg", "resnet"], found.scores.at["vgg", "resnet"]
+    half = scipy.stats.t.ppf(0.975, 4) * spread * math.sqrt(1 / 5 + 20 / 40)
+    assert (found.low.at["vgg", "resnet"], found.high.at["vgg", "resnet"]) == pytest.approx(
+        (score - half, score + half)
+    )
+    one = pairwise(representations(20), make("rtd", batch=20, trials=5), ci=0.95)["rtd"]
+    assert math.isnan(one.low.at["vgg", "resnet"]) and one.notes == ["no confidence intervals: 20 images are one trial"]
 
 
 def test_no_interval_says_why():
@@ -332,7 +346,7 @@ def agreeing(n=200, share=0.7, seed=0):
 
 def test_subgroups_score_each_group_by_itself():
     reps, preds = agreeing()
-    table = subgroups(reps, preds, ["cka", "proc", "jacc"])
+    table = subgroups(reps, preds, ["cka", "proc", "jacc"], size_matched=False)
     assert list(table.columns) == subgroup_scores.COLUMNS
     assert len(table) == 3 * 2 * (1 + 1 + 6)
     agree = preds["vgg"] == preds["resnet"]
@@ -340,7 +354,7 @@ def test_subgroups_score_each_group_by_itself():
     for kind, images in {"agree": agree, "disagree": ~agree}.items():
         group = pair[pair.pred_type == kind]
         x, y = reps["vgg"][images], reps["resnet"][images]
-        assert set(group.n) == {len(x)}
+        assert set(group.n) == set(group.n_group) == {len(x)} and group.spread.isna().all()
         assert group[group.metric == "cka"].score.item() == pytest.approx(oracles.cka(x.numpy(), y.numpy()), abs=1e-6)
         assert group[group.metric == "proc"].score.item() == pytest.approx(measures.procrustes(x, y), abs=1e-12)
         assert group[group.k == 10].score.item() == pytest.approx(measures.jaccard(x, y, k=10, function="euc"))
@@ -368,14 +382,19 @@ def test_subgroups_published_adds_the_hsics_of_agreeing_images():
         assert pair[(pair.k == 10) & (pair.pred_type == kind)].score.item() == pytest.approx(neighbors)
 
 
-def test_size_matched_groups_have_the_size_of_the_smaller():
+def test_groups_have_the_size_of_the_smaller_by_default():
     reps, preds = agreeing()
-    table = subgroups(reps, preds, ["jacc", "cka"], size_matched=True)
+    table = subgroups(reps, preds, ["jacc", "cka"])
+    assert (table.n == table.groupby(["model1", "model2"]).n_group.transform("min")).all()
+    assert table.groupby(["model1", "model2", "metric"]).n_group.nunique().eq(2).all()
     assert table.groupby(["model1", "model2"]).n.nunique().eq(1).all()
     smaller = table[(table.pred_type == "disagree") & (table.k == 10)]
     larger = table[(table.pred_type == "agree") & (table.k == 10)]
     assert smaller.spread.abs().max() < 1e-12, "the smaller group is always the same images"
     assert (larger.spread > 0).all()
+    whole = subgroups(reps, preds, ["jacc"], size_matched=False)
+    whole = whole[(whole.pred_type == "disagree") & (whole.k == 10)]
+    assert smaller.score.to_numpy() == pytest.approx(whole.score.to_numpy(), abs=1e-12)
     assert table.equals(subgroups(reps, preds, ["jacc", "cka"], size_matched=True))
 
 
@@ -386,6 +405,8 @@ def test_subgroups_too_small_say_why():
     assert (empty.n == 0).all()
     assert empty.score.isna().all()
     assert (empty.note != "").all()
+    assert table.score.isna().all() and (table.n == 0).all(), "cut to no image, as the smaller group has none"
+    table = subgroups(reps, preds, ["cka", "proc", "jacc", "rtd"], workers=1, size_matched=False)
     assert table[table.pred_type == "agree"].score.notna().sum() == 3 * (3 + 6)
 
 

@@ -15,8 +15,8 @@ from digits_study import ARCHS, N_INVERTED, flags, forward, own_images, write_st
 import func
 import rep
 import subgroup_sim
-from univ.compare import inputs
 from univ.errors import InputError
+from univ.models import Source
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,7 +106,7 @@ def test_a_result_is_reused_for_the_same_settings_only(here, monkeypatch):
 
     scores, *times = run("-k", "10")
     with monkeypatch.context() as patch:  # nothing is loaded when nothing is to be computed
-        patch.setattr(inputs, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+        patch.setattr(Source, "load", lambda *_, **__: pytest.fail("a model was loaded"))
         assert run("-k", "10")[1:] == tuple(times)
     others, _, time = run("-k", "20")
     assert not others.equals(scores)
@@ -117,7 +117,7 @@ def test_a_result_is_reused_for_the_same_settings_only(here, monkeypatch):
 def test_the_cache_spares_the_forward_passes(here, monkeypatch):
     rep.main([*here, "--cache-dir", "cache", "-i", "1", "--no-comparisons"])
     assert not list(Path("results").rglob("*.json"))
-    monkeypatch.setattr(inputs, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Source, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     func.main([*here, "--cache-dir", "cache", "-i", "1", "-f", "dis"])
     assert read("results/disagreement/inverted/digits/dis_eps1_0.csv").shape == (3, 3)
 
@@ -154,10 +154,13 @@ def test_intervals_and_null_tests_are_written_beside_the_matrix(here):
 
 
 def test_measures_beyond_the_studys_list(here):
-    rep.main([*here, "-r", "cka_biased", "mutual_knn", "linreg"])
+    rep.main([*here, "-r", "cka_biased", "mutual_knn", "linreg", "hard_match", "dcor", "imd", "rsa"])
+    by_order = read(next(Path("results").rglob("rsa*_eps1_0.csv")))
+    rep.main([*here, "-r", "rsa", "--rsa-dissimilarity", "euclidean", "--rsa-comparison", "kendall"])
+    assert not read(next(Path("results").rglob("rsa*_eps1_0.csv"))).equals(by_order)
     func.main([*here, "-f", "more"])
     written = {path.name for path in Path("results").rglob("*_eps1_0.csv")}
-    assert {"error_consistency_eps1_0.csv", "capa_eps1_0.csv"} <= written and len(written) == 5
+    assert {"error_consistency_eps1_0.csv", "capa_eps1_0.csv"} <= written and len(written) == 9
 
 
 def test_stir_compares_inverted_images_with_their_targets(study, here, tmp_path):
@@ -206,7 +209,7 @@ SUBGROUP_TABLE = Path("results/subgroups/digits/repsim_subgroups.csv")
 
 def test_subgroups_from_the_cache(study, here):
     rep.main([*here, "--cache-dir", "cache", "--no-comparisons"])
-    words = [*SUBGROUPS, "--measures", "cka", "proc"]
+    words = [*SUBGROUPS, "--measures", "cka", "proc", "--no-size-matched"]
     subgroup_sim.main(words)
     table = pd.read_csv(SUBGROUP_TABLE)
     assert len(table) == 2 * 3 * 2  # measures, pairs, groups
@@ -233,7 +236,8 @@ def test_subgroups_on_inverted_images_compare_each_source_with_the_others(here):
     subgroup_sim.main([*SUBGROUPS, "--inv", "1", "--measures", "proc"])
     table = pd.read_csv(SUBGROUP_TABLE)
     assert len(table) == 6 * 2 and not (table.model1 == table.model2).any()
-    assert (table.groupby(["model1", "model2"])["n"].sum() == N_INVERTED).all()
+    pairs = table.groupby(["model1", "model2"])
+    assert (pairs["n_group"].sum() == N_INVERTED).all() and (table["n"] == pairs["n_group"].transform("min")).all()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ KNOWN = "choose from imagenet, imagenet100, imagenet50, cifar10, digits"
             lambda: data.open_images("snli"),
             f"snli is a data set of sentences, .*; {KNOWN}, sat6",
         ),
-        (lambda: data.open_training("sat6"), f"sat6 has no training part; {KNOWN}$"),
+        (lambda: data.open_training("sat6"), f"no models are trained on 'sat6': {KNOWN}, or folder:PATH$"),
         (lambda: data.open_images("digits", "test"), "unknown part 'test' of digits; choose from train, val"),
         (lambda: data.open_images("digits", purpose="training"), "choose from similarity, evaluation"),
     ],

@@ -9,6 +9,7 @@ import pytest
 from synthetic_results import write_subgroups
 
 from univ import results
+from univ.show import evidence
 from univ.show.differences import model_level_test, subgroup_difference, subgroup_rows
 
 
@@ -37,6 +38,26 @@ def test_too_few_models_have_no_p_value():
     test = model_level_test({("a", "b"): 0.5})
     assert test.mean == 0.5 and math.isnan(test.p)
     assert math.isnan(model_level_test({}).p)
+
+
+def test_shares_that_the_pairs_do_not_identify_have_no_p_value():
+    between = {pair: 0.2 for pair in itertools.product("abcd", "wxyz")}  # adding 1 to a-d, -1 to w-z changes nothing
+    test = model_level_test(between)
+    assert math.isnan(test.p) and "do not tell the shares" in test.note and test.half == 0
+    assert model_level_test(between | {("a", "b"): 0.2, ("w", "x"): 0.2}).p > 0
+
+
+def test_seeds_of_an_architecture_are_one_unit():
+    """Twelve models, four architectures: no p below 2 / 2^4, and the interval is that of the four."""
+    effects = dict(zip("abcd", (0.1, 0.3, 0.2, 0.6)))
+    models = [f"{name}@{seed}" for name in "abcd" for seed in range(3)]
+    test = model_level_test({(a, b): effects[a[0]] + effects[b[0]] for a, b in itertools.combinations(models, 2)})
+    assert (test.models, test.p, test.smallest_p) == (4, 2 / 16, 2 / 16)
+
+
+def test_the_interval_is_the_jackknifes():
+    one = dict(zip(pairs_of(4), np.random.default_rng(0).normal(size=6)))
+    assert model_level_test(one).half == evidence.over_architectures(one.items()).half()
 
 
 def test_many_models_are_sampled():

@@ -21,8 +21,7 @@ from torch import nn
 from univ.attacks import Attack
 from univ.data.images import TensorImages
 from univ.errors import InputError
-from univ.models import Classifier, checkpoints
-from univ.models.architectures import Arch
+from univ.models import Arch, Classifier, checkpoints
 from univ.runs import Distributed
 from univ.training import Data, Recipe, Saving, Trainer, evaluate
 from univ.training.folder import check_start

@@ -7,7 +7,8 @@ from torch import nn
 from univ.data.images import TensorImages
 from univ.errors import InputError
 from univ.models import DIGITS_ARCHS, HEAD_INPUT, build_model
-from univ.reps.extract import Tap, extract
+from univ.reps.extract import extract
+from univ.reps.nodes import Reader
 
 
 @pytest.fixture
@@ -51,31 +52,34 @@ def test_an_in_place_change_after_the_node_does_not_reach_the_representation(ima
         nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
     )
     model.model = network
-    with torch.no_grad(), Tap(model, node="0") as tap:
+    with torch.no_grad(), Reader(model, "0") as tap:
         model(images)
         assert (tap.rep < 0).any()
         assert tap.rep.shape == (6, 4 * 30 * 30)
-    with torch.no_grad(), Tap(model, node="0", flatten=False) as tap:
+    with torch.no_grad(), Reader(model, "0", pool="none") as tap:
         model(images)
         assert tap.rep.shape == (6, 4, 30, 30)
 
 
 def test_any_network_can_be_tapped(images):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)).eval()
-    with torch.no_grad(), Tap(network, node="0", pool=True) as tap:
+    with torch.no_grad(), Reader(network, "0", pool="mean") as tap:
         network(images)
         assert torch.allclose(tap.rep, network[0](images).mean(dim=(2, 3)), atol=1e-6)
-    with pytest.raises(InputError, match="no module 'layer4'; it holds 0, 1, 2, 3"), Tap(network, node="layer4"):
+    with (
+        pytest.raises(InputError, match="no node 'layer4'; the nearest are 0, 1, 2, 3"),
+        Reader(network, "layer4"),
+    ):
         pass
     with pytest.raises(InputError, match="names no node of its own"):
-        Tap(network)
+        Reader(network)
     assert run(network, images, node="3").reps.equal(run(network, images, node="3").logits)
 
 
 def test_gradients_flow_through_the_head_input(images):
     model = build_model("vgg11", "digits", seed=0).eval()
     images.requires_grad_(True)
-    with Tap(model, node=HEAD_INPUT) as tap:
+    with Reader(model, HEAD_INPUT) as tap:
         logits = model(images)
         assert torch.allclose(model.head(tap.rep), logits)
         (gradient,) = torch.autograd.grad(tap.rep.sum(), images)
@@ -87,10 +91,10 @@ def test_wrong_use_is_answered(images):
     with pytest.raises(ValueError, match="training mode"):
         run(model, images)
     model.eval()
-    no_module = pytest.raises(InputError, match="no module 'nowhere'; it holds features, classifier")
-    with no_module, Tap(model, node="nowhere"):
+    no_module = pytest.raises(InputError, match="no node 'nowhere'; the nearest are features, classifier")
+    with no_module, Reader(model, "nowhere"):
         pass
-    with Tap(model) as tap, pytest.raises(RuntimeError, match="was not reached"):
+    with Reader(model) as tap, pytest.raises(RuntimeError, match="was not reached"):
         _ = tap.rep
     with torch.no_grad():
         model.head.weight[0, 0] = torch.nan

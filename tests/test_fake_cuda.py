@@ -115,7 +115,7 @@ def test_an_iteration_of_an_inversion(arch, precision, fake):
     model = build_model(arch, "digits", seed=0).to(CUDA).eval()
     with arithmetic(precision, CUDA):
         inverter = inversion.Inverter(model, inversion.Inversion(), cuda_graph=False)
-        target, scale = inversion._scaled(inversion._represent(inverter._network, fake.images))
+        target, scale = inversion.scaled(inversion.represent(inverter._network, fake.images))
         state = inversion._State.start(fake.images, target, scale)
         for _ in range(2):
             inverter._advance(state)

@@ -7,7 +7,7 @@ from torch import nn
 
 from univ.models import DIGITS_ARCHS, HEAD_INPUT, Arch, Classifier, build_model
 from univ.models.folding import fold_batchnorm
-from univ.reps.extract import Tap
+from univ.reps.nodes import Reader
 
 QUICK = {("digits", arch) for arch in DIGITS_ARCHS}
 QUICK |= {("imagenet", "resnet18"), ("cifar10", "resnet18"), ("cifar10", "vgg16")}
@@ -20,7 +20,7 @@ def norms(model: nn.Module) -> int:
 
 
 def outputs(model: Classifier, images: torch.Tensor):
-    with Tap(model) as node, Tap(model, node=HEAD_INPUT) as head:
+    with Reader(model) as node, Reader(model, HEAD_INPUT) as head:
         logits = model(images)
         return logits, node.rep, head.rep
 
@@ -36,7 +36,7 @@ def test_folded_models_compute_the_same(train_set, arch):
     assert folded.head.out_features == model.num_classes and folded.spec is model.spec
 
     model.eval()
-    images = torch.rand(2, 3, model.input_size, model.input_size, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for ours, expected in zip(outputs(folded, images), outputs(model, images), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())

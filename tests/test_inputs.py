@@ -9,8 +9,9 @@ from digits_study import ARCHS, N_INVERTED, flags, forward, own_images, write_st
 
 import rep
 from univ.compare import inputs
-from univ.compare.inputs import Models, find_checkpoints, open_image_sets, open_targets
+from univ.compare.inputs import Models, model_folder, open_image_sets, open_targets
 from univ.errors import InputError
+from univ.models import Source, find_sources
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def started(study, tmp_path, monkeypatch):
 
 
 def without_loading(monkeypatch):
-    monkeypatch.setattr(inputs, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Source, "load", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -42,20 +43,22 @@ def test_the_model_folder_may_be_the_folder_itself_or_hold_it(tmp_path, below):
     folder = tmp_path / below
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vgg11.pt").touch()
-    assert find_checkpoints(["vgg11"], "digits", "eps1", tmp_path) == {"vgg11": folder / "vgg11.pt"}
+    found = find_sources(["vgg11"], folder=model_folder("digits", "eps1", tmp_path), dataset="digits")
+    assert found == {"vgg11": Source("vgg11", "vgg11", "digits", folder / "vgg11.pt")}
 
 
-@pytest.mark.parametrize(("below", "message"), [("", "vgg11"), ("nowhere", r"nowhere .*--model-dir")])
+@pytest.mark.parametrize(("below", "message"), [("", "vgg11"), ("nowhere", r"nowhere.*--model-dir")])
 def test_a_missing_checkpoint_and_a_missing_folder_are_named(tmp_path, below, message):
     with pytest.raises(FileNotFoundError, match=message):
-        find_checkpoints(["vgg11"], "digits", "eps1", tmp_path / below)
+        find_sources(["vgg11"], folder=model_folder("digits", "eps1", tmp_path / below), dataset="digits")
 
 
 def test_models_take_images_of_one_size():
-    paths = dict.fromkeys(["resnet50", "timm:inception_v3"])
-    with pytest.raises(InputError, match=r"different sizes .*'timm:inception_v3': 299.*--model-names"):
-        _ = Models("imagenet", "eps3", paths, torch.device("cpu")).image_size
-    assert Models("imagenet", "eps3", {"resnet50": None}, torch.device("cpu")).image_size == 224
+    sources = {name: Source(name, name, "imagenet", None) for name in ("resnet50", "timm:inception_v3")}
+    with pytest.raises(InputError, match=r"different sizes .*'timm:inception_v3': 299.*--image-size.*--model-names"):
+        _ = Models("imagenet", "eps3", sources, torch.device("cpu")).image_size
+    assert Models("imagenet", "eps3", sources, torch.device("cpu"), size=96).image_size == 96
+    assert Models("imagenet", "eps3", {"resnet50": sources["resnet50"]}, torch.device("cpu")).image_size == 224
 
 
 def test_extractions_are_rows_of_a_forward_pass_in_the_order_chosen(study, started):
@@ -81,7 +84,7 @@ def test_the_cache_serves_the_same_images_weights_and_precision_only(started, mo
         (fresh, dataclasses.replace(images, chosen=images.chosen.flip(0))),
         (fresh, dataclasses.replace(images, source="vgg11")),
         (dataclasses.replace(models, precision="bf16"), images),
-        (dataclasses.replace(models, checkpoints={"vgg11": models.checkpoints["resnet10"]}), images),
+        (dataclasses.replace(models, sources={"vgg11": models.sources["resnet10"]}), images),
     ]
     for looking, seen in others:
         with pytest.raises(pytest.fail.Exception, match="a model was loaded"):

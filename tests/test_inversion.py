@@ -17,7 +17,7 @@ from univ.errors import InputError
 from univ.inversion import MOMENTUM, Inversion, Inverted, Inverter, Parts
 from univ.models import DIGITS_ARCHS, HEAD_INPUT, Arch, Classifier, build_model
 from univ.models.precision import AUTOCAST, arithmetic
-from univ.reps.extract import Tap
+from univ.reps.nodes import Reader
 
 CPU = torch.device("cpu")
 
@@ -67,7 +67,7 @@ class BrightPixels(nn.Module):
 
 
 def relative_distances(model, images, targets):
-    with Tap(model, node=HEAD_INPUT) as tap, torch.no_grad():
+    with Reader(model, HEAD_INPUT) as tap, torch.no_grad():
         model(targets)
         wanted = tap.rep.clone()
         model(images)
@@ -135,7 +135,7 @@ def literal_inversion(model, seed, target, iterations, step_size):
     x, mean, iterates, distances = seed[None], torch.zeros_like(seed[None]), [], []
     for _ in range(iterations + 1):
         x = x.detach().requires_grad_(True)
-        with Tap(model, node=HEAD_INPUT) as tap:
+        with Reader(model, HEAD_INPUT) as tap:
             model(target[None])
             wanted = tap.rep.detach().clone()
             model(x)
@@ -165,7 +165,7 @@ def test_the_best_iterate_of_all_is_kept(model, seeds, targets):
 
 def test_agrees_with_the_loop_of_the_attack(model, seeds, targets):
     inverter = Inverter(model, Inversion(iterations=10, step_size=1.0))
-    with Tap(model, node=HEAD_INPUT) as tap, attacks.frozen(model):
+    with Reader(model, HEAD_INPUT) as tap, attacks.frozen(model):
         model(targets)
         wanted = tap.rep.clone()
 

@@ -9,7 +9,7 @@ from image_files import Dangerous
 
 from univ.data.loaders import Batches
 from univ.errors import InputError
-from univ.inversion import Inverted, record
+from univ.inversion import Inverted, null, record
 from univ.inversion.images import find_inverted, open_inverted, pool_inverted, to_uint8
 
 
@@ -124,16 +124,26 @@ def test_pooling_draws_over_all_models(tmp_path, as_uint8):
 def test_the_csv_has_a_row_per_image_and_is_read_back(tmp_path):
     labels, values = torch.tensor([7, 8, 9, 5]), torch.tensor([10, 11]) / 255
     inverted = Inverted(torch.zeros(2, 3, 2, 2), values, values * 2, torch.tensor([10, 11]))
-    text = record.table(torch.tensor([2, 0]), torch.tensor([1, 3]), labels, inverted)
+    text = record.table(torch.tensor([2, 0]), torch.tensor([1, 3]), labels, inverted, torch.tensor([0.1, 0.05]))
     assert text.splitlines() == [
-        "target_index,seed_index,target_label,seed_label,start_distance,final_distance,best_iteration",
-        "2,1,9,8,0.0392157,0.0784314,10",
-        "0,3,7,5,0.0431373,0.0862745,11",
+        "target_index,seed_index,target_label,seed_label,start_distance,final_distance,best_iteration,null_distance,converged",
+        "2,1,9,8,0.0392157,0.0784314,10,0.1,1",
+        "0,3,7,5,0.0431373,0.0862745,11,0.05,0",
     ]
     (tmp_path / "x.csv").write_text(text)
     assert record.read_column(tmp_path / "x.csv", "target_label").tolist() == [9, 7]
     (tmp_path / "x.csv").write_text("target_index,target_label\n5,3\n2,0\n")  # written by other programs
     assert record.read_column(tmp_path / "x.csv", "target_index").tolist() == [5, 2]
+
+
+def test_the_nearest_other_image_by_hand():
+    reps = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3.0, 3.0], [0.0, 4.0]])  # of images 10, 11, 12, 13
+    indices = torch.tensor([10, 11, 12, 13])
+    found = null.nearest(reps[:2], indices[:2], reps, indices)
+    assert found.tolist() == pytest.approx([1 / 5, 4])  # |r(t)| is 5; of a representation of 0 the distance itself
+    assert null.nearest(reps[:1], indices[:1], reps[:1], indices[:1]).isnan().all()
+    assert null.chosen(torch.tensor([5, 2]), torch.tensor([2, 7])).tolist() == [2, 5, 7]
+    assert len(null.chosen(torch.arange(3000), torch.arange(10))) == null.MOST
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "target_label\nthree\n", None])

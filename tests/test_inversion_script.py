@@ -84,6 +84,9 @@ def test_writes_images_report_sheet_and_settings(words, tmp_path):
     record = json.loads((out / f"{ARCH}_eps0.json").read_text())
     assert record["settings"]["iterations"] == 2 and record["commit"]
     assert record["distance"]["max"] == pytest.approx(max(float(row["final_distance"]) for row in rows), rel=1e-4)
+    converged = [float(row["final_distance"]) < float(row["null_distance"]) for row in rows]
+    assert [bool(int(row["converged"])) for row in rows] == converged
+    assert record["null"]["images"] == 12 and record["null"]["converged"] == pytest.approx(sum(converged) / 6)
     with Image.open(out / f"{ARCH}_eps0.png") as sheet:
         assert sheet.height < sheet.width  # 6 columns of 3
 

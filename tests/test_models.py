@@ -28,7 +28,7 @@ from univ.models import (
     load_model,
 )
 from univ.models.precision import arithmetic
-from univ.reps.extract import Tap
+from univ.reps.nodes import Reader
 
 QUICK = {
     *(("digits", arch) for arch in DIGITS_ARCHS),
@@ -138,10 +138,10 @@ def test_representation_and_logits_equal_an_independent_evaluation(train_set, ar
     model = build_model(arch, train_set, seed=0).eval()
     shake(model)
     size, classes = (224, 1000) if train_set == "imagenet" else (32, 10)
-    assert (model.input_size, model.num_classes) == (size, classes)
+    assert (model.image_size, model.num_classes) == (size, classes)
     side = 96 if size == 224 and arch != "tiny_vit_5m" else size  # convolutional networks take any size: save time
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)) * 1.2 - 0.1  # beyond [0, 1] too
-    with torch.no_grad(), Tap(model) as tap:
+    with torch.no_grad(), Reader(model) as tap:
         logits = model(images)
         rep = tap.rep
 
@@ -162,8 +162,8 @@ def test_representation_and_logits_equal_an_independent_evaluation(train_set, ar
 def test_the_last_linear_layer_makes_the_logits(train_set, arch):
     """Inversion optimises its input, post-ReLU and pooled, in every architecture."""
     model = build_model(arch, train_set, num_classes=7, seed=0).eval()
-    with torch.no_grad(), Tap(model, node=HEAD_INPUT) as tap:
-        logits = model(torch.rand(2, 3, model.input_size, model.input_size))
+    with torch.no_grad(), Reader(model, HEAD_INPUT) as tap:
+        logits = model(torch.rand(2, 3, model.image_size, model.image_size))
         head_rep = tap.rep
     assert model.head.out_features == 7
     torch.testing.assert_close(model.head(head_rep), logits)
@@ -179,7 +179,7 @@ def test_densenets_node_is_read_before_the_relu_that_works_in_place():
     images = torch.rand(2, 3, 64, 64)
     seen = []
     hook = network.features.norm5.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    with torch.no_grad(), Tap(model) as tap:
+    with torch.no_grad(), Reader(model) as tap:
         logits = model(images)
         rep = tap.rep
         hook.remove()
@@ -245,7 +245,7 @@ def test_where_a_convolution_classifies_its_pooled_input_is_the_representation(n
     assert model.spec.head == "classifier.1" and model.head.out_channels == num_classes
     images = torch.rand(2, 3, 224, 224)
     for node in (None, "head"):
-        with torch.no_grad(), Tap(model, node=node) as tap:
+        with torch.no_grad(), Reader(model, node) as tap:
             model(images)
             expected = model.model.features(model.normalizer(images)).mean(dim=(2, 3))
             torch.testing.assert_close(tap.rep, expected)
@@ -263,9 +263,9 @@ def test_another_number_of_classes_is_named_where_a_convolution_classifies(tmp_p
 def test_any_classifier_of_a_library_needs_no_entry(arch, head, width, size):
     model = build_model(arch, "imagenet100", seed=0).eval()
     shake(model)
-    assert (model.spec.head, model.input_size, model.num_classes) == (head, size, 100)
+    assert (model.spec.head, model.image_size, model.num_classes) == (head, size, 100)
     images = torch.rand(2, 3, size, size)
-    with torch.no_grad(), Tap(model) as tap:
+    with torch.no_grad(), Reader(model) as tap:
         logits = model(images)
         rep = tap.rep
         assert rep.shape == (2, width)

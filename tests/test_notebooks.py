@@ -14,6 +14,7 @@ from univ.show import plots
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+OF_RESULTS = {name: path for name, path in NOTEBOOKS.items() if name != "your_models"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def studies(tmp_path_factory) -> dict[str, Study]:
     """All notebooks on full, incomplete and no results. One kernel runs them all, as starting one takes longest; names
     are wiped before every notebook."""
     full, incomplete, empty = (
-        Study(tmp_path_factory.mktemp(name), start, dict.fromkeys(NOTEBOOKS, ""))
+        Study(tmp_path_factory.mktemp(name), start, dict.fromkeys(OF_RESULTS, ""))
         for name, start in (("full", ROOT / "notebooks"), ("incomplete", ROOT), ("empty", ROOT))
     )
     write_sources(full.root)
@@ -42,7 +43,7 @@ def studies(tmp_path_factory) -> dict[str, Study]:
     for study in (full, incomplete, empty):
         folders = {f"UNIV_{name.upper()}": str(study.root / name) for name in ("results", "data", "figs", "runs")}
         begin = f"%reset -f\nimport os\nos.environ.update({folders})\nos.chdir({str(study.start)!r})"
-        for name, path in NOTEBOOKS.items():
+        for name, path in OF_RESULTS.items():
             code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
             of_notebook = [nbformat.v4.new_code_cell(source) for source in (begin, *code)]
             cells += of_notebook
@@ -77,7 +78,7 @@ def test_full_results(studies):
         "inv_img_example": 1,
     }
     expected["model_maps"] = 24  # a heat map and a map of 6 measures, on regular and inverted images
-    assert figures == expected and set(NOTEBOOKS) == set(plots.FIGURES)
+    assert figures == expected and set(OF_RESULTS) == set(plots.FIGURES)
     assert "imagenet: no results" in said["data_effect"] and "digits, " not in said["data_effect"]
     root = studies["full"].root
     sources = plots.Sources(root / "results", root / "data")
@@ -104,6 +105,20 @@ def test_no_results(studies):
     assert "imagenet: no results" in said["data_effect"] and "imagenet: no results" in said["jaccard_apx"]
     assert not any("[figure]" in text for text in said.values())
     assert not (studies["empty"].root / "figs").exists()
+
+
+@pytest.mark.slow
+def test_your_own_models(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIV_FIGS", str(tmp_path / "figs"))
+    path = str(NOTEBOOKS["your_models"])
+    commands.module_of("scripts/run_notebook.py").main([path, "--figs", str(tmp_path / "figs"), "--out", str(tmp_path)])
+    cells = nbformat.read(tmp_path / "your_models.ipynb", as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    said = "".join(output.get("text", "") for output in outputs)
+    assert "robust: accuracy" in said and "narrow: probe accuracy" in said
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    drawn = {path.stem for path in (tmp_path / "figs").iterdir()}
+    assert drawn == {"your_models_cka", "your_models_layers", "your_models_inverted"}
 
 
 CELLS = '{"cells": 3, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}'

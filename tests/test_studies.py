@@ -50,7 +50,7 @@ def start(script, *words, **settings):
 
 def run(script, *words, **settings):
     process = start(script, *words, **settings)
-    process.stdout_text, process.stderr_text = process.communicate(timeout=900)
+    process.stdout_text, process.stderr_text = process.communicate(timeout=1800)
     return process
 
 
@@ -103,6 +103,8 @@ def state(root, *folders):
         ({"eps": []}, "eps: list should have at least 1 item"),
         ({"data": "mnist"}, "data: unknown 'mnist', choose from .*digits"),
         ({"inputs": ["both"]}, r"inputs\.0: input should be 'standard' or 'inverted', got 'both'"),
+        ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0, got -1"),
+        ({"seeds": [1], "train": {"seed": 2}}, r"train: seed: seeds says it already, \[1\]: remove one"),
         ({"published": ["weights"]}, "published.0: input should be 'models' or 'inverted'"),
         ({"stages": ["drawing"]}, "no stage 'drawing': choose from download, data"),
         ({"train": {"epoch": 3}}, "train: 'epoch' is no flag of its script: did you mean .*epochs"),
@@ -141,7 +143,7 @@ def test_printed_commands_are_understood(name, tmp_path):
     words = [f"scripts/studies/{name}.yaml", "published=[]", "more_knn=[7]", "-n"]
     digits = {"digits": 12, "example": 4}  # how many are trained
     if name in digits:
-        words += ["common={seed: 3, precision: bf16}"]
+        words += ["common={seed: 3, precision: bf16}", *(["seeds=[3]"] if name == "example" else [])]
     else:
         words += ["eps=[eps025,eps3]", "common={precision: bf16, workers: 2}", "models=[resnet18,torchvision:resnet18]"]
     if name == "imagenet50":  # is made of the LMDB files of ImageNet-100
@@ -176,6 +178,18 @@ def test_models_and_radii_are_the_papers_by_default(tmp_path):
         for eps in ("eps0", "eps025", "eps05", "eps1", "eps3")
     )
     assert all(args.uint8 and args.batch == 8 and args.num_imgs_to_invert == 10_000 for args in made)
+
+
+def test_each_architecture_is_trained_with_each_seed(tmp_path):
+    words = ["scripts/studies/example.yaml", "models=[vgg11,resnet10]", "seeds=[0,2]", "eps=[eps1]", "-n"]
+    jobs = planned(succeed("study.sh", *words, OUT=tmp_path).stdout_text)
+    names = ["vgg11", "vgg11@2", "resnet10", "resnet10@2"]
+    trained = {job: parse(line) for job, line in jobs.items() if job.startswith("train ")}
+    assert set(trained) == {f"train {name}_eps1" for name in names}
+    for job, (args, *_) in trained.items():
+        assert args.seed == (2 if "@2" in job else 0) and args.model == job.split()[1].partition("@")[0].split("_")[0]
+    (compared,) = parse(jobs["compare eps1_standard"])
+    assert compared.model_names == names
 
 
 def test_published_files_count_as_made(tmp_path):
@@ -251,7 +265,7 @@ def test_places_and_devices_of_several_gpus(tmp_path):
 
 def test_a_killed_job_frees_its_device(tmp_path):
     first = job("sleep 60", tmp_path / "first.log", "0", TMPDIR=tmp_path)
-    wait_until(lambda: "sleep 60" in (tmp_path / "first.log").read_text())
+    wait_until(lambda: (log := tmp_path / "first.log").is_file() and "sleep 60" in log.read_text())
     second = job("echo here", tmp_path / "second.log", "0", TMPDIR=tmp_path)
     time.sleep(0.5)
     assert second.poll() is None
@@ -496,17 +510,17 @@ CLUSTER += ["--slurm-init-seconds-before-status-checks", 1, "--seconds-between-s
 
 
 @pytest.mark.slow
-def test_a_cluster_comes_to_the_same_results_and_names_a_failed_job(two_digits, cluster):
-    words = [two_digits / "two.yaml", "func", "compare"]
-    done = succeed("study.sh", *words, *CLUSTER, **cluster)
-    assert re.search(r"^func: done", done.stderr_text, re.MULTILINE)
-    on_cluster = tables(two_digits / "results")
-    asked = [path.read_text() for path in (two_digits / "jobs").glob("*.asked")]
-    assert len(asked) == 3 and all("--mem" in text and "-t " in text for text in asked)  # represent, compare, func
-    shutil.rmtree(two_digits / "results")
-    succeed("study.sh", *words, OUT=two_digits)
-    assert tables(two_digits / "results") == on_cluster
+def test_a_cluster_comes_to_the_same_results(smoke, cluster):
+    studies = [ROOT / f"scripts/studies/{name}.yaml" for name in ("digits", "smoke")]
+    done = succeed("study.sh", *studies, *CLUSTER, "--jobs", 2, **cluster)
+    assert re.search(r"^figures: done", done.stderr_text, re.MULTILINE)
+    asked = [path.read_text() for path in cluster["STAND_IN_JOBS"].glob("*.asked")]
+    assert len(asked) > 50 and all("--mem" in text and "-t " in text for text in asked)
+    assert tables(cluster["OUT"] / "results") == tables(smoke[0] / "results")
 
+
+@pytest.mark.slow
+def test_a_job_that_fails_on_a_cluster_is_named(two_digits, cluster):
     (two_digits / "data/cnns/digits/eps0/vgg11.pt").write_bytes(b"no network")
     words = [two_digits / "two.yaml", "published=[]", "evaluate", "--keep-going"]
     failed = run("study.sh", *words, *CLUSTER, **cluster)

@@ -1,6 +1,7 @@
 """cifar10_training.py and imagenet_training.py: what they write, what they refuse, and that a kill costs nothing."""
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from disks import make_device
 
 import cifar10_training
 import imagenet_training
+from univ import results
+from univ.attacks import AutoAttack
 from univ.data import open_training
 from univ.errors import InputError
 from univ.models import checkpoints, load_model
@@ -44,7 +47,7 @@ def refused(main, argv, capsys) -> str:
 def trained(tmp_path_factory) -> Path:
     """A folder with one epoch of adversarial training."""
     folder = tmp_path_factory.mktemp("cnns") / "eps1"
-    cifar10_training.main([*QUICK, "-s", str(folder), "-e", "1", "-a", "1", "-p", "1", "--seed", "7"])
+    cifar10_training.main([*QUICK, "-s", str(folder), "-e", "1", "-a", "1", "-p", "1"])
     return folder
 
 
@@ -83,12 +86,42 @@ def test_evaluation_prints_and_appends(trained, capsys, tmp_path):
     assert "vgg11 on 360 images of digits" in printed and "robust accuracy" in printed
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["model", "dataset", "acc", "loss", "trained_eps", "attack_lr", "attack_eps", "timestamp"]
+    assert list(rows[0])[:8] == [
+        "model",
+        "dataset",
+        "acc",
+        "loss",
+        "trained_eps",
+        "attack_lr",
+        "attack_eps",
+        "timestamp",
+    ]
+    assert [(row["attack"], row["norm"]) for row in rows[:2]] == [("none", "none"), ("pgd", "l2")]
     assert [(row["attack_lr"], row["attack_eps"]) for row in rows[:3]] == [("0", "0"), ("0.25", "0.5"), ("0", "0")]
     assert float(rows[3]["attack_eps"]) == pytest.approx(8 / 255)
     assert {(row["model"], row["dataset"], row["trained_eps"]) for row in rows} == {("vgg11", "digits", "eps1")}
     assert all(0 <= float(row["acc"]) <= 100 for row in rows)
     assert float(rows[1]["acc"]) <= float(rows[0]["acc"])
+
+
+def test_evaluation_under_autoattack(trained, capsys, tmp_path, monkeypatch):
+    """The table says which attack; a table from before there was a choice goes on with PGD alone."""
+    monkeypatch.setattr(flags, "AutoAttack", functools.partial(AutoAttack, steps=2, targets=1, queries=3))
+    table, older = tmp_path / "new.csv", tmp_path / "older.csv"
+    older.write_text(",".join(flags.PUBLISHED_COLUMNS) + "\n")
+    evaluate = ["--dataset", "digits", "-t", "0", "-v", str(trained / "vgg11.pt"), "--quiet", "--device", "cpu"]
+    for attack in ("pgd", "apgd", "autoattack"):
+        words = [*evaluate, "--attack", attack, "-c", "inf", "-o", "8/255", "-p", "1", "--results-file"]
+        cifar10_training.main([*words, str(table)])
+        if attack == "pgd":
+            cifar10_training.main([*words, str(older)])
+        else:
+            assert "older.csv has no column for --attack" in refused(cifar10_training.main, [*words, older], capsys)
+    assert "apgd-ce + apgd-t + fab-t + square" in capsys.readouterr().out
+    found = results.load_evaluations([table])
+    assert found["attack"].tolist() == ["pgd", "apgd", "none", "autoattack"] and found["norm"][3] == "linf"
+    assert found["accuracy"][3] <= found["accuracy"][1] <= found["accuracy"][0] < found["accuracy"][2]
+    assert results.load_evaluations([older])["attack"].tolist() == ["none", "pgd"]
 
 
 def test_the_architecture_is_read_from_name_or_content(trained):
@@ -104,7 +137,7 @@ def test_the_architecture_is_read_from_name_or_content(trained):
 def test_a_complete_run_is_left_alone_and_its_model_comes_back(trained):
     before = (trained / "checkpoint.pt.latest").stat().st_mtime_ns
     (trained / "vgg11.pt").unlink()
-    argv = [*QUICK, "-s", str(trained), "-e", "1", "-a", "1", "-p", "1", "--seed", "7", "--resume"]
+    argv = [*QUICK, "-s", str(trained), "-e", "1", "-a", "1", "-p", "1", "--resume"]
     cifar10_training.main(argv)
     assert (trained / "vgg11.pt").exists()
     assert (trained / "checkpoint.pt.latest").stat().st_mtime_ns == before
@@ -129,6 +162,9 @@ WRONG = [  # words of the command line, {trained} and {tmp} folders, and what th
     ("-c 3", "--constraint"),
     ("--restarts 3", "--random-start"),
     ("-c fourier --random-start", "fourier"),
+    ("--attack apgd", "-t 0"),
+    ("-t 0 -v {trained}/vgg11.pt --attack autoattack -c unconstrained", "-c 2 or inf"),
+    ("-t 0 -v {trained}/vgg11.pt --attack autoattack -o 0", "above 0"),
     ("--sync-bn --device cpu", "--sync-bn"),
     ("--results-file {tmp}/table.csv", "--results-file"),
     ("--resume -v {trained}/vgg11.pt", "--resume"),
@@ -173,7 +209,7 @@ def test_an_unwritable_table_is_found_before_the_evaluation(trained, tmp_path, c
 def test_work_in_save_is_not_overwritten_unasked(trained, tmp_path, capsys):
     argv = [*QUICK, "-s", trained, "-e", "1"]
     assert "--overwrite" in refused(cifar10_training.main, argv, capsys)
-    other_batch = [*argv, "-b", "128", "--resume", "-a", "1", "-p", "1", "--seed", "7"]
+    other_batch = [*argv, "-b", "128", "--resume", "-a", "1", "-p", "1"]
     assert "batch_size was 256, now 128" in refused(cifar10_training.main, other_batch, capsys)
     assert "architecture was vgg11" in refused(cifar10_training.main, [*argv, "-m", "resnet10", "--resume"], capsys)
     (tmp_path / "vgg11.pt").write_bytes(b"a published checkpoint")

@@ -8,7 +8,6 @@ inverted = univ.invert(models["robust"], seeds, targets)
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -17,11 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from univ.compare import compare
-from univ.data import DATASETS
 from univ.errors import InputError
 from univ.inversion.optimise import Inversion, Inverted, Inverter
 from univ.measures.base import Rep, as_tensor
-from univ.models import Classifier, arch_from_filename, load_model
+from univ.models import load
 from univ.models.precision import arithmetic
 from univ.reps import probes, reading
 from univ.show.maps import heat_map
@@ -29,33 +27,12 @@ from univ.show.maps import heat_map
 __all__ = ["compare", "extract", "heatmap", "invert", "load", "train_probe"]
 
 
-def load(
-    source: str | Path, *, dataset: str | None = None, num_classes: int | None = None, device: str | None = None
-) -> Classifier:
-    """A trained classifier: images in [0, 1] -> logits; in evaluation mode.
-
-    Args:
-        source: a checkpoint, named after its architecture.
-        dataset: what it was trained on, a key of DATASETS; default: named by a folder of the path, else imagenet.
-        num_classes: where they are not the data set's.
-        device: default: the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        InputError: it is damaged, or of another architecture or number of classes.
-    """
-    path = Path(source)
-    if dataset is None:
-        dataset = next((part for part in reversed(path.parts) if part in DATASETS), "imagenet")
-    return load_model(arch_from_filename(path), dataset, path, num_classes=num_classes, device=device or "cpu")
-
-
 def extract(
     models: nn.Module | Mapping[str, nn.Module],
     images: reading.Source,
     node: str | Sequence[str] = "head",
     *,
-    pool: bool | None = None,
+    pool: str | None = None,
     batch: int = 64,
     device: torch.device | str | None = None,
     quiet: bool = False,
@@ -66,7 +43,7 @@ def extract(
         models: networks by name, or one network. They run in evaluation mode, and are afterwards as before.
         images: tensor or array (N, ...), Dataset, DataLoader, or a folder of image files.
         node: where to read: `head` (the input of the last layer), a dotted module name, `logits`, or several.
-        pool: average (N, C, H, W) activations over space; else they are flattened.
+        pool: what becomes of maps and tokens: `mean`, `cls`, `flatten` or `none`; see `reps.nodes.Reader`.
         batch: images per forward pass, unless a DataLoader says so.
         device: where to compute; the models are moved there. Default: where each of them is.
         quiet: no progress bar.

@@ -222,6 +222,15 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, workers: int = 4, p
     group.add_argument("--quiet", action="store_true", help="warnings and errors only: no progress bars")
 
 
+def add_pixel_statistics(group: argparse._ArgumentGroup) -> None:
+    """Add --mean and --std."""
+    text = "of the pixels in [0, 1], for a module: that does not normalise by itself; R G B, both or none"
+    group.add_argument("--mean", type=number, nargs=3, metavar=("R", "G", "B"), help=f"mean {text}")
+    group.add_argument(
+        "--std", type=positive_number, nargs=3, metavar=("R", "G", "B"), help=f"standard deviation {text}"
+    )
+
+
 def add_fast_images(group: argparse._ArgumentGroup) -> None:
     """Add --fast-images."""
     text = "ImageNet: decode and resize nearly twice as fast, pixels off by up to 2/255; never mixed with exact ones"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from univ import runs
 from univ.models import HEAD_INPUT, Classifier
-from univ.reps.extract import Tap
+from univ.reps.nodes import Reader
 
 
 def environment_line(device: torch.device) -> str:
@@ -70,7 +70,7 @@ class _WithLatent(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         if not with_latent:
             return self.network(x)
-        with Tap(self._model[0], node=HEAD_INPUT) as tap:
+        with Reader(self._model[0], HEAD_INPUT) as tap:
             return self.network(x), tap.rep
 
 

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
 def _row(train_set: str, arch: str, batch: int, args: argparse.Namespace) -> tuple[object, ...]:
     dataset, device = DATASETS[train_set], args.device
     model = build_model(arch, train_set, seed=args.seed)
-    size = model.input_size
+    size = model.image_size
     generator = stream("benchmark", args.seed)
     images = torch.rand(batch, 3, size, size, generator=generator)
     labels = torch.randint(dataset.num_classes, (batch,), generator=generator)

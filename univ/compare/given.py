@@ -29,7 +29,7 @@ from univ.reps.extract import Extraction
 
 BESIDE = ("ids", "labels")
 KEPT = ("eps", "exp", "labels_path", "num_inputs")  # flags of models and images that mean something without either
-USELESS = ("cache_dir", "no_comparisons", "precision")
+USELESS = ("cache_dir", "no_comparisons", "precision", "node", "pool", "list_nodes")
 
 
 def add_arguments(parser: argparse.ArgumentParser, what: str) -> None:
@@ -49,7 +49,7 @@ def check_arguments(
     parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str] | None, what: str
 ) -> None:
     """Refuse flags of models and images beside files, and --dataset-name without them; fill in the names of both."""
-    untouched = object()
+    untouched: list = []  # a list, as flags that may be repeated copy and extend what is there
     parsed = argparse.Namespace(**{action.dest: untouched for action in parser._actions})
     named = {dest for dest, value in vars(parser.parse_args(argv, parsed)).items() if value is not untouched}
     if not getattr(args, what):
@@ -103,6 +103,8 @@ class GivenModels:
     arrays: Mapping[str, Tensor]
     hashes: Mapping[str, str]
     precision: str = "as given"
+    node: None = None
+    pool: None = None
 
     def extractions(self, images: ImageSet, *, flatten: bool = True) -> dict[str, Extraction]:
         rows = {name: array[: len(images)] for name, array in self.arrays.items()}

@@ -16,6 +16,8 @@ from torch import Tensor
 from univ import cli, compare, results, runs
 from univ.compare import AnyMeasure, Comparison
 from univ.compare.inputs import ImageSet, Models, open_targets
+from univ.compare.scoring import interval_method
+from univ.data import dataset_name
 from univ.measures import CARDS, Measure
 from univ.reps.extract import Extraction
 from univ.results import ResultFile
@@ -90,17 +92,20 @@ def run_measures(
         as_input: (extraction, labels) -> what the measures want.
         facts_on: (extractions by model, labels) -> facts on the models for the record of every result.
     """
-    tasks = _plan(args, options, _describe(models, image_sets))
+    tasks = _plan(args, options, describe(models, image_sets))
     todo = {task.measure.name: task for task in tasks if not task.done(args.results, args.overwrite)}
     if not todo:
         return 0
     facts: dict[str, Facts] = {}
+    widths: dict[str, int] = {}  # measures such as Procrustes and k-NN depend on them
     flatten = not any(CARDS[key].maps for key in args.measures)
 
     def inputs_of(images: ImageSet) -> dict[str, Any]:
         extractions, labels = models.extractions(images, flatten=flatten), images.labels
         if facts_on is not None:
             facts[images.source] = facts_on(extractions, labels)
+        elif flatten:
+            widths.update({name: extraction.reps.shape[1] for name, extraction in extractions.items()})
         return {name: as_input(extraction, labels) for name, extraction in extractions.items()}
 
     def save(comparison: Comparison) -> None:
@@ -109,7 +114,9 @@ def run_measures(
         if comparison.failure is not None:
             logger.error("{} was not computed: {}", comparison.name, comparison.failure)
         else:
-            _save(args, todo[comparison.name], comparison, _by_source(facts))
+            _save(
+                args, todo[comparison.name], comparison, {**_by_source(facts), **({"widths": widths} if widths else {})}
+            )
 
     measures = [task.measure for task in todo.values()]
     settings = {"permutations": args.perturbs, "ci": args.ci, "seed": args.seed, "device": args.device}
@@ -127,7 +134,7 @@ def run_measures(
 
 def run_stir(args: argparse.Namespace, models: Models, image_sets: Sequence[ImageSet]) -> int:
     """Compute and save STIR on inverted images; return 1 if it could not be computed."""
-    settings = {"measure": "stir", **_describe(models, image_sets)}
+    settings = {"measure": "stir", **describe(models, image_sets)}
     task = Task(None, _file(args, "stir"), settings)
     if task.done(args.results, args.overwrite):
         return 0
@@ -145,9 +152,11 @@ def run_stir(args: argparse.Namespace, models: Models, image_sets: Sequence[Imag
     return 0
 
 
-def _describe(models: Models, image_sets: Sequence[ImageSet]) -> dict[str, Any]:
+def describe(models: Models, image_sets: Sequence[ImageSet]) -> dict[str, Any]:
     """What decides a score besides the measure's own settings."""
+    read = {name: getattr(models, name) for name in ("node", "pool") if getattr(models, name)}
     return {
+        **read,
         "inputs": {images.source or "all": asdict(images.identity) for images in image_sets},
         "models": {name: {"checkpoint": digest} for name, digest in models.hashes.items()},
         "precision": models.precision,
@@ -156,7 +165,7 @@ def _describe(models: Models, image_sets: Sequence[ImageSet]) -> dict[str, Any]:
 
 def _file(args: argparse.Namespace, key: str, **options: Any) -> ResultFile:
     return ResultFile(
-        key, args.dataset, args.models, args.eps, args.exp,
+        key, dataset_name(args.dataset), dataset_name(args.models), args.eps, args.exp,
         inverted=bool(args.inv or args.adv), adversarial=bool(args.adv), sample=bool(args.sample), **options,
     )  # fmt: skip
 
@@ -178,6 +187,8 @@ def _plan(args: argparse.Namespace, options: Mapping[str, Any], described: Mappi
         if isinstance(measure, Measure):
             if args.ci is not None:
                 companions["ci"] = {**settings, "level": args.ci}
+                if (method := interval_method(measure)) in ("share", "trials"):  # others are as they have always been
+                    companions["ci"]["interval"] = method
             if args.perturbs:
                 companions["pvalue"] = settings
                 if measure.self_score is not None:

@@ -30,6 +30,8 @@ Cells = Mapping[tuple[str, ...], tuple[Any, Any]]  # model, pair or set of model
 # What a measure says about its input, LAPACK about a matrix, and a device or NumPy about its memory.
 FAILURES = (ValueError, torch.linalg.LinAlgError, torch.OutOfMemoryError, MemoryError)
 
+SHARES = ("dis", "amb")  # shares of images, whose intervals are those of a share
+
 
 @dataclass
 class Comparison:
@@ -184,7 +186,7 @@ class Scorer:
     ) -> None:
         """Score what `cells` names, with intervals if asked; `comparisons` are of measures that `prepare` serves."""
         n = self._score_all(comparisons, prepare, inputs, cells, where, progress)
-        left = [each for each in comparisons if _interval(each.measure) == "jackknife" and each.failure is None]
+        left = [each for each in comparisons if interval_method(each.measure) == "jackknife" and each.failure is None]
         if not self.ci or not left:
             return
         plain, rounds = replace(self, permutations=0, ci=None, quiet=True), []
@@ -241,7 +243,7 @@ class Scorer:
         for comparison in comparisons:
             if comparison.failure is not None:
                 continue
-            measure, method = comparison.measure, _interval(comparison.measure)
+            measure, method = comparison.measure, interval_method(comparison.measure)
             with reported([comparison], subject), full_precision():
                 joint = _join(measure, models) if joint is None else joint
                 score = comparison.scores.at[cell] = _compute(measure, joint)
@@ -249,8 +251,12 @@ class Scorer:
                     trials = joint.once(measure.per_trial).cpu().numpy()
                     spread = float(trials.std(ddof=1)) if len(trials) > 1 else 0.0
                     comparison.spread.at[cell] = spread
-                    error = spread / math.sqrt(len(trials))
-                    interval = uncertainty.t_interval(score, error, len(trials) - 1, self.ci) if self.ci else None
+                    interval = self._of_trials(comparison, score, trials, models[0]) if self.ci else None
+                elif method == "share" and self.ci:
+                    interval = uncertainty.wilson(score, len(models[0]), self.ci)
+                elif method == "none" and self.ci:
+                    interval = None
+                    _note_once(comparison, f"no confidence intervals: {comparison.name} is a maximum over pairs")
                 elif method == "bootstrap" and self.ci:
                     draws = (draw.to(device) for draw in uncertainty.bootstrap_draws(len(models[0]), self.seed))
                     with warnings.catch_warnings():
@@ -261,6 +267,16 @@ class Scorer:
                     interval = None
                 if interval is not None:
                     comparison.low.at[cell], comparison.high.at[cell] = interval
+
+    def _of_trials(
+        self, comparison: Comparison, score: float, trials: np.ndarray, drawn: Any
+    ) -> tuple[float, float] | None:
+        """The interval of a mean over trials; none, and why, where all images are one trial."""
+        if len(trials) < 2:
+            _note_once(comparison, f"no confidence intervals: {len(drawn)} images are one trial")
+            return None
+        error = uncertainty.trials_error(trials, drawn.how.batch, len(drawn))
+        return uncertainty.t_interval(score, error, len(trials) - 1, self.ci)
 
     def _permute(
         self, comparisons: list[Comparison], models: list[Any], cell: tuple, subject: str, device: torch.device
@@ -275,6 +291,11 @@ class Scorer:
                         comparison.permuted.at[cell].append(comparison.measure.score(pair))
 
 
+def _note_once(comparison: Comparison, note: str) -> None:
+    if note not in comparison.notes:
+        comparison.notes.append(note)
+
+
 def _names(comparisons: list[Comparison]) -> str:
     return ", ".join(comparison.name for comparison in comparisons)
 
@@ -283,10 +304,14 @@ def _all_failed(comparisons: list[Comparison]) -> bool:
     return all(comparison.failure is not None for comparison in comparisons)
 
 
-def _interval(measure: AnyMeasure) -> str:
-    """How the confidence interval of a measure is found."""
+def interval_method(measure: AnyMeasure) -> str:
+    """How the confidence interval of a measure is found: trials, share, bootstrap, jackknife, or none."""
     if isinstance(measure, Measure) and measure.per_trial is not None:
         return "trials"
+    if measure.name in SHARES:
+        return "share"
+    if measure.name == "disc":  # the bootstrap of a maximum covers 73 %
+        return "none"
     return "bootstrap" if isinstance(measure, SetStatistic) or getattr(measure, "bootstrap", False) else "jackknife"
 
 

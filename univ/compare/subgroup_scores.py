@@ -26,7 +26,7 @@ MEASURES = in_study("reps")
 KS = (10, 50, 100)
 PERCENTS = (10.0, 1.0, 0.5)
 REPEATS = 10
-COLUMNS = [*(name for name in results.SUBGROUP_COLUMNS if name != "eps"), "n", "spread", "note"]
+COLUMNS = [*(name for name in results.SUBGROUP_COLUMNS if name != "eps"), "n", "n_group", "spread", "note"]
 
 
 def subgroups(
@@ -36,7 +36,7 @@ def subgroups(
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
     published: bool = False,
-    size_matched: bool = False,
+    size_matched: bool | None = None,
     function: str = "euc",
     seed: int = 0,
     workers: int | None = None,
@@ -51,10 +51,11 @@ def subgroups(
         measures: of cka, proc (centred, normalised), rtd, and jacc at k = 10, 50, 100 and at 10 %, 1 % and 0.5 % of
             the subgroup's size (rounded down).
         pairs: what to score; default: every two models.
-        published: the original's procedure: the HSICs of the 'disagree' CKA are added to those of the 'agree' one,
-            and an image is its own first Euclidean neighbour.
-        size_matched: cut both groups to the size of the smaller one, at random, ten times; the mean is the score.
-            Without it k-NN, RTD and Procrustes differ between the groups for their size alone.
+        published: the original's procedure: the groups have the sizes they have, the HSICs of the 'disagree' CKA are
+            added to those of the 'agree' one, and an image is its own first Euclidean neighbour.
+        size_matched: cut the larger group to the size of the smaller one, at random, ten times; the mean is the
+            score. Default: unless published. Without it Procrustes, k-NN and RTD differ between the groups for their
+            sizes alone (tests/simulations/test_subgroups.py).
         function: `euc` (the study's) or `cos_sim`, how neighbours are found.
         seed: of RTD's subsamples and of the cut groups.
         workers: threads for RTD.
@@ -63,11 +64,13 @@ def subgroups(
 
     Returns:
         Long table: metric, score, model1, model2, k and perc_k (one of the two for jacc, empty otherwise),
-        pred_type (agree | disagree), n (images in the group), spread (of size-matched repeats, else empty) and note:
-        why a score is empty, mostly that the group is too small.
+        pred_type (agree | disagree), n (images compared), n_group (images in the group before the cut), spread
+        (standard deviation over the ten cuts, 0 in the smaller group, empty where nothing is cut) and note: why a
+        score is empty, mostly that the smaller group is too small.
     """
     if unknown := set(measures) - set(MEASURES):
         raise ValueError(f"unknown measures {sorted(unknown)}: choose from {', '.join(MEASURES)}")
+    size_matched = not published if size_matched is None else size_matched
     options = {"k": max(KS), "function": function, "published": published, "seed": seed, "workers": workers}
     pairs = list(itertools.combinations(inputs, 2)) if pairs is None else pairs
     rows = []
@@ -81,9 +84,13 @@ def subgroups(
                     f"got {len(reps[0])}, {len(reps[1])} and {len(agree)}"
                 )
             scores = defaultdict(list)
-            for draw in _draws(agree, seed if size_matched else None):
+            sizes = {"agree": int(agree.sum()), "disagree": int((~agree).sum())}
+            once = measure.per_trial is None and not published  # neither draws of its own nor the group before it
+            for number, draw in enumerate(_draws(agree, seed if size_matched else None)):
                 hsics = [0.0, 0.0, 0.0] if published else None
                 for group, images in draw.items():
+                    if number and once and len(images) == sizes[group]:
+                        continue  # the whole group in another order
                     x, y = (to_device(rep[images.to(rep.device)], device) for rep in reps)
                     for k, percent, score, note in _scores(measure, x, y, hsics):
                         scores[group, len(images), k, percent].append((score, note))
@@ -91,9 +98,15 @@ def subgroups(
                 values = [score for score, _ in repeats]
                 note = next((note for _, note in repeats if note), "")
                 about = {"metric": measure.name, "model1": model1, "model2": model2, "note": note}
-                about |= {"k": k, "perc_k": percent, "pred_type": group, "n": n, "score": float(np.mean(values))}
-                rows.append({**about, "spread": float(np.std(values, ddof=1)) if size_matched else math.nan})
+                about |= {"k": k, "perc_k": percent, "pred_type": group, "n": n, "n_group": sizes[group]}
+                rows.append({**about, "score": float(np.mean(values)), "spread": _spread(values, size_matched)})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _spread(repeats: list[float], size_matched: bool) -> float:
+    if not size_matched or math.isnan(repeats[0]):
+        return math.nan
+    return float(np.std(repeats, ddof=1)) if len(repeats) > 1 else 0.0
 
 
 def _draws(agree: Tensor, seed: int | None) -> list[dict[str, Tensor]]:

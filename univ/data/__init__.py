@@ -11,11 +11,16 @@ from univ.data.datasets import (
     Purpose,
     Request,
     Split,
+    dataset_name,
     find_dataset,
+    measure_folder,
     open_images,
     open_training,
     trainable,
+    untrained,
 )
+from univ.data.entry import inverted_path
+from univ.data.folders import DatasetNames, is_folder
 
 __all__ = [
     "DATASETS",
@@ -24,12 +29,18 @@ __all__ = [
     "REFUSED",
     "Channels",
     "Dataset",
+    "DatasetNames",
     "Images",
     "Purpose",
     "Request",
     "Split",
+    "dataset_name",
     "find_dataset",
+    "inverted_path",
+    "is_folder",
+    "measure_folder",
     "open_images",
     "open_training",
     "trainable",
+    "untrained",
 ]

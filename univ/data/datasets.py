@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from univ.data import folders
 from univ.data.cifar import open_cifar10
 from univ.data.digits import open_digits
 from univ.data.entry import Dataset, Images, Purpose, Request, Split
@@ -96,21 +97,83 @@ REFUSED = {
 }  # the original's scripts know it by name
 
 
+RECIPES = {"imagenet": _IMAGENET, "cifar10": _CIFAR10}
+"""The data sets whose training settings a folder's can be, see `folders.measure`."""
+
+
 def trainable() -> tuple[str, ...]:
-    """Names of the data sets that models are trained on."""
+    """Names of the built-in data sets that models are trained on."""
     return tuple(name for name, dataset in DATASETS.items() if dataset.architectures is not None)
 
 
+def untrained(name: str) -> InputError:
+    """What is wrong with asking for models, or the training, of a data set without architectures."""
+    if folders.is_folder(name):
+        scripts = "imagenet_training.py and cifar10_training.py"
+        return InputError(f"no models are trained on {name} yet: it has no {folders.RECORD}, which {scripts} write")
+    return InputError(
+        f"no models are trained on {name!r}: choose from {', '.join(trainable())}, or {folders.PREFIX}PATH"
+    )
+
+
+def dataset_name(name: str) -> str:
+    """What results are filed under: the name itself, or the folder's that `folder:PATH` names. Nothing is read."""
+    if not folders.is_folder(name):
+        return name
+    return folders.file_safe(name, taken={*DATASETS, *REFUSED})
+
+
 def find_dataset(name: str) -> Dataset:
-    """The entry of DATASETS called `name`.
+    """All that is known of a data set.
+
+    Args:
+        name: key of DATASETS, or `folder:PATH`. `Dataset.name` is what `dataset_name` says.
 
     Raises:
-        InputError: there is none; names those there are.
+        InputError: there is none; names those there are. Of a folder: one class, parts that differ in their classes, a
+            damaged dataset.json.
+        FileNotFoundError: no such folder, or one without train and val.
     """
+    if folders.is_folder(name):
+        return _folder(name)
     if name not in DATASETS:
         why = f"{name} {REFUSED[name]}" if name in REFUSED else f"unknown data set {name!r}"
-        raise InputError(f"{why}; choose from {', '.join(DATASETS)}")
+        raise InputError(f"{why}; choose from {', '.join(DATASETS)}, or {folders.PREFIX}PATH")
     return DATASETS[name]
+
+
+def measure_folder(name: str, recipe: str, image_size: int | None = None) -> None:
+    """Measure the pictures of `folder:PATH` before the first training; see `folders.measure`, also for the errors.
+
+    Args:
+        recipe: key of RECIPES.
+        image_size: side of the square images, pixels; None takes what was measured, else that of the recipe.
+    """
+    folders.measure(name, recipe, image_size, usual_size=RECIPES[recipe].image_size)
+
+
+def _folder(name: str) -> Dataset:
+    """The entry of `folder:PATH`. Before it is measured models are only compared on it."""
+    path = folders.path_of(name)
+    classes = folders.read_classes(path)
+    known = dataset_name(name)
+    entry = Dataset(known, known, folders.open_folder, len(classes), image_size=224, default_path=path)
+    record = folders.read_record(path, classes)
+    if record is None:
+        return entry
+    recipe = RECIPES[record.recipe]
+    sized = isinstance(recipe.augmentation, ImageNetAugmentation)
+    return replace(
+        entry,
+        image_size=record.image_size,
+        architectures="imagenet" if recipe is _IMAGENET else "small",
+        compared_models=(),
+        training_path=path,
+        mean=tuple(record.mean),
+        std=tuple(record.std),
+        augmentation=ImageNetAugmentation(record.image_size) if sized else recipe.augmentation,
+        weight_decay=recipe.weight_decay,
+    )
 
 
 def open_images(
@@ -126,18 +189,18 @@ def open_images(
     """Images to compare, invert or evaluate models on: in their stored order, without augmentation.
 
     Args:
-        name: key of DATASETS.
+        name: key of DATASETS, or `folder:PATH`.
         split: part of the data set; None takes the one the study compares models on. "val" of CIFAR-10 and digits is
             their test part. SAT-6 has only its test part. A `data_path` that is a file is read whatever the split.
         image_size: side of the square images, where the models want another one than the data set's own.
         data_path: LMDB file, folder that holds `<split>.lmdb`, folder of image files, or folder of CIFAR-10 or SAT-6
             files; None takes the data set's default path.
-        labels_path: ImageNet only. Labels of a folder of image files, one per line, images sorted by name (None takes
-            the default path); for an LMDB file, labels that replace its own.
-        purpose: ImageNet only. "similarity" resizes the short side to 255 before the 224 centre crop, "evaluation"
-            to 256, as in the study and the training code it builds on.
-        fast: ImageNet only. Decode and resize nearly twice as fast, some pixels off by 1/255 or 2/255 (see
-            `images.EncodedImages`).
+        labels_path: ImageNet and `folder:` only. Labels of a folder of image files, one per line, images sorted by name
+            (None takes the default path); for an LMDB file, labels that replace its own.
+        purpose: ImageNet and `folder:` only. "similarity" resizes the short side to 255 before the 224 centre crop,
+            "evaluation" to 256, as in the study and the training code it builds on.
+        fast: ImageNet and `folder:` only. Decode and resize nearly twice as fast, some pixels off by 1/255 or 2/255
+            (see `images.EncodedImages`).
 
     Raises:
         InputError: unknown name, or files that do not hold what they should.
@@ -175,7 +238,7 @@ def open_training(
     """
     dataset = find_dataset(name)
     if dataset.architectures is None:
-        raise InputError(f"{name} has no training part; choose from {', '.join(trainable())}")
+        raise untrained(name)
     path = Path(data_path) if data_path is not None else dataset.training_path
     validation = Request("val", path, dataset.image_size, purpose="training", fast=fast)
     training = replace(validation, split="train", augmentation=dataset.augmentation if augment else None)

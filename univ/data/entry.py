@@ -57,7 +57,9 @@ class Dataset:
     radii: tuple[float, ...] = ()  # L2, of the models the study compares; pixel units of [0, 1] images
     # training; a data set without architectures is only compared on
     architectures: str | None = None  # key of `models.ARCHS`: the networks that are trained on it
-    compared_models: tuple[str, ...] | None = None  # those the study compares; None: all of `architectures`
+    compared_models: tuple[str, ...] | None = (
+        None  # those the study compares; None: all of `architectures`; (): to be named
+    )
     training_path: Path | None = None  # what the training scripts read (-d/--data)
     mean: Channels | None = None  # per-channel pixel mean of the training part, images in [0, 1]
     std: Channels | None = None
@@ -68,4 +70,9 @@ class Dataset:
     @property
     def inverted_path(self) -> Path:
         """Folder of the inverted images, one `<model>_<eps>.pt` each."""
-        return Path("data") / self.name / "inverted"
+        return inverted_path(self.name)
+
+
+def inverted_path(name: str) -> Path:
+    """Folder of a data set's inverted images."""
+    return Path("data") / name / "inverted"

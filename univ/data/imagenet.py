@@ -100,7 +100,12 @@ def _open_lmdb(path: Path, dataset: Dataset, request: Request, transform: Callab
 
 
 def open_imagenet(dataset: Dataset, request: Request) -> EncodedImages:
-    """ImageNet or a subset, from wherever `request.path` leads.
+    """ImageNet or a subset; see `open_encoded`."""
+    return open_encoded(dataset, request, imagenet_transform(request.image_size, request.purpose))
+
+
+def open_encoded(dataset: Dataset, request: Request, transform: Callable) -> EncodedImages:
+    """Images from wherever `request.path` leads, given out through `transform`.
 
     That is an LMDB file, a folder that holds `<split>.lmdb` (or `data.mdb`), or a folder of image files; for training,
     a folder that holds train.lmdb and val.lmdb. `request.labels_path` replaces an LMDB file's own labels; for image
@@ -111,7 +116,6 @@ def open_imagenet(dataset: Dataset, request: Request) -> EncodedImages:
         InputError: something else there.
     """
     path, split, labels_path = request.path, request.split, request.labels_path
-    transform = imagenet_transform(request.image_size, request.purpose)
     if labels_path is not None and not labels_path.is_file():
         raise FileNotFoundError(f"there is no label file {labels_path} (--labels-path)")
     candidates = [path, path / f"{split}.lmdb", path / "data.mdb"]

@@ -93,7 +93,7 @@ class Batches:
 
     Args:
         images: any `Images`.
-        batch_size: images per batch; the last batch holds what is left.
+        batch_size: images per batch, the last batch holds what is left; or those of every batch.
         device: where the batches are wanted.
         workers: processes that decode; not used for images held as a tensor.
         indices: (n,) positions to visit, in this order, repeats allowed; None visits all.
@@ -105,7 +105,7 @@ class Batches:
     def __init__(
         self,
         images: Images,
-        batch_size: int,
+        batch_size: int | list[int],
         *,
         device: torch.device | str,
         workers: int = 0,

@@ -207,6 +207,7 @@ class Sidecar(Schema):
     versions: dict[str, str] | None = None
     accuracy: dict[str, float] | dict[str, dict[str, float]] | None = None
     num_classes: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    widths: dict[str, int] | None = None
     probes: dict[str, ProbeAbout] | None = None
 
 
@@ -225,6 +226,18 @@ class SubgroupRow(Schema):
     input: Input = "standard"
 
 
+class CompanionRow(Schema):
+    """A row of what goes beside a matrix of scores: the ends of an interval, a p-value or a calibrated score."""
+
+    model1: Word
+    model2: Word
+    score: float
+    low: float = math.nan
+    high: float = math.nan
+    p_value: float = math.nan
+    calibrated: float = math.nan
+
+
 class ProbeRow(Schema):
     """A row of compare_probes.py's table."""
 
@@ -234,22 +247,33 @@ class ProbeRow(Schema):
 
 
 class EvaluationRow(Schema):
-    """A row that evaluation appends to --results-file; `acc` in percent."""
+    """A row that evaluation appends to --results-file; `acc` in percent, `attack` and `norm` are "none" if clean."""
 
     model: Word
     dataset: Word
     acc: float
     trained_eps: Radius
     attack_eps: float
+    attack: Word = ""  # older files do not say
+    norm: Word = ""
 
 
 # --- inversion and representations ----------------------------------------------------------------------------------
+
+
+class InversionArguments(Schema):
+    """What is read of inversion.py's command line: where its images came from."""
+
+    dataset: str | None = None
+    data_path: PathText | None = None
+    labels_path: PathText | None = None
 
 
 class InversionRecord(Schema):
     """The JSON beside a file of inverted images; older ones hold no hashes."""
 
     settings: dict[str, Any]
+    arguments: InversionArguments | None = None
     images_sha256: str = ""
     csv_sha256: str = ""
 
@@ -292,6 +316,20 @@ class RepsProgress(Schema):
     chunk: Annotated[int, Field(ge=1)]
     blocks: dict[Annotated[str, Field(pattern=r"^\d{1,18}$")], RepsBlock]
     dim: Annotated[int, Field(ge=1)]
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+class FolderRecord(Schema):
+    """dataset.json of a `folder:PATH` data set: recipe, side of the images in pixels, and, of images in [0, 1], the
+    mean and standard deviation of each channel."""
+
+    recipe: Literal["imagenet", "cifar10"]
+    image_size: Annotated[int, Field(ge=1, le=4096)]
+    mean: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
+    classes: Annotated[list[str], Field(min_length=2)]
 
 
 # --- training -------------------------------------------------------------------------------------------------------

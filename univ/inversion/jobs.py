@@ -8,7 +8,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,16 @@ from loguru import logger
 from torch import Tensor
 
 from univ import files
-from univ.data import DATASETS, Images, indices, open_images
+from univ.data import Images, find_dataset, indices, open_images
+from univ.eps import eps_of_path
 from univ.errors import InputError
 from univ.inversion import record
 from univ.inversion.parts import Parts, parts_folder, remove_left
-from univ.models import file_stem, find_arch, find_checkpoint
+from univ.models import Source, file_stem, find_arch, find_source, source_names
+from univ.models.names import parse_source
+from univ.models.sources import pixel_statistics
+from univ.reps import nodes
+from univ.reps.nodes import node_folder
 from univ.results import made
 
 PROCEDURE = ("iterations", "step_size", "tol", "init", "precision", "uint8")  # flags that decide the result
@@ -32,10 +37,8 @@ _open_images = functools.cache(open_images)
 class Job:
     """One file to make: the same in every process."""
 
-    arch: str
-    checkpoint: Path
+    source: Source
     output: Path
-    input_size: int
     targets: Tensor  # (n,) indices of the target images
     seeds: Tensor  # (n,) indices of the seed images
     settings: dict[str, Any]
@@ -45,9 +48,18 @@ class Job:
         return Parts(self.output, self.settings, len(self.targets))
 
 
-def images_of(args: argparse.Namespace, size: int) -> Images:
+def images_of(args: argparse.Namespace, source: Source) -> Images:
     places = {"data_path": args.data_path, "labels_path": args.labels_path}
-    return _open_images(args.dataset, image_size=size, fast=args.fast_images, **places)
+    return _open_images(args.dataset, image_size=source.image_size, fast=args.fast_images, **places)
+
+
+def _check_source(text: str, args: argparse.Namespace, eps: str) -> None:
+    """Refuse an unknown architecture, and a file whose path says another radius than the one it is to be named by."""
+    arch, path = parse_source(text)
+    if arch is not None:
+        find_arch(arch, args.pretrain_dataset)
+    if path is not None and (said := eps_of_path(path)) not in (None, eps):
+        raise InputError(f"{path} is of {said}, but -e/--eps says {eps}: the inverted images are named by it")
 
 
 def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
@@ -58,10 +70,11 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
     Raises:
         InputError: a file that is there was made otherwise, or is not the one that its JSON describes.
     """
-    jobs = []
-    for eps, arch in itertools.product(args.eps, args.model):
-        spec = find_arch(arch, args.pretrain_dataset)
-        output = args.inverted_imgs_path / f"{file_stem(arch)}_{eps}.pt"
+    jobs, sources = [], source_names(args.model)
+    statistics = pixel_statistics(sources.values(), args.mean, args.std)
+    for eps, (name, text) in itertools.product(args.eps, sources.items()):
+        _check_source(text, args, eps)
+        output = node_folder(args.inverted_imgs_path, args.node, args.pool) / f"{file_stem(name)}_{eps}.pt"
         files.destination(output)
         kept = output.exists() and not args.overwrite
         if kept and not output.with_suffix(".json").exists():
@@ -69,19 +82,18 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
             _check_indices(args, output)
             logger.warning("{} exists without a JSON: taken as done, with settings that are unknown", output)
             continue
-        folder = args.model_dir or Path("data/cnns") / args.pretrain_dataset / eps
-        checkpoint = find_checkpoint(folder, arch, args.pretrain_dataset)
-        size = spec.input_size or DATASETS[args.pretrain_dataset].image_size
-        images = images_of(args, size)
+        source = replace(_find_source(args, text, eps, statistics[text]), name=name)
+        images = images_of(args, source)
         targets, seeds = pairs(args, images)
         settings = {
             **{name: getattr(args, name) for name in PROCEDURE},
-            "arch": arch,
-            "pretrain_dataset": args.pretrain_dataset,
-            "checkpoint": files.content_hash(checkpoint),
+            "arch": source.arch,
+            "pretrain_dataset": find_dataset(args.pretrain_dataset).name,
+            "checkpoint": source.digest,
             "images": images.fingerprint,
             "indices": hashlib.sha256(torch.stack([targets, seeds]).numpy().tobytes()).hexdigest(),
         }
+        settings |= {name: getattr(args, name) for name in ("node", "pool") if getattr(args, name)}
         if args.init == "noise":
             settings["random_state"] = args.random_state
         if kept:
@@ -90,13 +102,26 @@ def plan(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Job]:
             unfinished = ", though a run that was to replace it is unfinished" * parts_folder(output).exists()
             logger.info("{} exists: nothing to do{} (--overwrite replaces it)", output, unfinished)
             continue
-        job = Job(arch, checkpoint, output, size, targets, seeds, settings, missing=[])
+        job = Job(source, output, targets, seeds, settings, missing=[])
         parts = job.parts()
         stack.callback(parts.close)
         parts.open(discard=args.overwrite)
         job.missing.extend(parts.missing(args.batch))
         jobs.append(job)
     return jobs
+
+
+def _find_source(args: argparse.Namespace, text: str, eps: str, statistics: Mapping[str, Any]) -> Source:
+    folder = args.model_dir or Path("data/cnns") / find_dataset(args.pretrain_dataset).name / eps
+    return find_source(text, folder=folder, dataset=args.pretrain_dataset, **statistics)
+
+
+def print_nodes(args: argparse.Namespace) -> None:
+    """The nodes of every model."""
+    sources = source_names(args.model)
+    statistics = pixel_statistics(sources.values(), args.mean, args.std)
+    for name, text in sources.items():
+        nodes.print_nodes(name, _find_source(args, text, args.eps[0], statistics[text]).load())
 
 
 # --- which images ---------------------------------------------------------------------------------------------------
@@ -131,7 +156,7 @@ def pairs(args: argparse.Namespace, images: Images) -> tuple[Tensor, Tensor]:
     exist = target_path.exists(), seed_path.exists()
     named = args.target_indices_path is not None or args.seed_indices_path is not None
     draw = args.num_imgs_to_invert > 0 and (args.upper_bound_idx > 0 or not all(exist))
-    every_image = DATASETS[args.dataset].num_compared is None and not named and not all(exist)
+    every_image = find_dataset(args.dataset).num_compared is None and not named and not all(exist)
     if not (draw or every_image):
         if not (named or any(exist)):
             raise InputError(

@@ -13,7 +13,7 @@ from univ.errors import InputError
 from univ.models import HEAD_INPUT, Classifier
 from univ.models.folding import fold_batchnorm
 from univ.models.precision import arithmetic
-from univ.reps.extract import Tap
+from univ.reps.nodes import Reader
 
 MOMENTUM = 0.9
 CHECK_EVERY = 100  # iterations between two looks at who has converged (`tol`)
@@ -120,17 +120,28 @@ class Inverter:
 
     Args:
         model: in evaluation mode. It is not changed, but kept: for the distances, where the copy is less precise.
+        node, pool: where the representation is read, see `Reader`; by default the input of the last layer.
         cuda_graph: capture the iteration, on CUDA devices; False for networks that cannot be captured.
 
     Raises:
         ValueError: the model is in training mode.
     """
 
-    def __init__(self, model: Classifier, inversion: Inversion, *, cuda_graph: bool = True) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        inversion: Inversion,
+        *,
+        node: str = HEAD_INPUT,
+        pool: str | None = None,
+        cuda_graph: bool = True,
+    ) -> None:
         if model.training:
             raise ValueError(f"{model.arch} is in training mode: representations are inverted in evaluation mode")
-        self.inversion, self._model = inversion, model
-        self._network = fold_batchnorm(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.inversion, self._model, self._node, self._pool = inversion, model, node, pool
+        self._network = (
+            fold_batchnorm(model, read=node).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        )
         device = next(self._network.parameters()).device
         self._autocast = torch.is_autocast_enabled(device.type)
         self._loss_scale = 1.0
@@ -157,7 +168,7 @@ class Inverter:
             InputError: a distance is NaN or infinite.
         """
         n, iterations, tol = len(start_images), self.inversion.iterations, self.inversion.tol
-        target, scale = _scaled(_represent(self._network, target_images))
+        target, scale = scaled(self._represent(self._network, target_images))
         state, advance = self._runner(_State.start(start_images, target, scale))
         images = torch.empty_like(state.x)
         start, final, best = torch.empty_like(scale), torch.empty_like(scale), torch.empty_like(state.best_iteration)
@@ -195,8 +206,8 @@ class Inverter:
         """Relative distance, (n,), of every image's representation to its target's in float32; 0 is equal."""
         device = images.device
         with arithmetic("fp32", device), torch.autocast(device.type, enabled=False):
-            target, scale = _scaled(_represent(self._model, target_images))
-            return _distance(_represent(self._model, images), target, scale)
+            target, scale = scaled(self._represent(self._model, target_images))
+            return _distance(self._represent(self._model, images), target, scale)
 
     def _runner(self, state: _State) -> tuple[_State, Callable[[], None]]:
         """The state to look at, and a function that advances it by one iteration."""
@@ -219,7 +230,7 @@ class Inverter:
     def _advance(self, state: _State) -> None:
         with torch.enable_grad():
             x = state.x.detach().requires_grad_(True)
-            distance = _distance(_represent(self._network, x), state.target, state.scale)
+            distance = _distance(self._represent(self._network, x), state.target, state.scale)
             # the rule ascends; the sum's gradient holds every image's own gradient, whatever the batch size
             (gradient,) = torch.autograd.grad(distance.sum() * -self._loss_scale, x)
         self._record(state, distance.detach())
@@ -235,21 +246,25 @@ class Inverter:
         torch.where(better, state.iteration, state.best_iteration, out=state.best_iteration)
 
     def _finish(self, state: _State) -> None:
-        distance = _distance(_represent(self._network, state.x), state.target, state.scale)
+        distance = _distance(self._represent(self._network, state.x), state.target, state.scale)
         if not torch.isfinite(distance).all():
             raise InputError(
                 f"{self._network.arch}: distances are NaN or infinite (a broken checkpoint, or --precision too low)"
             )
         self._record(state, distance)
 
+    def _represent(self, model: Classifier, images: Tensor) -> Tensor:
+        return represent(model, images, self._node, self._pool)
 
-def _represent(model: Classifier, images: Tensor) -> Tensor:  # (n, 3, H, W) -> (n, D)
-    with Tap(model, node=HEAD_INPUT) as tap:
+
+def represent(model: Classifier, images: Tensor, node: str = HEAD_INPUT, pool: str | None = None) -> Tensor:
+    """What is inverted, (n, D), of images (n, 3, H, W): by default the input of the last layer."""
+    with Reader(model, node, pool) as reader:
         model(images.contiguous(memory_format=torch.channels_last))
-        return at_least_float32(tap.rep.flatten(1))
+        return at_least_float32(reader.rep.flatten(1))
 
 
-def _scaled(target: Tensor) -> tuple[Tensor, Tensor]:
+def scaled(target: Tensor) -> tuple[Tensor, Tensor]:
     """Targets (n, D), and what their distances are divided by, (n,)."""
     norm = torch.linalg.vector_norm(target, dim=1)
     # Nothing is relative to a representation of 0; the distance itself has the same minimum.

@@ -1,10 +1,12 @@
 """What lies beside a file of inverted images: how near each came to its target (CSV), settings (JSON), samples (PNG).
 
-The CSV has one row per image and the columns of `Row`; it is written and read here.
+The CSV has one row per image and the columns of `Row`; it is written and read here. An inversion has converged if it is
+nearer to its target than every other natural image that was looked at (`null_distance`, see `inversion.null`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,21 +36,25 @@ class Row(schemas.Schema):
     start_distance: float = 0.0
     final_distance: float = 0.0
     best_iteration: int = 0
+    null_distance: float = math.nan
+    converged: int = 0
 
 
 COLUMNS = tuple(Row.model_fields)
 
 
-def table(targets: Tensor, seeds: Tensor, labels: Tensor, inverted: Inverted) -> str:
+def table(targets: Tensor, seeds: Tensor, labels: Tensor, inverted: Inverted, null: Tensor) -> str:
     """The CSV's text.
 
     Args:
         targets, seeds: (n,) indices of the images.
         labels: (N,) of the whole data set.
+        null: (n,) relative distance of the nearest other natural image to each target.
     """
     distances = ([f"{x:.6g}" for x in row.tolist()] for row in (inverted.start_distance, inverted.final_distance))
     integers = (row.tolist() for row in (targets, seeds, labels[targets], labels[seeds]))
-    rows = zip(*integers, *distances, inverted.best_iteration.tolist())
+    nulls = [f"{x:.6g}" for x in null.tolist()], (inverted.final_distance < null).int().tolist()
+    rows = zip(*integers, *distances, inverted.best_iteration.tolist(), *nulls)
     return "".join(f"{','.join(map(str, row))}\n" for row in (COLUMNS, *rows))
 
 

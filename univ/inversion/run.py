@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from loguru import logger
@@ -14,14 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from univ import files, runs
+from univ.data import Images
 from univ.data.images import to_float
 from univ.data.loaders import Batches, stream
 from univ.errors import InputError
-from univ.inversion import record
+from univ.inversion import null, record
 from univ.inversion.jobs import Job, images_of
 from univ.inversion.optimise import Inversion, Inverter
 from univ.inversion.parts import Parts
-from univ.models import load_model
+from univ.models import HEAD_INPUT
 from univ.models.precision import arithmetic
 
 SHEET_COLUMNS = 8
@@ -37,9 +39,13 @@ def make(args: argparse.Namespace, job: Job, processes: runs.Distributed) -> Non
     if processes.is_main:
         parts = job.parts()
         parts.wait()
-        distance = assemble(args, job, parts)
+        about = assemble(args, job, parts, processes.device)
         words = "{}: {:,} images in {:.0f} s; relative distance min {min:.3f}, median {median:.3f}, max {max:.3f}"
-        logger.info(words, job.output, n, time.perf_counter() - started, **distance)
+        logger.info(words, job.output, n, time.perf_counter() - started, **about["distance"])
+        words = (
+            "{}: {converged:.1%} converged: nearer to their target than any of {images:,} natural images is (median "
+        )
+        logger.info(words + "{median:.3f})", job.output.stem, **about["null"])
 
 
 def invert(args: argparse.Namespace, job: Job, share: Sequence[range], device: torch.device) -> None:
@@ -48,11 +54,12 @@ def invert(args: argparse.Namespace, job: Job, share: Sequence[range], device: t
     Raises:
         InputError: the device's memory does not hold a batch, or a distance is NaN.
     """
-    model = load_model(job.arch, args.pretrain_dataset, job.checkpoint, device=device)
+    model = job.source.load(device)
     parts, work = job.parts(), [len(positions) * args.iterations for positions in share]
     with arithmetic(args.precision, device):
         inversion = Inversion(args.iterations, args.step_size, args.tol)
-        inverter = Inverter(model, inversion, cuda_graph=not args.no_cuda_graph)
+        read = {"node": args.node or HEAD_INPUT, "pool": args.pool}
+        inverter = Inverter(model, inversion, cuda_graph=not args.no_cuda_graph, **read)
         bar = tqdm(total=sum(work), desc=job.output.stem, unit="img·it", unit_scale=True, disable=args.quiet)
         with bar:
             for number, (positions, start, targets) in enumerate(_pairs(args, job, share, device), start=1):
@@ -69,7 +76,7 @@ def _pairs(
     args: argparse.Namespace, job: Job, share: Sequence[range], device: torch.device
 ) -> Iterator[tuple[range, Tensor, Tensor]]:
     """(positions, first iterates, target images), decoded ahead by the workers."""
-    images = images_of(args, job.input_size)
+    images = images_of(args, job.source)
     for size, group in itertools.groupby(share, key=len):
         group = list(group)
         chosen = torch.cat([index[p.start : p.stop] for p in group for index in (job.seeds, job.targets)])
@@ -86,16 +93,32 @@ def _first_iterates(args: argparse.Namespace, seeds: Tensor, positions: Sequence
     return torch.stack(noise).to(seeds.device)
 
 
-def assemble(args: argparse.Namespace, job: Job, parts: Parts) -> dict[str, float]:
+def _null(args: argparse.Namespace, job: Job, images: Images, device: torch.device) -> Tensor:
+    """(n,) relative distance of the nearest other natural image to each target."""
+    model = job.source.load(device)
+
+    def reps_of(indices: Tensor) -> Tensor:
+        batches = Batches(images, args.batch, device=device, workers=args.workers, indices=indices)
+        return null.representations(model, batches, args.node or HEAD_INPUT, args.pool)
+
+    others = null.chosen(job.targets, job.seeds)
+    return null.nearest(reps_of(job.targets), job.targets, reps_of(others), others)
+
+
+def assemble(args: argparse.Namespace, job: Job, parts: Parts, device: torch.device) -> dict[str, Any]:
     """Put the parts together and write CSV, contact sheet, settings and images; returns what to log."""
-    inverted, images = parts.collect(), images_of(args, job.input_size)
+    inverted, images = parts.collect(), images_of(args, job.source)
     final = inverted.final_distance
     distance = {"min": final.min().item(), "median": final.median().item(), "max": final.max().item()}
     try:
         labels = images.labels
     except FileNotFoundError:  # image files without labels, which inversion does without
         labels = torch.full((len(images),), -1)
-    table = record.table(job.targets, job.seeds, labels, inverted)
+    nearest = _null(args, job, images, device)
+    converged = (final < nearest).double().mean().item()
+    compared = {"images": len(null.chosen(job.targets, job.seeds)), "converged": converged}
+    compared["median"] = nearest.median().item()
+    table = record.table(job.targets, job.seeds, labels, inverted, nearest)
     files.write_text(job.output.with_suffix(".csv"), table)
 
     chosen = final.argsort()[torch.linspace(0, len(final) - 1, min(SHEET_COLUMNS, len(final))).round().long()]
@@ -112,11 +135,12 @@ def assemble(args: argparse.Namespace, job: Job, parts: Parts) -> dict[str, floa
     with files.atomic_path(job.output.with_suffix(".png")) as temporary:
         sheet.save(temporary, format="PNG")
 
-    about = {"settings": job.settings, "distance": distance, "arguments": vars(args), **runs.provenance()}
+    numbers = {"distance": distance, "null": compared}
+    about = {"settings": job.settings, **numbers, "arguments": vars(args), **runs.provenance()}
     about["csv_sha256"] = hashlib.sha256(table.encode()).hexdigest()
 
     def describe(sha256: str) -> None:
         files.write_json(job.output.with_suffix(".json"), {**about, "images_sha256": sha256})
 
     parts.finish(inverted, describe)  # last: where the images are, the rest is too
-    return distance
+    return numbers

@@ -29,10 +29,11 @@ from univ.measures.cards import (
     find_card,
     find_modules,
 )
-from univ.measures.cca import pwcca, svcca
+from univ.measures.cca import eigenspace_overlap_score, pwcca, svcca
 from univ.measures.cka import cka, rbf_cka
 from univ.measures.cknna import cknna
 from univ.measures.cosine import second_order_cosine
+from univ.measures.distances import distance_correlation, imd, rsm_norm_difference, uniformity_difference
 from univ.measures.functional import (
     Outputs,
     SetStatistic,
@@ -47,6 +48,12 @@ from univ.measures.functional import (
     normalized_disagreement,
 )
 from univ.measures.gulp import gulp
+from univ.measures.matching import (
+    aligned_cosine_similarity,
+    hard_correlation_match,
+    permutation_procrustes,
+    soft_correlation_match,
+)
 from univ.measures.neighbors import jaccard, joint_similarity, mutual_knn, rank_similarity
 from univ.measures.predictivity import linear_predictivity
 from univ.measures.procrustes import procrustes
@@ -77,6 +84,7 @@ __all__ = [
     "Statistic",
     "StreamedPair",
     "UndefinedScore",
+    "aligned_cosine_similarity",
     "ambiguity",
     "build",
     "capa",
@@ -86,9 +94,13 @@ __all__ = [
     "concentricity",
     "disagreement",
     "discrepancy",
+    "distance_correlation",
+    "eigenspace_overlap_score",
     "error_consistency",
     "find_card",
     "gulp",
+    "hard_correlation_match",
+    "imd",
     "jaccard",
     "joint_similarity",
     "jsd",
@@ -97,14 +109,18 @@ __all__ = [
     "magnitude",
     "mutual_knn",
     "normalized_disagreement",
+    "permutation_procrustes",
     "procrustes",
     "pwcca",
     "rank_similarity",
     "rbf_cka",
     "rsa",
+    "rsm_norm_difference",
     "rtd",
     "rtd_lite",
     "second_order_cosine",
     "shape_distance",
+    "soft_correlation_match",
     "svcca",
+    "uniformity_difference",
 ]

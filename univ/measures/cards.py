@@ -20,6 +20,7 @@ T = TypeVar("T")
 ORDER = (
     *("mag", "con", "cos", "jacc", "rank", "rank_jacc", "proc", "shape", "cka", "gulp", "rtd"),
     *("mutual_knn", "cknna", "cka_biased", "cka_rbf", "linreg", "svcca", "pwcca", "rsa", "rtd_lite"),
+    *("hard_match", "soft_match", "perm_proc", "aligned_cos", "dcor", "eos", "rsm_norm", "uniformity", "imd"),
     *("dis", "norm", "kappa", "jsd", "churn", "amb", "disc", "error_consistency", "capa"),
 )
 """The order of the command line; measures that are not named follow."""

@@ -44,8 +44,22 @@ def pwcca_measure() -> Measure:
     return Measure(PrincipalComponents(1.0), pwcca_score)
 
 
+@register("eos", invariances=("permutation", "orthogonal", "scaling", "padding", "linear"))
+def eigenspace_overlap_measure() -> Measure:
+    """Eigenspace overlap score: |U'V|_F^2 / max(r_a, r_b), U and V the left singular vectors; not centred.
+
+    Returns:
+        Similarity in [0, 1], 1 = the same column space; unrelated models have about min(r_a, r_b) / N.
+
+    Raises ValueError: a representation of zeros. Source: May, Zhang, Dao and Ré, NeurIPS 2019, whose divisor is the
+    larger width, as in ReSi: the same unless a model has fewer ranks r than columns, which then is not 1 with itself.
+    """
+    return Measure(PrincipalComponents(1.0, center=False), eigenspace_overlap)
+
+
 svcca = as_function(svcca_measure, "svcca")
 pwcca = as_function(pwcca_measure, "pwcca")
+eigenspace_overlap_score = as_function(eigenspace_overlap_measure, "eigenspace_overlap_score")
 
 
 @dataclass(frozen=True)
@@ -67,13 +81,14 @@ class PrincipalComponents(Preparation):
     """Principal components, in float64, that together hold a share of the variance and are more than rounding."""
 
     variance: float = 0.99
+    center: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.variance <= 1:
             raise ValueError(f"the share of the variance lies in (0, 1], got {self.variance}")
 
     def prepare(self, rep: Rep) -> Components:
-        centered = Center(double=True).prepare(rep)
+        centered = Center(self.center, double=True).prepare(rep)
         rows = centered.scaled_rows("canonical correlations are")
         if len(rows) >= centered.width:
             values, vectors = torch.linalg.eigh(product(rows.T, rows))
@@ -93,6 +108,12 @@ class PrincipalComponents(Preparation):
 def correlations(pair: Pair) -> Tensor:
     """(r_a, r_b) float64 U_a' U_b: its singular values are the canonical correlations."""
     return cross_product(Pair(pair.a.scores, pair.b.scores))
+
+
+def eigenspace_overlap(pair: Pair) -> float:
+    """Eigenspace overlap score of two `Components`."""
+    cross = correlations(pair)
+    return cross.square().sum().item() / max(cross.shape)
 
 
 def svcca_score(pair: Pair) -> float:

@@ -1,43 +1,22 @@
 """Every architecture: how to build it, where its representation is read, which layer classifies.
 
 Reading the tables costs nothing: torchvision, timm and robustness are imported when a network is built.
-A new architecture of our own is one entry; any torchvision or timm classifier needs none (`torchvision:<name>`,
-`timm:<name>`).
+A new architecture of our own is one entry; those of libraries and the user's own files need none, see libraries.py.
 """
 
 import dataclasses
-import difflib
-import functools
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from univ.attacks import frozen
-from univ.data import DATASETS, IMAGENET_MEAN, IMAGENET_STD, trainable
+from univ.data import IMAGENET_MEAN, IMAGENET_STD, find_dataset, is_folder, trainable, untrained
 from univ.errors import InputError
-
-HEAD_INPUT = "head"
-"""The `Arch.node` of a network whose representation is the input of its head, pooled if that is a convolution."""
-
-Channels = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Arch:
-    """How to build a network and where its representation is read. Module names are those within the network."""
-
-    build: Callable[[int], nn.Module]  # number of classes -> network with random weights
-    head: str | None  # dotted name of the layer that classifies; None: found by running the network once
-    node: str = HEAD_INPUT  # dotted name of the module whose output is the representation, or HEAD_INPUT
-    pool: bool = False  # average the node's output over space; otherwise it is flattened
-    mean: Channels | None = None  # pixel statistics a new model normalises with; None: those of its training set
-    std: Channels | None = None
-    input_size: int | None = None  # side of the images, pixels; None: that of the training set
-
+from univ.models.entry import Arch, split_seed
+from univ.models.libraries import library_arch
 
 # --- builders -------------------------------------------------------------------------------------------------------
 
@@ -147,6 +126,7 @@ ARCHS: dict[str, dict[str, Arch]] = {
     "imagenet": IMAGENET_ARCHS,
     "cifar10": CIFAR10_ARCHS,
     "digits": DIGITS_ARCHS,
+    "small": CIFAR10_ARCHS | DIGITS_ARCHS,
 }
 """By what `Dataset.architectures` names."""
 
@@ -161,28 +141,36 @@ def default_models(train_set: str, eps: str) -> list[str]:
     """
     if train_set == "imagenet" and eps not in ("eps0", "eps3"):
         return list(_IMAGENET_SMALL_EPS)  # densenet161 and resnext50_32x4d are published for eps 0 and 3 only
-    archs = archs_of(train_set)
-    return list(DATASETS[train_set].compared_models or archs)
+    archs, compared = archs_of(train_set), find_dataset(train_set).compared_models
+    if compared == ():
+        raise InputError(f"which models of {train_set}? Name them (--model-names; in a study file: models)")
+    return list(compared or archs)
 
 
-def find_arch(arch: str, train_set: str) -> Arch:
-    """The entry of an architecture; `timm:<name>` and `torchvision:<name>` get one made for them.
+def find_arch(arch: str, train_set: str | None) -> Arch:
+    """The entry of an architecture, whatever its seed; those of `timm:NAME`, `module:FILE.py:FUNCTION`, ... are made.
+
+    Args:
+        train_set: whose table is meant; only those of libraries and files need none.
 
     Raises:
         InputError: no such architecture; names the ones there are, or the closest.
+        FileNotFoundError: the file of a `module:`, or the description of a `hub:`, is not there.
     """
-    archs = archs_of(train_set)
-    if arch in archs:
-        return archs[arch]
-    library, _, name = arch.partition(":")
-    if library == "timm" and name:
-        return _timm_arch(name)
-    if library == "torchvision" and name:
-        return _torchvision_arch(name)
-    raise InputError(
-        f"unknown architecture {arch!r} for models of {train_set}: choose from {', '.join(archs)}, "
-        "or any classifier of a library as timm:<name> or torchvision:<name>"
-    )
+    name, _ = split_seed(arch)
+    archs = {} if train_set is None else archs_of(train_set)
+    entry = archs.get(name) or library_arch(name)
+    if entry is None:
+        known = f" for models of {train_set}: choose from {', '.join(archs)}" if archs else ": say which data set's"
+        raise InputError(
+            f"unknown architecture {arch!r}{known}, or any classifier of a library as timm:NAME, torchvision:NAME, "
+            "hub:USER/REPO, robustbench:NAME, or your own as module:FILE.py:FUNCTION"
+        )
+    if (
+        is_folder(train_set) and not entry.brings_weights
+    ):  # what was measured on the pictures, not what others trained the architecture with
+        entry = dataclasses.replace(entry, mean=None, std=None, input_size=None)
+    return entry
 
 
 def archs_of(train_set: str) -> dict[str, Arch]:
@@ -191,68 +179,23 @@ def archs_of(train_set: str) -> dict[str, Arch]:
     Raises:
         InputError: no models are trained on it.
     """
-    if train_set not in trainable():
-        raise InputError(f"no models are trained on {train_set!r}: choose from {', '.join(trainable())}")
-    return ARCHS[DATASETS[train_set].architectures]
+    known = is_folder(train_set) or train_set in trainable()
+    if not known or (key := find_dataset(train_set).architectures) is None:
+        raise untrained(train_set)
+    return ARCHS[key]
 
 
-# --- any classifier of a library ------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _timm_arch(name: str) -> Arch:
-    timm = importlib.import_module("timm")
-    base = name.partition(".")[0]  # "convnext_tiny.fb_in1k": architecture and the weights whose statistics are meant
-    if not timm.is_model(base):  # also keeps out "hf-hub:…" names, which would be fetched
-        raise _unknown("timm", name, timm.list_models())
-    try:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError as error:  # the architecture is there, such weights are not
-        raise _unknown("timm", name, [base, *timm.list_models(f"{base}*", pretrained=True)]) from error
-    channels, height, width = config.input_size
-    if channels != 3 or height != width:
-        raise InputError(f"timm:{name} takes {channels} x {height} x {width} inputs: expected square RGB images")
-    return Arch(_timm(name), head=None, mean=tuple(config.mean), std=tuple(config.std), input_size=height)
-
-
-@functools.cache
-def _torchvision_arch(name: str) -> Arch:
-    models = importlib.import_module("torchvision.models")
-    names = models.list_models(module=models)  # classifiers only: detection, video, … live in submodules
-    if name not in names:
-        raise _unknown("torchvision", name, names)
-    pixels = models.get_model_weights(name).DEFAULT.transforms()
-    mean, std = tuple(pixels.mean), tuple(pixels.std)
-    return Arch(_torchvision(name), head=None, mean=mean, std=std, input_size=pixels.crop_size[0])
-
-
-def _unknown(library: str, name: str, names: list[str]) -> InputError:
-    close = difflib.get_close_matches(name, names, n=5) or names[:5]
-    return InputError(f"{library} has no classifier called {name!r}: did you mean one of {', '.join(close)}?")
-
-
-def find_head(network: nn.Module, input_size: int) -> str:
+def find_head(network: nn.Module, image_size: int | None) -> str:
     """Dotted name of the layer that classifies, found by running one image through the network.
 
     It is the linear layer whose output is the network's, or the convolution whose output, averaged over space, with
-    or without a ReLU before, is (SqueezeNet).
+    or without a ReLU before, is (SqueezeNet), or the only linear layer whose output has the shape of the network's.
 
     Raises:
-        InputError: the output does not come from one such layer (two heads are averaged).
+        InputError: the output does not come from one such layer (two heads are averaged), or the network fails.
     """
     outputs: dict[str, Tensor] = {}
-    hooks = [
-        module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    ]
-    try:
-        with frozen(network), torch.no_grad():
-            like = next(network.parameters(), torch.empty(0))
-            logits = network(torch.ones(1, 3, input_size, input_size, dtype=like.dtype, device=like.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    logits = _run_once(network, (image_size,) if image_size else (224, 32), outputs)
     if isinstance(logits, Tensor):
         for name, output in outputs.items():
             # the same memory: what follows the layer, if anything, only reshapes
@@ -262,7 +205,33 @@ def find_head(network: nn.Module, input_size: int) -> str:
             averaged = (output, output.relu()) if output.ndim == 4 and output.shape[:2] == logits.shape else ()
             if any(torch.allclose(values.mean(dim=(2, 3)), logits) for values in averaged):
                 return name
+        alike = [name for name, output in outputs.items() if output.shape == logits.shape]
+        if len(alike) == 1:
+            return alike[0]
     raise InputError(
         f"{type(network).__name__} has no last layer whose output is the logits, so there is no representation "
         "to read: give it an entry in univ/models/architectures.py that names a node and a head"
     )
+
+
+def _run_once(network: nn.Module, sizes: tuple[int, ...], outputs: dict[str, Tensor]) -> object:
+    """What the network makes of an image of the first size that it takes; fills in the outputs of its layers."""
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    weight = next(network.parameters(), torch.empty(0))
+    try:
+        with frozen(network), torch.no_grad():
+            for size in sizes:
+                outputs.clear()
+                try:
+                    return network(torch.ones(1, 3, size, size).to(weight))
+                except Exception as error:  # the network may be anybody's
+                    reason = f"{type(error).__name__}: {error}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    tried = " nor ".join(f"{size} x {size}" for size in sizes)
+    raise InputError(f"{type(network).__name__} takes no image of {tried} pixels: {reason}")

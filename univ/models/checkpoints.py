@@ -41,6 +41,12 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     return _load(path, mmap=True)["model"]
 
 
+def read_about(path: Path | str) -> dict[str, Any]:
+    """What a checkpoint says of itself: `arch` and `train_set`, as far as it does."""
+    content = _load(path, mmap=True)
+    return {name: content[name] for name in ("arch", "train_set") if isinstance(content.get(name), str)}
+
+
 def _load(path: Path | str, *, mmap: bool) -> dict[str, Any]:
     content = safeload.load(path, what="checkpoint", mmap=mmap)
     if not isinstance(content, Mapping):
@@ -59,10 +65,12 @@ def _load(path: Path | str, *, mmap: bool) -> dict[str, Any]:
 def _classifier_state(state: dict[str, Tensor], path: Path | str) -> dict[str, Tensor]:
     """Rename weights of any published layout to a `Classifier`'s.
 
-    `module.` (data-parallel training) goes where every name has it; the attacker's second copy of model and statistics
-    goes after it was found equal; `model.` or `model.model.` goes from the network's weights.
+    `module.` (data-parallel training) and `_orig_mod.` (torch.compile) go where every name has them; the attacker's
+    second copy of model and statistics goes after it was found equal; `model.` or `model.model.` goes from the
+    network's weights.
     """
-    state = _without_prefix(state, "module.")
+    for prefix in ("module.", "_orig_mod."):
+        state = _without_prefix(state, prefix)
     attacker = {name.removeprefix("attacker."): value for name, value in state.items() if name.startswith("attacker.")}
     state = {name: value for name, value in state.items() if not name.startswith("attacker.")}
     for name, value in attacker.items():
@@ -72,12 +80,17 @@ def _classifier_state(state: dict[str, Tensor], path: Path | str) -> dict[str, T
             raise InputError(f"{path} holds two different values of the weight {name!r}")
     statistics = {name: value for name, value in state.items() if name.startswith("normalizer.")}
     network = {name: value for name, value in state.items() if name not in statistics}
-    for prefix in ("model.", "module.", "model."):
+    return {**statistics, **{f"model.{name}": value for name, value in _bare(network).items()}}
+
+
+def _bare(network: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A network's weights without the names of what may be wrapped around it."""
+    for prefix in ("model.", "module.", "_orig_mod.", "model."):
         network = _without_prefix(network, prefix)
-    return {**statistics, **{f"model.{name}": value for name, value in network.items()}}
+    return network
 
 
-def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
     if state and all(name.startswith(prefix) for name in state):
         return {name.removeprefix(prefix): value for name, value in state.items()}
     return state
@@ -86,10 +99,14 @@ def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def load_weights(classifier: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
     """Copy a state dict from `load_checkpoint` or `read_weights` into a classifier; every weight must match.
 
+    Weights that a library translates itself, and those that are called otherwise but agree in number, order and shape,
+    are renamed, with a line in the log.
+
     Raises:
         InputError: another number of classes, or a missing, unexpected or differently shaped weight; names it.
     """
-    own, state = classifier.state_dict(), dict(state)
+    own = classifier.state_dict()
+    state = _renamed(classifier, own, dict(state), source)
     for name in own:  # files without pixel statistics, or from before batch norm counted its batches
         if name.startswith("normalizer.") or name.endswith(".num_batches_tracked"):
             state.setdefault(name, own[name])
@@ -98,7 +115,7 @@ def load_weights(classifier: nn.Module, state: Mapping[str, Tensor], source: Pat
     if same_width and len(state[head]) != classifier.num_classes:
         raise InputError(
             f"{source} has {len(state[head])} classes, expected the {classifier.num_classes} of "
-            f"{classifier.train_set}: was it trained on another data set?"
+            f"{classifier.train_set or classifier.arch}: was it trained on another data set?"
         )
     pairs = {name.removeprefix("model."): (state[name], own[name]) for name in own if name in state}
     differing = {
@@ -115,12 +132,63 @@ def load_weights(classifier: nn.Module, state: Mapping[str, Tensor], source: Pat
             if theirs.is_floating_point() != ours.is_floating_point()
         ],
     }
+    for_what = f" for {classifier.train_set}" if classifier.train_set else ""
     if problems := "; ".join(f"{kind} {_some(names)}" for kind, names in differing.items() if names):
         raise InputError(
-            f"{source} holds no weights of {classifier.arch} for {classifier.train_set}: {problems} "
-            "(another architecture? see -m)"
+            f"{source} holds no weights of {classifier.arch}{for_what}: {problems} (another architecture? see -m)"
         )
     classifier.load_state_dict(state)
+
+
+def _renamed(
+    classifier: nn.Module, own: Mapping[str, Tensor], state: dict[str, Tensor], source: Path | str
+) -> dict[str, Tensor]:
+    """The weights under the classifier's names, if they go by others."""
+    names = {name.removeprefix("model."): name for name in own if name.startswith("model.")}
+    network = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    bare = dict(zip(_bare(names), names))  # a network that is itself called model or module within what wraps it
+    statistics = {name: value for name, value in state.items() if not name.startswith("model.")}
+    network = {bare.get(name, name): value for name, value in network.items()}
+
+    def fits(candidate: Mapping[str, Tensor]) -> bool:
+        needed = [name for name in names if not name.endswith(".num_batches_tracked")]
+        return candidate.keys() <= names.keys() and all(
+            name in candidate and candidate[name].shape == own[names[name]].shape for name in needed
+        )
+
+    if not fits(network) and classifier.spec.convert is not None:
+        converted = classifier.spec.convert(network)
+        if fits(converted):
+            logger.info("{}: weights as others publish them, translated for {}", source, classifier.arch)
+            network = dict(converted)
+    if not fits(network) and (pairs := _by_order(network, {name: own[names[name]] for name in names})):
+        differing = [pair for pair in pairs if pair[0] != pair[1]]
+        words = "{}: {} of {} tensors are called otherwise than in {}; matched by their order, as all {} shapes agree "
+        words += "(the first: {} is {})"
+        logger.warning(words, source, len(differing), len(pairs), classifier.arch, len(pairs), *differing[0])
+        network = {mine: network[theirs] for theirs, mine in pairs}
+    return statistics | {f"model.{name}": value for name, value in network.items()}
+
+
+def _by_order(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Pairs of names, the tensors being the same in number, order, shape and kind of number; none where they are not.
+
+    Their roles, which the last part of a name tells (weight, bias, running_mean), have to agree as well: a batch norm
+    has four vectors of one shape. So has a name that both have: it must not go to another place.
+    """
+
+    def counted(tensors: Mapping[str, Tensor]) -> list[str]:  # not how many batches a norm has seen: old files lack it
+        return [name for name in tensors if not name.endswith("num_batches_tracked")]
+
+    pairs = list(zip(counted(theirs), counted(mine)))
+    same = len(counted(theirs)) == len(counted(mine)) and all(
+        theirs[a].shape == mine[b].shape
+        and theirs[a].is_floating_point() == mine[b].is_floating_point()
+        and a.rpartition(".")[2] == b.rpartition(".")[2]
+        and (a == b or (a not in mine and b not in theirs))
+        for a, b in pairs
+    )
+    return pairs if same else []
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:

@@ -1,15 +1,16 @@
-"""(Architecture, training set, checkpoint) -> classifier that normalises its own input: pixels in [0, 1] to logits."""
+"""(Architecture, training set) -> classifier that normalises its own input: pixels in [0, 1] to logits."""
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from univ.data import DATASETS
-from univ.models import checkpoints
-from univ.models.architectures import Arch, find_arch, find_head
+from univ.attacks import frozen
+from univ.data import find_dataset
+from univ.errors import InputError
+from univ.models.architectures import find_arch, find_head
+from univ.models.entry import Arch
 
 
 class InputNormalize(nn.Module):
@@ -35,22 +36,25 @@ class Classifier(nn.Module):
         normalizer, model: the two parts, named as in the published checkpoints.
         spec: the architecture's entry, `spec.head` always filled in. `spec.node` and `spec.head` are names within
             `model`.
-        arch, train_set, num_classes: what it was built as.
-        input_size: side of the images it takes, pixels.
+        arch, num_classes: what it was built as.
+        train_set: what it was trained on; None where nobody says.
+        image_size: side of the images it takes, pixels; None where nobody says.
     """
 
-    def __init__(self, network: nn.Module, spec: Arch, arch: str, train_set: str, num_classes: int) -> None:
+    def __init__(
+        self, network: nn.Module, spec: Arch, arch: str, train_set: str | None, num_classes: int | None
+    ) -> None:
         super().__init__()
-        dataset = DATASETS[train_set]
+        dataset = None if train_set is None else find_dataset(train_set)
         self.normalizer = InputNormalize(spec.mean or dataset.mean, spec.std or dataset.std)
         self.model = network
-        self.input_size = spec.input_size or dataset.image_size
+        self.image_size = spec.input_size or (dataset and dataset.image_size)
         if spec.head is None:
-            spec = dataclasses.replace(spec, head=find_head(network, self.input_size))
+            spec = dataclasses.replace(spec, head=find_head(network, self.image_size))
         self.spec = spec
         self.arch = arch
         self.train_set = train_set
-        self.num_classes = num_classes
+        self.num_classes = num_classes or len(self.head.weight)
 
     @property
     def head(self) -> nn.Linear | nn.Conv2d:
@@ -63,41 +67,46 @@ class Classifier(nn.Module):
         return logits if isinstance(logits, Tensor) else logits[0]
 
 
+def require_size(model: Classifier, size: int) -> None:
+    """See that a model takes images of a size that is not its own.
+
+    Raises:
+        InputError: it does not.
+    """
+    device = model.normalizer.new_mean.device
+    try:
+        with frozen(model), torch.no_grad():
+            model(torch.zeros(1, 3, size, size, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:  # timm asserts, torch finds shapes that do not fit
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{model.arch} takes no images of {size} pixels (--image-size): {reason}") from error
+
+
 def build_model(arch: str, train_set: str, num_classes: int | None = None, *, seed: int | None = None) -> Classifier:
     """A new model with random weights, in training mode, on the CPU.
 
     Args:
-        arch: name in archs_of(train_set), or `timm:<name>`, `torchvision:<name>`.
-        train_set: key of DATASETS.
+        arch: name in archs_of(train_set), or `timm:NAME`, `module:FILE.py:FUNCTION` and so on.
+        train_set: name of a data set, see `find_dataset`.
         num_classes: None takes the training set's.
         seed: draws the weights from a generator of their own; None draws them from PyTorch's global one.
 
     Raises:
         InputError: unknown architecture or training set, or a network without one layer that classifies.
     """
-    spec = find_arch(arch, train_set)
-    classes = num_classes or DATASETS[train_set].num_classes
+    return assemble(find_arch(arch, train_set), arch, train_set, num_classes, seed=seed)
+
+
+def assemble(
+    spec: Arch, arch: str, train_set: str | None, num_classes: int | None = None, *, seed: int | None = None
+) -> Classifier:
+    """`build_model` of an entry; without a training set the entry says what is needed, or the network has it."""
+    classes = num_classes or (spec.num_classes if train_set is None else find_dataset(train_set).num_classes)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return Classifier(spec.build(classes), spec, arch, train_set, classes)
-
-
-def load_model(
-    arch: str,
-    train_set: str,
-    checkpoint: Path | str,
-    *,
-    num_classes: int | None = None,
-    device: torch.device | str = "cpu",
-) -> Classifier:
-    """A trained model in evaluation mode, with the checkpoint's weights and, where it has them, pixel statistics.
-
-    Raises:
-        InputError: the file is damaged, or made for another architecture or number of classes: says which weight.
-        FileNotFoundError: there is no such file.
-    """
-    state = checkpoints.read_weights(checkpoint)
-    model = build_model(arch, train_set, num_classes, seed=0)  # seeded: the global generator is left alone
-    checkpoints.load_weights(model, state, checkpoint)
-    return model.eval().to(device)
+        model = Classifier(spec.build(classes), spec, arch, train_set, classes)
+    if classes is not None and (found := len(model.head.weight)) != classes:
+        whose = f"the {classes} of {train_set}" if train_set else str(classes)
+        raise InputError(f"{arch} has {found} classes, expected {whose}")
+    return model

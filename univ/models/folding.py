@@ -46,19 +46,27 @@ class FoldedClassifier(Classifier):
         self.model.train().eval()  # networks drop in train() what they cached in evaluation mode (tiny_vit)
 
 
-def fold_batchnorm(classifier: Classifier) -> FoldedClassifier:
+def fold_batchnorm(classifier: Classifier, *, read: str = "") -> FoldedClassifier:
     """A frozen copy in evaluation mode with every batch norm folded that directly follows a convolution.
 
     Which ones do is found by running one image: a batch norm is folded if its input is the output of a convolution
     that nothing else reads, and both run once. Others stay as they are: those of DenseNets that come before their
     convolution with a ReLU between, and layers of derived classes, which may do more than their names say.
 
+    Args:
+        read: a module within `classifier.model` whose output is read and stays what it is: no batch norm after it is
+            folded into a convolution at its end.
+
     Logits and representations agree with the original's to float32 rounding; the original is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         network = classifier.spec.build(classifier.num_classes)  # not a deep copy: no hooks, caches or graphs
     folded = FoldedClassifier(network, classifier.spec, classifier.arch, classifier.train_set, classifier.num_classes)
-    folded.pairs = _find_pairs(classifier)
+    folded.pairs = tuple(
+        (conv, norm)
+        for conv, norm in _find_pairs(classifier)
+        if not (f"{conv}.".startswith(f"{read}.") and not f"{norm}.".startswith(f"{read}."))
+    )
     for conv_name, norm_name in folded.pairs:
         conv = network.get_submodule(conv_name)
         if conv.bias is None:
@@ -116,7 +124,7 @@ def _find_pairs(classifier: Classifier) -> tuple[tuple[str, str], ...]:
                 module.register_forward_pre_hook(lambda _, args, name=name: inputs.append((name, id(args[0]))))
             )
     parameter = next(classifier.model.parameters())
-    image = parameter.new_zeros(1, 3, classifier.input_size, classifier.input_size)
+    image = parameter.new_zeros(1, 3, classifier.image_size, classifier.image_size)
     readers = _Readers()
     try:
         with frozen(classifier), torch.no_grad(), readers:

@@ -9,7 +9,7 @@ from univ.data import DATASETS
 from univ.eps import eps_name, eps_value
 from univ.errors import InputError
 from univ.models.architectures import archs_of
-from univ.models.sources import HUGGING_FACE_ARCHS
+from univ.models.names import HUGGING_FACE_ARCHS
 
 TRAIN_SETS = tuple(name for name, dataset in DATASETS.items() if dataset.radii)  # those of the study
 _DATASET_WORDS = {  # tried in this order, the most specific first

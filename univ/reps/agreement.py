@@ -16,6 +16,7 @@ from univ.errors import InputError
 from univ.reps import files as repfiles
 from univ.reps import probes
 from univ.reps.identity import differing_models
+from univ.reps.nodes import NODES_FOLDER
 from univ.results import PROBE_COLUMNS
 
 ABOUT = ("arch", "train_set", "eps", "node")  # what a probe's checkpoint says of it
@@ -38,6 +39,8 @@ def find_starts(runs: Path, split: str, cache_dir: Path | None = None) -> list[S
     starts: dict[Path, dict[str, Path]] = {}
     for path in sorted(runs.rglob(probes.BEST_ACCURACY)):
         folder = path.parents[1]
+        if NODES_FOLDER in folder.relative_to(runs).parts:
+            continue  # probes of another node are compared by themselves
         if (folder / "args.json").is_file() and not (folder / "finished.json").is_file():
             logger.warning("{} has not finished: left out", folder)
             continue

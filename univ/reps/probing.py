@@ -12,14 +12,15 @@ from loguru import logger
 from torch import Tensor
 
 from univ import files, models, runs
-from univ.data import DATASETS, Images, open_images
+from univ.data import Images, dataset_name, find_dataset, open_images
 from univ.data.indices import read_labels
 from univ.errors import InputError
-from univ.models import Classifier
+from univ.models import Classifier, Source
 from univ.reps import files as repfiles
 from univ.reps import probes
 from univ.reps.extract import extract
 from univ.reps.identity import MODEL, differing_models
+from univ.reps.nodes import node_label
 
 EXTRACT_BATCH = 256  # images per forward pass at most: 1024 of them, fine for probes, need tens of GB in a wide ResNet
 
@@ -37,8 +38,9 @@ def reps_path(args: argparse.Namespace, split: str) -> Path:
 
 def default_file(dataset: str, split: str) -> Path | None:
     """Where the images of an ImageNet-like data set usually lie; None for those that need no path."""
-    folder = DATASETS[dataset].training_path
-    if folder in (None, DATASETS[dataset].default_path):  # one place holds both parts
+    known = find_dataset(dataset)
+    folder = known.training_path
+    if folder in (None, known.default_path):  # one place holds both parts
         return None
     places = [place / f"{split}.lmdb" for place in (folder, Path("data") / dataset)]
     return next((path for path in places if path.is_file()), places[0])
@@ -51,6 +53,11 @@ def open_part(args: argparse.Namespace, split: str, image_size: int | None = Non
     return open_images(args.dataset, split, data_path=path, **how)
 
 
+def find_source(args: argparse.Namespace) -> Source:
+    """The model whose representations are read."""
+    return models.find_source(args.source, dataset=args.train_set, mean=args.mean, std=args.std)
+
+
 def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
     """Representations and labels of both parts: of the files given, else extracted into the run's folder.
 
@@ -58,9 +65,11 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
         InputError: not as many labels as representations.
     """
 
-    @functools.cache  # loaded only if something is extracted
+    source = functools.cache(functools.partial(find_source, args))  # looked for only if something is extracted
+
+    @functools.cache
     def model() -> Classifier:
-        return models.load_model(args.model_arch, args.train_set, args.model_ckpt_path, device=args.device)
+        return source().load(args.device)
 
     parts = {}
     for split in repfiles.FILE_NAMES:
@@ -68,9 +77,9 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
         extracted = _given(args, "reps", split) is None
         reps = None if extracted else repfiles.open_reps(path)
         if extracted or labels_file is None:
-            images = open_part(args, split, model().input_size if extracted else None)
+            images = open_part(args, split, source().image_size if extracted else None)
         if reps is None:
-            reps = _extract(args, path, split, model(), images)
+            reps = _extract(args, path, split, source(), model(), images)
         labels = images.labels if labels_file is None else read_labels(labels_file, length=len(reps))
         if len(labels) != len(reps):
             raise InputError(f"{path} holds {len(reps):,} representations, there are {len(labels):,} labels")
@@ -78,21 +87,23 @@ def read_parts(args: argparse.Namespace) -> dict[str, probes.Labelled]:
     return parts
 
 
-def _extract(args: argparse.Namespace, path: Path, split: str, model: Classifier, images: Images) -> Tensor:
+def _extract(
+    args: argparse.Namespace, path: Path, split: str, source: Source, model: Classifier, images: Images
+) -> Tensor:
     identity = {
-        "dataset": args.dataset,
+        "dataset": dataset_name(args.dataset),
         "split": split,
         "fingerprint": images.fingerprint,
         "transform": images.transform_name,
-        "arch": args.model_arch,
-        "node": model.spec.node,
-        "checkpoint": files.content_hash(args.model_ckpt_path),
+        "arch": source.arch,
+        "node": node_label(args.node, args.pool, model.spec.node),
+        "checkpoint": source.digest,
         "dtype": args.reps_dtype,
         "precision": args.precision,
         "n": len(images),
     }
 
-    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet")}
+    options = {name: getattr(args, name) for name in ("device", "workers", "precision", "quiet", "node", "pool")}
     read = functools.partial(extract, model, images, batch_size=min(args.batch, EXTRACT_BATCH), **options)
     return repfiles.extract(path, identity, images.labels, read)
 
@@ -117,13 +128,13 @@ def train(args: argparse.Namespace, parts: dict[str, probes.Labelled]) -> None:
         raise InputError(f"{paths['train']} and {paths['val']} differ in their {differing}")
     if "classifier_accuracy" in identity:
         logger.info("{}'s own classifier: accuracy {:.2%}", args.model_arch, identity["classifier_accuracy"])
-    num_classes = DATASETS[args.dataset].num_classes
+    dataset = find_dataset(args.dataset)
     about = {
         "arch": args.model_arch,
-        "train_set": args.dataset,
+        "train_set": dataset.name,
         "eps": args.eps,
         "node": identity.get("node"),
-        "num_classes": num_classes,
+        "num_classes": dataset.num_classes,
         "run": args.run_name,
         "made_from": {key: identity[key] for key in MODEL if key in identity},
         "reps": {split: str(path) for split, path in paths.items()},
@@ -135,7 +146,7 @@ def train(args: argparse.Namespace, parts: dict[str, probes.Labelled]) -> None:
     seeds = [args.seed + i for i in range(args.num_probes)]
     boards = [runs.scalars(folder / str(i)) for i in range(len(seeds))]
     trained = {"device": args.device, "quiet": args.quiet}
-    for epoch in probes.train(parts["train"], parts["val"], num_classes, seeds, settings, **trained):
+    for epoch in probes.train(parts["train"], parts["val"], dataset.num_classes, seeds, settings, **trained):
         best.update(epoch.probes)
         _log(boards, epoch, args.log_every_n_batches)
         for i, probe in enumerate(epoch.probes):

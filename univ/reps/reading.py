@@ -5,7 +5,7 @@ In: nn.Modules by name; images as a tensor, a Dataset, a DataLoader or a folder.
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from univ.data.images import to_float
 from univ.data.loaders import Batches
 from univ.data.transforms import imagenet_transform
 from univ.errors import InputError
-from univ.models import HEAD_INPUT, Arch, Classifier
+from univ.models import Arch, Classifier
 from univ.models.architectures import find_head
 from univ.models.precision import arithmetic
-from univ.reps.extract import Tap
+from univ.reps.nodes import Reader
 
 LOGITS = "logits"
 """The node that stands for what a network gives out."""
@@ -109,7 +109,7 @@ def read(
     images: Source,
     nodes: Sequence[str],
     *,
-    pool: bool | None = None,
+    pool: str | None = None,
     batch: int = 64,
     device: torch.device | str | None = None,
     quiet: bool = False,
@@ -122,28 +122,28 @@ def read(
     Raises:
         InputError: no images, no such node, or NaN or infinity in what a network gives out.
     """
-    sizes = {name: net.input_size for name, net in networks.items() if isinstance(net, Classifier)}
+    sizes = {name: net.image_size for name, net in networks.items() if isinstance(net, Classifier)}
     if isinstance(images, str | Path) and len(set(sizes.values())) > 1:
         raise InputError(f"the models take images of different sizes ({sizes}): extract them apart")
-    batches, n = batches_of(images, batch, next(iter(sizes.values()), 224))
+    batches, n = batches_of(images, batch, next(filter(None, sizes.values()), 224))
     if not n and n is not None:
         raise InputError("there are no images")
     found: dict[tuple[str, str], _Columns] = {}
     with contextlib.ExitStack() as stack, tqdm(total=n, unit="img", disable=quiet) as bar:
-        taps: dict[str, list[tuple[str, Tap]]] = {}
         for network in networks.values():
             stack.enter_context(frozen(network if device is None else network.to(device)))
+        inner = [node for node in nodes if node != LOGITS]
+        readers = {name: stack.enter_context(Reader(net, inner, pool)) for name, net in networks.items() if inner}
         for item in batches:
             pixels = pixels_of(item)
             for name, network in networks.items():
                 place = device_of(network)
-                if name not in taps:
-                    taps[name] = list(_taps(network, nodes, pool, pixels, stack))
                 with arithmetic("fp32", place):
-                    logits = network(pixels.to(place))
-                for node, rep in [*((node, tap.rep) for node, tap in taps[name]), (LOGITS, logits)]:
-                    if node in nodes:
-                        found.setdefault((name, node), _Columns()).add(rep)
+                    values = dict(readers[name](pixels.to(place))) if inner else {}
+                    if LOGITS in nodes:
+                        values[LOGITS] = readers[name].output if inner else network(pixels.to(place))
+                for node in nodes:
+                    found.setdefault((name, node), _Columns()).add(values[node])
             bar.update(len(pixels))
     if not found:
         raise InputError("there are no images")
@@ -152,13 +152,3 @@ def read(
         if not rep.isfinite().all():
             raise InputError(f"{name}: NaN or infinity at node {node!r}")
     return reps
-
-
-def _taps(
-    network: nn.Module, nodes: Sequence[str], pool: bool | None, pixels: Tensor, stack: contextlib.ExitStack
-) -> Iterator[tuple[str, Tap]]:
-    for node in nodes:
-        if node == LOGITS:
-            continue
-        tapped = as_classifier(network, pixels.shape[-1]) if node == HEAD_INPUT else network
-        yield node, stack.enter_context(Tap(tapped, node=node, pool=pool))

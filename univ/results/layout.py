@@ -52,7 +52,8 @@ class ResultFile:
 
     Attributes:
         measure: command-line key (`jacc`, `dis`, ...).
-        dataset, models: the images compared on, and the training data of the models (part of the path on sat6 only).
+        dataset, models: the images compared on, and the training data of the models (part of the path on sat6 and on a
+            folder's images only).
         eps: name of the models' adversarial radius, such as eps3.
         exp: tag of the index file, as typed.
         inverted: compared on inverted images.
@@ -98,8 +99,9 @@ class ResultFile:
     def folder(self, root: Path | str) -> Path:
         """The folder of this result below the results folder `root`.
 
-        On a data set that is only compared on (sat6) the last part names the models' training data for every measure:
-        without it the results of ImageNet and CIFAR-10 models on the same images would overwrite each other.
+        On a data set that is only compared on (sat6), and on a folder's images where the models were not trained on
+        them, the last part names the models' training data for every measure: without it the results of ImageNet and
+        CIFAR-10 models on the same images would overwrite each other.
         """
         card = find_card(self.measure)
         for what in ("dataset", "models", "function"):
@@ -110,8 +112,9 @@ class ResultFile:
         if self.measure == "cka":
             folder /= CKA_FOLDER
         folder /= self.dataset
-        only_compared_on = self.dataset in DATASETS and DATASETS[self.dataset].architectures is None
-        return folder / self.models if only_compared_on else folder
+        known = DATASETS.get(self.dataset)
+        apart = self.models != self.dataset if known is None else known.architectures is None
+        return folder / self.models if apart else folder
 
     def name(self, *, singles: bool = False) -> str:
         """File name, `<name>_<parts><eps>_<exp>.csv`; `singles` is the list of single baseline scores."""

@@ -58,10 +58,14 @@ settings only. A CSV without JSON, as published ones are, counts as done, with s
 ## Other files
 
 - `subgroups/<data set>/{SUBGROUPS_NAME}` (subgroup_sim.py): similarity on the images on which two models predict the
-  same and on the others. Column `made` names the entry of the JSON's `rows` that says how a row was made.
+  same and on the others, on `n` of the `n_group` images of each group. Column `made` names the entry of the JSON's
+  `rows` that says how a row was made.
 - `probing/{PROBES_NAME}` (compare_probes.py): share of images to which two probes give the same class.
 - `accuracy.csv` and all in folders `accuracy` (--results-file of the training scripts): accuracy in percent on the test
-  part, clean where attack_eps is 0.
+  part, clean where attack_eps is 0; attack (pgd, apgd, autoattack) and norm say under which attack.
+- `layers/<data set>/` (scripts/layers.py): scores of every layer with every other, a row per pair, and heat maps.
+  Column `batch` says how many images were compared at a time.
+- `nodes/<node>[_<pool>]/`: results at another node than the study's (--node, --pool), laid out as this folder.
 
 This file was written with the first result. It is not written again as long as it is there.
 """

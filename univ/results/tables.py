@@ -20,7 +20,7 @@ from univ.results.scores import find_results, read_matrix, read_record, warn_onc
 
 LONG_COLUMNS = ["model1", "model2", "score", "measure", "eps", "dataset", "input", "exp"]
 ACCURACY_COLUMNS = ["source", "model", "accuracy", "num_classes", "eps", "dataset", "input", "exp"]
-EVALUATION_COLUMNS = ["model", "dataset", "eps", "attack_eps", "accuracy"]
+EVALUATION_COLUMNS = ["model", "dataset", "eps", "attack_eps", "attack", "norm", "accuracy"]
 SUBGROUP_COLUMNS = ["metric", "score", "model1", "model2", "k", "perc_k", "pred_type", "eps"]
 PROBE_COLUMNS = ["probe_1", "probe_2", "agreement"]
 
@@ -38,6 +38,7 @@ def load_long_table(
     Args:
         measures: command-line keys to read; None for all.
         settings: settings to add as columns from the JSON beside each CSV, such as `knn`; nan where there is none.
+            `images` is the number of images compared, `widths` a dict of the representations' widths by model.
         which: of several results of the same measure: kind, center, normalize, function, see `find_results`.
 
     Returns:
@@ -47,11 +48,46 @@ def load_long_table(
     rows: list[tuple[Any, ...]] = []
     for file, path in find_results(results_dir, measures, **which).items():
         if find_card(file.measure).pairs:
-            made_with = read_record(path).get("settings", {})
+            record = read_record(path)
+            made_with = {"widths": record.get("widths", np.nan), **record.get("settings", {})}
             extra = [made_with.get(name, np.nan) for name in settings]
-            rows += [(*cell, *_about(file), *extra) for cell in _cells(file, read_matrix(path))]
+            for cell in _cells(file, read_matrix(path)):
+                if "images" in settings:
+                    source = cell[0] if file.rowwise else "all"
+                    extra[settings.index("images")] = _images(made_with.get("inputs"), source)
+                rows.append((*cell, *_about(file), *extra))
     table = pd.DataFrame(rows, columns=[*LONG_COLUMNS, *settings])
     return table.astype({"score": float, "eps": float})
+
+
+def load_companions(results_dir: Path | str, companion: str, *, kind: str = "plain") -> pd.DataFrame:
+    """What goes beside the scores of pairs: their confidence intervals, p-values or calibrated scores.
+
+    Args:
+        companion: `ci`, `pvalue` or `calibrated`; see `layout.COMPANIONS`.
+        kind: as for `find_results`; p-values and calibrated scores lie beside a baseline (`base`).
+
+    Returns:
+        LONG_COLUMNS (both orders of a pair; score: the one that it was made with), then low and high, p_value or
+        calibrated, and level (of the interval, else nan).
+    """
+    values = {"ci": ["low", "high"], "pvalue": ["p_value"], "calibrated": ["calibrated"]}[companion]
+    tables = [pd.DataFrame(columns=[*LONG_COLUMNS, *values, "level"])]
+    for file, path in find_results(results_dir, kind=kind).items():
+        beside = path.with_name(f"{path.stem}_{companion}.csv")
+        if beside.is_file():
+            table = schemas.read_table(beside, schemas.CompanionRow, ["model1", "model2", "score", *values])
+            level = read_record(beside).get("settings", {}).get("level", np.nan)
+            about = dict(zip(LONG_COLUMNS[3:], _about(file)))
+            tables.append(table.assign(**about, level=level)[list(tables[0])])
+    filled = [table for table in tables if len(table)]
+    return (pd.concat(filled, ignore_index=True) if filled else tables[0]).astype({"eps": float})
+
+
+def _images(inputs: Any, source: str) -> float:
+    """Number of images, by the settings' description of the inputs; nan where it does not say."""
+    described = inputs.get(source) if isinstance(inputs, dict) else None
+    return float(described.get("n", np.nan)) if isinstance(described, dict) else np.nan
 
 
 def _about(file: ResultFile) -> tuple[str, float, str, str, str]:
@@ -140,7 +176,8 @@ def load_evaluations(paths: Iterable[Path | str]) -> pd.DataFrame:
     """Accuracies on the test part, clean and attacked, as the training scripts append them (--results-file).
 
     Returns:
-        Columns model, dataset, eps (trained with), attack_eps (0: clean), accuracy (share). The last of each.
+        Columns model, dataset, eps (trained with), attack_eps (0: clean), attack and norm (the flags' defaults where
+        an older file does not say; "none" where it is clean), accuracy (share). The last of each.
 
     Raises:
         InputError: a file that is no such CSV.
@@ -149,7 +186,9 @@ def load_evaluations(paths: Iterable[Path | str]) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame(columns=EVALUATION_COLUMNS)
     rows = pd.concat(tables, ignore_index=True)
-    rows = rows.assign(eps=rows["trained_eps"], accuracy=rows["acc"] / 100)[EVALUATION_COLUMNS]
+    rows = rows.assign(eps=rows["trained_eps"], accuracy=rows["acc"] / 100).reindex(columns=EVALUATION_COLUMNS)
+    for column, usual in (("attack", "pgd"), ("norm", "l2")):
+        rows[column] = rows[column].astype(object).fillna(usual).where(rows["attack_eps"] > 0, "none")
     return rows.drop_duplicates(EVALUATION_COLUMNS[:-1], keep="last", ignore_index=True)
 
 
@@ -183,8 +222,8 @@ def load_subgroups(path: Path | str) -> pd.DataFrame:
         Columns metric (key of the measure), score, model1, model2, k, perc_k, pred_type (agree | disagree), eps
         (float), dataset, input, and whatever else the files hold. A file that does not name its data set or input is
         understood by its JSON, then by the folder `<dataset>/<standard|inverted>` it lies in; else they are '' and
-        standard. Scores that could not be computed are nan. Of several procedures (such as subgroup_sim.py's
-        --size-matched) in one file, data set and input, the one that was added last.
+        standard. Scores that could not be computed are nan. Of several procedures (as with subgroup_sim.py's
+        --published) in one file, data set and input, the one that was added last.
     """
     tables = []
     for csv in _csvs(path, SUBGROUPS_NAME):

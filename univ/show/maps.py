@@ -210,3 +210,31 @@ def model_map(table: pd.DataFrame, measure: str, dataset: str, images: str) -> F
 def _marker(number: int) -> dict[str, object]:
     """How a model is drawn on a map: by its shape, as the shade is the radius's."""
     return {"marker": MARKERS[number % len(MARKERS)], "markersize": 7, "markeredgecolor": "black", "linestyle": "none"}
+
+
+@matplotlib.rc_context(STYLE | {"axes.grid": False})
+def layer_maps(table: pd.DataFrame, label: str) -> Figure:
+    """Scores of every layer with every other, one panel per pair of models; the first layers are below and left.
+
+    Args:
+        table: long, with columns model1, layer1, model2, layer2, score.
+        label: of the colour bar.
+    """
+    pairs = list(dict.fromkeys(zip(table["model1"], table["model2"])))
+    low, high = table["score"].min(), table["score"].max()
+    side = 4.0
+    figure, axes = new_figure(1, len(pairs), side * len(pairs) + 1.6, side + 0.4)
+    for panel, (first, second) in zip(axes.flat, pairs):
+        rows = table[(table["model1"] == first) & (table["model2"] == second)]
+        layers = [list(dict.fromkeys(rows[column])) for column in ("layer1", "layer2")]
+        scores = rows.pivot_table(index="layer1", columns="layer2", values="score", dropna=False)
+        scores = scores.reindex(index=layers[0], columns=layers[1]).to_numpy()
+        image = panel.imshow(scores, vmin=low, vmax=high, cmap="magma", origin="lower", interpolation="nearest")
+        sizes = [min(7.0, 0.75 * 72 * side / len(some)) for some in layers]  # points: names do not overlap
+        panel.set_xticks(range(len(layers[1])), list(map(shown_name, layers[1])), rotation=90, fontsize=sizes[1])
+        panel.set_yticks(range(len(layers[0])), list(map(shown_name, layers[0])), fontsize=sizes[0])
+        panel.tick_params(length=1.5)
+        panel.set_xlabel(shown_name(second))
+        panel.set_ylabel(shown_name(first))
+    figure.colorbar(image, ax=list(axes.flat), shrink=0.8, label=label)
+    return figure

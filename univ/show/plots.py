@@ -26,7 +26,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from univ import cli, files, results, runs
-from univ.data import DATASETS
 from univ.measures.cards import SHOWN
 from univ.show import differences, quantities
 from univ.show.maps import heat_maps, model_map
@@ -334,7 +333,7 @@ def jaccard_apx(sources: Sources) -> Drawn:
 
 def inv_img_example(sources: Sources) -> Drawn:
     """Seed, target and inverted images per model, for every data set that has inverted images."""
-    for dataset in DATASETS:
+    for dataset in quantities.inverted_datasets(sources.data):
         folder = sources.data / dataset / "inverted"
         if not folder.is_dir():
             logger.info("inv_img_example: no {}", folder)

@@ -9,20 +9,22 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from univ.data import DATASETS, open_images
+from univ.data import DATASETS, find_dataset, is_folder, open_images
 from univ.data.images import TensorImages
 from univ.data.indices import read_indices
 from univ.eps import eps_value
 from univ.errors import InputError
 from univ.inversion.images import SUFFIXES, open_inverted
-from univ.inversion.record import read_column
-from univ.measures.cards import CARDS, SHOWN, in_study
+from univ.inversion.record import read_column, read_origin
+from univ.measures.cards import CARDS, SHOWN, find_card, in_study
+from univ.show import evidence
 
 REPRESENTATIONAL, FUNCTIONAL = in_study("reps"), in_study("outputs")
 """The measures of the study's figures, in their order."""
@@ -41,9 +43,108 @@ def with_similarity(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of measures in SHOWN, with a column `similarity`: the score turned so that larger means more alike."""
     table = table[table["measure"].isin(list(SHOWN))].copy()
     table["similarity"] = np.nan
-    for measure, rows in table.groupby("measure"):
-        table.loc[rows.index, "similarity"] = SHOWN[measure].similarity(rows["score"])
+    for measure in set(table["measure"]):
+        rows = table["measure"] == measure
+        table.loc[rows, "similarity"] = SHOWN[measure].similarity(table.loc[rows, "score"].to_numpy())
     return table
+
+
+class Trend(NamedTuple):
+    """Change of similarity over eps, the ends of its confidence interval and its two-sided p-value."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def eps_trend(table: pd.DataFrame, *, level: float = evidence.LEVEL) -> Trend:
+    """Whether similarity rises over eps, with architectures as units: see `evidence`.
+
+    A line is fitted to each pair of models; the mean is its change from the smallest to the largest eps, over pairs of
+    different architectures. Seeds (`resnet18@0`, `resnet18@1`) of one architecture count together. The interval has
+    been simulated to hold its level from 4 architectures on; 3 are the least there can be.
+
+    Args:
+        table: columns model1, model2, eps, and similarity or score, of one measure, data set and kind of images, as
+            `results.load_long_table` gives them. Scores are turned so that larger is more alike.
+
+    Returns:
+        In units of the similarity. low, high and p are nan with fewer than three architectures, all are nan where no
+        pair has two eps.
+
+    Raises:
+        InputError: the table pools several measures, data sets, kinds of images, tags or k.
+    """
+    estimate = rise_over_eps(table)
+    return Trend(estimate.mean, *estimate.interval(level), estimate.p)
+
+
+def eps_equivalence(table: pd.DataFrame, margin: float = evidence.MARGIN) -> float:
+    """p-value of "over eps the similarity changes by more than margin": below 0.05 it is equivalent within -+margin.
+
+    Two one-sided tests on the estimate of `eps_trend`.
+    """
+    return rise_over_eps(table).equivalence_p(margin)
+
+
+def rise_over_eps(table: pd.DataFrame) -> evidence.Estimate:
+    """The estimate behind `eps_trend`."""
+    for name in ("measure", "dataset", "input", "exp", "knn"):
+        if name in table and (several := sorted(set(table[name].dropna()))) and len(several) > 1:
+            raise InputError(f"a rise over eps is of one {name}, got {', '.join(map(str, several))}: choose one")
+    if "similarity" not in table:
+        known = "measure" in table and table["measure"].isin(list(SHOWN)).all()
+        table = with_similarity(table) if known else table.assign(similarity=table["score"])
+    table = table[~within_architecture(table)]
+    return evidence.rise(zip(zip(table["model1"], table["model2"]), table["eps"], table["similarity"]))
+
+
+ERRORS = 20
+"""Below so many errors of a model, what is measured on errors alone is noise: intervals cover 28 to 56 %."""
+OF_ERRORS = ("norm", "error_consistency")
+
+
+def too_few_errors(table: pd.DataFrame, accuracies: pd.DataFrame | None) -> np.ndarray:
+    """Of each row of a long table, whether its score is one of errors, and one of the models made fewer than ERRORS.
+
+    Args:
+        table: with the column `images`, how many were compared; nan where that is not known, and all are kept.
+        accuracies: on the compared images; a model that is not in it counts as having enough.
+    """
+    few = np.zeros(len(table), dtype=bool)
+    if accuracies is None or "images" not in table or not table["measure"].isin(OF_ERRORS).any():
+        return few
+    about = ["dataset", "input", "eps", "exp"]
+    columns = accuracies[[*about, "source", "model", "accuracy"]]
+    accuracy = {tuple(key): share for *key, share in columns.itertuples(index=False)}
+    columns = table[["measure", "images", *about, "model1", "model2"]]
+    for row, (measure, images, *setting, first, second) in enumerate(columns.itertuples(index=False)):
+        source = first if setting[1] == "inverted" else ""
+        errors = [images * (1 - accuracy.get((*setting, source, model), math.nan)) for model in (first, second)]
+        few[row] = measure in OF_ERRORS and any(round(count) < ERRORS for count in errors if not math.isnan(count))
+    return few
+
+
+SIZE_FREE = ("cka", "cos", "rsa")
+
+
+def depends_on_size(measure: str) -> bool:
+    """Whether the expectation of a measure of representations depends on the number of images, of neighbours or on the
+    widths, so that scores are compared at equal ones only; CKA is debiased, and so does not."""
+    return find_card(measure).of == "reps" and measure not in SIZE_FREE
+
+
+def ends_at_one(measure: str) -> bool:
+    """Whether the similarity of identical models is 1, so that a margin in shares makes sense."""
+    card = find_card(measure)
+    return card.self_score is not None and card.similarity(card.self_score) == 1
+
+
+def within_architecture(table: pd.DataFrame) -> np.ndarray:
+    """Of each row, whether model1 and model2 are trainings of one architecture that differ in their seeds."""
+    first, second = (table[name].map(evidence.architecture).to_numpy() for name in ("model1", "model2"))
+    return np.asarray(first == second, dtype=bool)
 
 
 def order_datasets(names: Iterable[str]) -> list[str]:
@@ -188,6 +289,12 @@ def agreements(table: pd.DataFrame, probes: pd.DataFrame) -> dict[str, pd.DataFr
 # --- inverted images ------------------------------------------------------------------------------------------------
 
 
+def inverted_datasets(data_dir: Path) -> list[str]:
+    """What results are filed under: the built-in data sets, then whatever else has a folder of inverted images."""
+    others = {path.parent.name for path in data_dir.glob("*/inverted")}
+    return order_datasets([*DATASETS, *others])
+
+
 @dataclass(frozen=True)
 class Inversions:
     """Some rows of a grid of inverted images.
@@ -226,13 +333,13 @@ def load_inversions(
         eps: radii to show; default: 0 and the largest in the folder.
         data_path: the images, where they are not at their usual place.
     """
-    known = DATASETS[dataset]
     folder = Path(data_dir) / dataset / "inverted" if folder is None else Path(folder)
     paths = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         name = _INVERTED_NAME.fullmatch(path.stem)
         if path.suffix in SUFFIXES and name is not None:
             paths[name["model"], eps_value(name["eps"])] = path
+    paths = dict(sorted(paths.items()))  # resnet10 before resnet10@1
     shown = {0.0, max((radius for _, radius in paths), default=0.0)} if eps is None else set(eps)
     models = dict.fromkeys(model for model, _ in paths)
     wanted = itertools.product(models, sorted(shown))
@@ -251,10 +358,9 @@ def load_inversions(
         same = [key for key, (t, s, _) in opened.items() if torch.equal(t, targets) and torch.equal(s, seeds)]
         others = [paths[key].name for key in opened if key not in same]
         missing += [f"{name}: other targets or seeds than {paths[first].name}" for name in others]
-        usual = {"data_path": known.default_path, "labels_path": known.labels_path}
-        places = {name: Path(data_dir) / path.relative_to("data") for name, path in usual.items() if path is not None}
+        source, places = _images_of(dataset, Path(data_dir), paths[first])
         places |= {"data_path": data_path} if data_path else {}
-        images = open_images(dataset, image_size=inverted.pixels.shape[-1], **places)
+        images = open_images(source, image_size=inverted.pixels.shape[-1], **places)
         if max(targets.max(), seeds.max()) >= len(images):
             raise InputError(f"{paths[first].name}: a target or seed lies past the {len(images):,} images")
     except (FileNotFoundError, InputError) as error:
@@ -266,6 +372,22 @@ def load_inversions(
         {key: opened[key][2].floats(chosen).clone() for key in same},
         missing,
     )
+
+
+def _images_of(dataset: str, data_dir: Path, inverted: Path) -> tuple[str, dict[str, Path]]:
+    """The data set's name for `open_images`, and the paths of its images and labels where they are not its own.
+
+    A folder's path is in the JSON beside its inverted images.
+    """
+    if dataset not in DATASETS:
+        arguments = read_origin(inverted).get("arguments", {})
+        source = arguments.get("dataset")
+        if not is_folder(source):
+            raise InputError(f"{inverted.name}: no {inverted.stem}.json says which images it was made of")
+        return source, {name: Path(arguments[name]) for name in ("data_path", "labels_path") if arguments.get(name)}
+    known = find_dataset(dataset)
+    usual = {"data_path": known.default_path, "labels_path": known.labels_path}
+    return dataset, {name: data_dir / path.relative_to("data") for name, path in usual.items() if path is not None}
 
 
 def _open(path: Path) -> tuple[Tensor, Tensor, TensorImages]:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from univ import runs
 from univ.errors import InputError, plain
 from univ.measures.cards import SHOWN
-from univ.show import plots, prose, provenance, quantities, tables
+from univ.show import plots, prose, provenance, quantities, summary, tables
 from univ.show.plots import INPUT_LABELS
 from univ.show.sources import Sources
 from univ.show.tables import Table, dataset_label
@@ -50,13 +50,15 @@ def build(sources: Sources, readme: Path | None = None) -> str:
     software: Counter[tuple[str, str]] = Counter()
     for run in of_runs:
         software[run.commit, run.versions] += len(run.files)
-    found, tests = tables.means(sources.scores), tables.subgroup_tests(sources.subgroups)
+    found, tests = tables.means(sources.scores, sources.accuracies), tables.subgroup_tests(sources.subgroups)
+    changes = tables.rises(sources.scores, sources.accuracies, sources.margin)
     page = _template().render(
-        lead=_lead(sources, found, len(made)),
+        lead=_lead(sources, found, changes, len(made)),
+        limits=summary.limits(sources.scores) if len(found) else "",
         accuracy=tables.accuracy(sources),
         transfer=tables.transfer(sources),
         similarity={
-            kind: tables.similarity(f"Mean similarity on {INPUT_LABELS[kind]}.", rows)
+            kind: tables.similarity(f"Similarity on {INPUT_LABELS[kind]}.", rows, changes[changes["input"] == kind])
             for kind, rows in found.groupby("input", sort=False)
         },
         several_k=found[found["measure"] == "jacc"].groupby("input")["knn"].nunique() > 1,
@@ -86,8 +88,8 @@ def build(sources: Sources, readme: Path | None = None) -> str:
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _lead(sources: Sources, found: pd.DataFrame, files: int) -> dict[str, str]:
-    """What the folder holds, and the similarity at the smallest and the largest radius."""
+def _lead(sources: Sources, found: pd.DataFrame, changes: pd.DataFrame, files: int) -> dict[str, str]:
+    """What the folder holds, and what may be said of similarity over the radii."""
     scores = sources.scores
     datasets = quantities.order_datasets(scores["dataset"])
     items = {
@@ -97,11 +99,8 @@ def _lead(sources: Sources, found: pd.DataFrame, files: int) -> dict[str, str]:
         "Holds": f"{counted(files, 'result file')}, {counted(len(scores), 'comparison')} of two models",
     }
     for dataset, kind in itertools.product(datasets, INPUT_LABELS):
-        items[f"{dataset_label(dataset)}, {INPUT_LABELS[kind]}"] = "; ".join(
-            f"mean {SHOWN[measure].label} "
-            + ", ".join(f"{row['mean']:.3f} at eps {row['eps']:g}" for row in smallest_and_largest)
-            for measure, smallest_and_largest in tables.change(found, dataset, kind).items()
-        )
+        of_kind = (table[table["input"] == kind] for table in (found, changes))
+        items[f"{dataset_label(dataset)}, {INPUT_LABELS[kind]}"] = summary.conclusion(*of_kind, dataset)
     return {term: what for term, what in items.items() if what}
 
 

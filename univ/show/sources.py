@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from univ import cli, results
-from univ.show import quantities
+from univ.show import evidence, quantities
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-k", "--knn", type=cli.positive_int, default=10, help="neighbours of the Jaccard panels of the figures")
     text = "CSVs of the training scripts' --results-file; those called accuracy.csv or in folders accuracy are found"
     add("--accuracy", nargs="+", type=cli.existing_file, default=[], metavar="CSV", help=text)
+    text = "changes of similarity over eps within +- this count as equivalent, for measures that end at 1"
+    add("--margin", type=cli.positive_number, default=evidence.MARGIN, help=text)
     add("--quiet", action="store_true", help="warnings and errors only")
 
 
@@ -33,6 +36,7 @@ class Sources:
         knn: number of neighbours where a figure shows one.
         evaluated: CSVs of the training scripts' --results-file besides those found in the results folder.
         dataset: the only data set to show; None shows all.
+        margin: changes over eps within -+margin count as equivalent.
     """
 
     results: Path = Path("results")
@@ -41,10 +45,11 @@ class Sources:
     knn: int = 10
     evaluated: tuple[Path, ...] = ()
     dataset: str | None = None
+    margin: float = evidence.MARGIN
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Sources":
-        return cls(args.results, args.data, args.exp, args.knn, tuple(args.accuracy))
+        return cls(args.results, args.data, args.exp, args.knn, tuple(args.accuracy), margin=args.margin)
 
     def _chosen(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The rows of the tag and the data set asked for; those that have no tag count for any."""
@@ -56,8 +61,8 @@ class Sources:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """The long table, with the number of neighbours."""
-        return self._chosen(results.load_long_table(self.results, settings=["knn"]))
+        """The long table, with the numbers of neighbours (knn) and of images compared."""
+        return self.long_table("plain", ["knn", "images"])
 
     @cached_property
     def accuracies(self) -> pd.DataFrame:
@@ -75,12 +80,22 @@ class Sources:
         return quantities.mean_bounds(results.complete_accuracies(self.accuracies, self.evaluations))
 
     @cached_property
-    def others(self) -> dict[str, pd.DataFrame]:
-        """Kind of comparison besides the plain one (adv, sample, base) -> its long table."""
+    def kinds(self) -> list[str]:
+        """Kinds of comparison besides the plain one: adv, sample, base."""
         parsed = (results.parse_path(path, self.results) for path in results.score_csvs(self.results))
-        kinds = sorted({file.kind for file in parsed if file is not None} - {"plain"})
-        tables = (results.load_long_table(self.results, settings=["knn"], kind=kind) for kind in kinds)
-        return dict(zip(kinds, map(self._chosen, tables)))
+        return sorted({file.kind for file in parsed if file is not None} - {"plain"})
+
+    @cached_property
+    def others(self) -> dict[str, pd.DataFrame]:
+        """Kind of comparison besides the plain one -> its long table."""
+        return {kind: self.long_table(kind, ["knn", "images"]) for kind in self.kinds}
+
+    def long_table(self, kind: str, settings: Sequence[str]) -> pd.DataFrame:
+        return self._chosen(results.load_long_table(self.results, settings=settings, kind=kind))
+
+    def companions(self, name: str, kind: str) -> pd.DataFrame:
+        """What goes beside the scores, see `results.load_companions`."""
+        return self._chosen(results.load_companions(self.results, name, kind=kind))
 
     @cached_property
     def singles(self) -> pd.DataFrame:

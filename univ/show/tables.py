@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from univ.measures.cards import SHOWN, find_card
-from univ.show import differences, quantities
+from univ.show import differences, evidence, quantities
 from univ.show.plots import INPUT_LABELS
 from univ.show.sources import Sources
 
@@ -88,6 +88,8 @@ def _place(column: pd.Series) -> pd.Series:
             order = [*SHOWN, *sorted(set(column))]
         case "input":
             order = list(INPUT_LABELS)
+        case "within":
+            return column.astype(int)
         case "model":
             order = list(column)
         case _:
@@ -107,18 +109,27 @@ def _by_eps(rows: pd.DataFrame, name: str, value: str) -> pd.DataFrame:
 
 def accuracy(sources: Sources) -> Table | None:
     """Per model and radius: on the compared images, on the test part clean and attacked."""
-    compared = sources.accuracies[sources.accuracies["input"] == "standard"].assign(attack_eps=-1.0)
+    compared = sources.accuracies[sources.accuracies["input"] == "standard"].assign(
+        attack_eps=-1.0, attack="none", norm="none"
+    )
     rows = pd.concat([part for part in (compared, sources.evaluations) if len(part)] or [compared])
     if rows.empty:
         return None
-    rows = rows.sort_values(["dataset", "attack_eps", "model"], key=_place)
+    rows = rows.sort_values(["dataset", "attack_eps", "norm", "attack", "model"], key=_place)
     images = {-1: "compared images", 0: "test part, clean"}
     rows["group"] = [
-        f"{dataset_label(name)}: {images.get(eps, f'test part, attacked at eps {eps:g}')}"
-        for name, eps in zip(rows["dataset"], rows["attack_eps"])
+        f"{dataset_label(name)}: {images.get(eps) or _attacked(eps, *about)}"
+        for name, eps, *about in zip(rows["dataset"], rows["attack_eps"], rows["attack"], rows["norm"])
     ]
     title = "Accuracy in percent, by the radius that a model was trained with."
     return Table(title, 100 * _by_eps(rows, "model", "accuracy"), digits=1)
+
+
+def _attacked(eps: float, attack: str, norm: str) -> str:
+    """Which attack, as far as it is not the usual one, PGD in L2."""
+    names = {"pgd": "", "l2": "", "apgd": "APGD", "autoattack": "AutoAttack", "linf": "Linf"}
+    unusual = ", ".join(filter(None, (names.get(word, word) for word in (attack, norm))))
+    return f"test part, attacked at eps {eps:g}" + (f" ({unusual})" if unusual else "")
 
 
 def transfer(sources: Sources) -> Table | None:
@@ -137,43 +148,131 @@ def transfer(sources: Sources) -> Table | None:
 # --- similarity -----------------------------------------------------------------------------------------------------
 
 
-def means(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean similarity over pairs of models, one row per setting.
+KEYS = ["input", "dataset", "measure", "knn", "within"]
 
-    Args:
-        scores: long table with the column `knn`; self-comparisons are not in it. A measure that the figures do not
-            know is taken as it is.
 
-    Returns:
-        Columns input, dataset, measure, knn (nan for measures without neighbours), eps, mean, spread (standard
-        deviation, nan for one pair), n (comparisons), failed (comparisons without a score); in the study's order.
-    """
-    keys = ["input", "dataset", "measure", "knn", "eps"]
+def _with_keys(scores: pd.DataFrame, accuracies: pd.DataFrame | None) -> pd.DataFrame:
+    """Scores with the columns of KEYS, similarity (the score of a measure that the figures do not know), and `few`:
+    undefined, as a model makes too few errors."""
     known = scores["measure"].isin(list(SHOWN))
     others = scores[~known].assign(similarity=scores.loc[~known, "score"])
     rows = pd.concat([part for part in (quantities.with_similarity(scores), others) if len(part)] or [others])
     neighbors = rows["measure"].map(lambda key: find_card(key).neighbors).astype(bool)
     rows["knn"] = rows["knn"].astype(float).where(neighbors)
-    groups = rows.groupby(keys, dropna=False)["similarity"]
-    table = groups.agg(mean="mean", spread="std", n="count", failed=lambda values: values.isna().sum()).reset_index()
-    return table.sort_values(keys, key=_place, ignore_index=True)
+    rows["within"] = quantities.within_architecture(rows)
+    rows["images"] = rows.get("images", math.nan)
+    rows["few"] = quantities.too_few_errors(rows, accuracies)
+    rows["similarity"] = rows["similarity"].where(~rows["few"])
+    return rows
 
 
-def similarity(title: str, rows: pd.DataFrame) -> Table:
-    """Rows of `means` by data set and measure (rows) and radius (columns)."""
-    names = [measure_label(key, knn) for key, knn in zip(rows["measure"], rows["knn"])]
-    rows = rows.assign(group=rows["dataset"].map(dataset_label), measure=names)
-    spread = _by_eps(rows, "measure", "spread")
+def means(scores: pd.DataFrame, accuracies: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Mean similarity over pairs of models, one row per setting.
+
+    Args:
+        scores: long table with the column `knn`; self-comparisons are not in it. A measure that the figures do not
+            know is taken as it is.
+        accuracies: on the compared images, to leave out scores that rest on too few errors.
+
+    Returns:
+        Columns input, dataset, measure, knn (nan for measures without neighbours), within (pairs of seeds of one
+        architecture, not of different ones), eps, mean, low and high (its interval over architectures; nan without
+        one), spread (standard deviation between pairs, nan for one pair), n (comparisons), failed (comparisons
+        without a score), few (those that rest on too few errors), architectures, images (how many were compared: a
+        tuple, of more than one number if scores differ in it); in the study's order.
+    """
+    rows, table = _with_keys(scores, accuracies), []
+    for setting, group in rows.groupby([*KEYS, "eps"], dropna=False):
+        found = evidence.over_architectures(zip(zip(group["model1"], group["model2"]), group["similarity"]))
+        few, failed = group["few"].sum(), (group["similarity"].isna() & ~group["few"]).sum()
+        numbers = found.mean, *found.interval(), group["similarity"].std(), group["similarity"].count()
+        images = tuple(sorted(set(group["images"].dropna().astype(int))))
+        table.append((*setting, *numbers, failed, few, found.architectures, images))
+    columns = ["mean", "low", "high", "spread", "n", "failed", "few", "architectures", "images"]
+    table = pd.DataFrame(table, columns=[*KEYS, "eps", *columns])
+    return table.sort_values([*KEYS, "eps"], key=_place, ignore_index=True)
+
+
+def rises(
+    scores: pd.DataFrame, accuracies: pd.DataFrame | None = None, margin: float = evidence.MARGIN
+) -> pd.DataFrame:
+    """How similarity changes over eps, one row per measure of a data set and kind of images that has two eps.
+
+    Args:
+        scores, accuracies: as for `means`.
+        margin: changes within -+margin count as equivalent, for measures that give identical models a similarity of 1.
+
+    Returns:
+        KEYS, then rise, low, high (see `evidence.rise`), p, equivalence_p, both corrected for the measures of the data
+        set and kind of images (Holm), verdict, architectures and note (why there is no interval). Pairs within an
+        architecture have a rise and an interval only: the question is whether architectures become alike.
+    """
+    table = []
+    for setting, group in _with_keys(scores, accuracies).groupby(KEYS, dropna=False):
+        found = evidence.rise(zip(zip(group["model1"], group["model2"]), group["eps"], group["similarity"]))
+        if not math.isnan(found.mean):
+            _, _, measure, _, within = setting
+            p = math.nan if within else found.p
+            same = found.equivalence_p(margin) if not within and quantities.ends_at_one(measure) else math.nan
+            table.append((*setting, found.mean, *found.interval(), p, same, found.architectures, found.note))
+    columns = ["rise", "low", "high", "p", "equivalence_p", "architectures", "note"]
+    table = pd.DataFrame(table, columns=[*KEYS, *columns]).sort_values(KEYS, key=_place, ignore_index=True)
+    corrected = table.groupby(["input", "dataset"])
+    for name in ("p", "equivalence_p"):
+        table[name] = corrected[name].transform(lambda values: evidence.holm(values.tolist())).astype(float)
+    told = zip(table["rise"], table["p"], table["equivalence_p"])
+    table["verdict"] = [evidence.verdict(*each, margin) for each in told]
+    return table
+
+
+def similarity(title: str, rows: pd.DataFrame, changes: pd.DataFrame | None = None) -> Table:
+    """Rows of `means`, and of `rises`, by data set and measure (rows) and radius (columns)."""
+    rows = _named(rows)
     cells = _by_eps(rows, "measure", "mean")
+    half = _by_eps(rows.assign(half=rows["high"] - rows["mean"]), "measure", "half")
     pairs = rows.groupby(["group", "measure"])["n"].agg(["min", "max"]).reindex(cells.index)
     cells["pairs"] = [f"{low:,}" if low == high else f"{low:,} to {high:,}" for low, high in pairs.itertuples(False)]
-    note = "Larger is more alike; the mean over pairs of models, ± the standard deviation between pairs."
-    return Table(title, cells, note, spread)
+    note = (
+        "Larger is more alike. Means over pairs of models, ± half the width of the 95 % confidence interval over "
+        "architectures, each left out in turn; none with fewer than three."
+    )
+    if changes is not None and len(changes):
+        changes = _named(changes).set_index(["group", "measure"]).reindex(cells.index)
+        cells[["rise", "p"]] = changes[["rise", "p"]].astype(float)
+        cells["verdict"] = changes["verdict"].fillna("")
+        half["rise"] = changes["high"] - changes["rise"]
+        note += (
+            " Rise: change from the smallest to the largest eps, along the line fitted to each pair. p: of no change, "
+            "corrected for the measures shown (Holm), as the verdict is."
+        )
+    return Table(title, cells, " ".join([note, *_reservations(rows)]), half, words=("verdict",))
+
+
+def _named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `means` or `rises` with the name of the group and of the measure."""
+    of = zip(rows["measure"], rows["knn"], rows["within"])
+    names = [measure_label(key, knn) + (", seeds of one architecture" if within else "") for key, knn, within in of]
+    return rows.assign(group=rows["dataset"].map(dataset_label), measure=names, key=rows["measure"])
+
+
+def _reservations(rows: pd.DataFrame) -> list[str]:
+    """What is undefined, and what must not be compared, among rows of `means`: a sentence each."""
+    said = []
+    for label, few in rows[rows["few"] > 0].groupby("measure", sort=False):
+        where = ", ".join(f"{row.few} of {row.few + row.n + row.failed} at eps {row.eps:g}" for row in few.itertuples())
+        said.append(f"{label} is undefined for pairs with a model of fewer than {quantities.ERRORS} errors ({where}).")
+    sized = rows[rows["key"].map(quantities.depends_on_size).astype(bool)]
+    if len(images := sorted(set().union(*sized["images"]))) > 1:
+        names, numbers = ", ".join(dict.fromkeys(sized["measure"])), " and ".join(f"{n:,}" for n in images)
+        said.append(f"Not comparable between numbers of images ({numbers} here), on which they depend: {names}.")
+    if sized.groupby("key")["knn"].nunique().gt(1).any():
+        said.append("Scores of different k are not comparable with each other.")
+    return said
 
 
 def change(found: pd.DataFrame, dataset: str, kind: str) -> dict[str, tuple[pd.Series, pd.Series]]:
     """CKA and agreement at the smallest and the largest radius: measure -> both rows of `means`."""
-    rows = found[(found["dataset"] == dataset) & (found["input"] == kind)].dropna(subset="mean")
+    rows = found[(found["dataset"] == dataset) & (found["input"] == kind) & ~found["within"]].dropna(subset="mean")
     both = {measure: rows[rows["measure"] == measure] for measure in ("cka", "dis")}
     return {measure: (rows.iloc[0], rows.iloc[-1]) for measure, rows in both.items() if len(rows) > 1}
 
@@ -181,7 +280,7 @@ def change(found: pd.DataFrame, dataset: str, kind: str) -> dict[str, tuple[pd.S
 def agreement(sources: Sources, found: pd.DataFrame) -> Table | None:
     """Agreement of predictions (in `means`) beside what the accuracies alone would give."""
     keys = ["dataset", "input", "eps"]
-    rows = found[found["measure"] == "dis"]
+    rows = found[(found["measure"] == "dis") & ~found["within"]]
     if rows.empty:
         return None
     rows = rows.merge(sources.bounds.astype({"eps": float}), how="left", on=keys).sort_values(keys, key=_place)
@@ -192,9 +291,9 @@ def agreement(sources: Sources, found: pd.DataFrame) -> Table | None:
     note = (
         "The bounds follow from the accuracies alone (Fort, Hu and Lakshminarayanan 2020). Lower: errors are "
         "independent. Upper: the worse model is a perturbed copy of the better one. All are means over pairs; a pair "
-        "can lie outside."
+        "can lie outside. ±: half the width of the 95 % confidence interval over architectures."
     )
-    spread = rows[["spread"]].set_axis(["agreement"], axis=1)
+    spread = (rows["high"] - rows["agreement"]).to_frame("agreement")
     cells = rows[["lower", "agreement", "upper", "pairs"]].astype({"pairs": object})
     return Table("Share of images on which two models predict the same class.", cells, note, spread)
 
@@ -209,7 +308,8 @@ def subgroup_tests(subgroups: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns group (data set, images and radius), measure (with its k), agree, differ (mean similarity of the pairs
-        that have both, nan without any), pairs (their number), and difference, p, models, smallest_p of the test.
+        that have both, nan without any), pairs (their number), difference, half (half the width of its interval), p,
+        models, smallest_p and note of the test, and unequal (the groups of a pair are not known to be of one size).
     """
     rows = subgroups[subgroups["metric"].isin(list(SHOWN))].rename(columns={"metric": "measure"})
     rows = rows.astype({"score": float, "k": float, "perc_k": float})
@@ -223,9 +323,12 @@ def subgroup_tests(subgroups: pd.DataFrame) -> pd.DataFrame:
         if not math.isnan(percent):
             label = f"{SHOWN[measure].label} (k{NBSP}={NBSP}{percent:g}{NBSP}% of the images)"
         place = ", ".join(filter(None, (dataset_label(dataset), INPUT_LABELS[kind], f"eps {eps:g}")))
-        group = both["agree"].mean(), both["disagree"].mean(), test.mean, test.p, len(both)
-        tests.append((place, label, *group, test.models, test.smallest_p))
-    columns = ["group", "measure", "agree", "differ", "difference", "p", "pairs", "models", "smallest_p"]
+        group = both["agree"].mean(), both["disagree"].mean(), test.mean, test.half, test.p, len(both)
+        sizes = of_setting["n"] if "n" in of_setting else pd.Series(math.nan, index=of_setting.index)
+        unequal = bool(sizes.groupby([of_setting["model1"], of_setting["model2"]]).nunique().ne(1).any())
+        tests.append((place, label, *group, test.models, test.smallest_p, test.note, unequal))
+    columns = ["group", "measure", "agree", "differ", "difference", "half", "p", "pairs", "models", "smallest_p"]
+    columns += ["note", "unequal"]
     return pd.DataFrame(tests, columns=columns)
 
 
@@ -235,17 +338,26 @@ def subgroups(tests: pd.DataFrame) -> Table | None:
     if tests.empty:
         return None
     note = (
-        "Means over the pairs of models that have a score in both groups; p of a two-sided permutation test that swaps "
-        "the groups model by model."
+        "Means over the pairs of models that have a score in both groups; ± half the width of the 95 % confidence "
+        "interval over architectures; p of a two-sided permutation test that swaps the groups architecture by "
+        "architecture, corrected for the measures shown (Holm)."
     )
+    if tests["unequal"].any():
+        note += (
+            " The groups are of unequal size: Procrustes, k-NN and RTD differ between them for that alone "
+            "(subgroup_sim.py cuts them to one size unless --published)."
+        )
+    note += "".join(f" No p: {reason}." for reason in dict.fromkeys(filter(None, tests["note"])))
     coarse = tests[tests["smallest_p"] > 0.05]
     if len(coarse):
         worst = coarse.loc[coarse["smallest_p"].idxmax()]
-        note += f" {worst['models']} models cannot give a p below {worst['smallest_p']:.3g}"
+        note += f" {worst['models']} architectures cannot give a p below {worst['smallest_p']:.3g}"
         note += ": a large p is no sign that there is no difference."
+    tests = tests.assign(p=tests.groupby("group")["p"].transform(lambda p: evidence.holm(p.tolist())).astype(float))
     cells = tests.set_index(["group", "measure"])[["agree", "differ", "difference", "p", "pairs"]]
+    half = tests.set_index(["group", "measure"])[["half"]].set_axis(["difference"], axis=1)
     title = "Similarity on the images where two models predict the same class, and where they do not."
-    return Table(title, cells.astype({"pairs": object}), note)
+    return Table(title, cells.astype({"pairs": object}), note, half)
 
 
 # --- probes, single models ------------------------------------------------------------------------------------------

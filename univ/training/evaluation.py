@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from univ.attacks import Attack, at_least_float32
+from univ.attacks import Attack, AutoAttack, at_least_float32
 from univ.data import Images
 from univ.data.loaders import Batches, stream
 from univ.errors import InputError
@@ -71,7 +71,7 @@ class AttackTarget:
         return self._network
 
 
-def random_starts(attack: Attack, device: torch.device, *keys: int | str) -> torch.Generator | None:
+def random_starts(attack: Attack | AutoAttack, device: torch.device, *keys: int | str) -> torch.Generator | None:
     """The generator of an attack's random starts, which depends on the keys alone; None where it has none."""
     return torch.Generator(device).manual_seed(stream(*keys).initial_seed()) if attack.random_start else None
 
@@ -80,7 +80,7 @@ def evaluate(
     model: Classifier,
     images: Images,
     *,
-    attack: Attack | None = None,
+    attack: Attack | AutoAttack | None = None,
     batch_size: int = 256,
     process: Distributed,
     workers: int = 0,
@@ -95,7 +95,7 @@ def evaluate(
         model: on `process.device`; in evaluation mode meanwhile.
         images: read without augmentation.
         attack: threat model of the robust accuracy; None leaves it out.
-        seed: of the attack's random starts.
+        seed: of what the attack draws.
         target: what to attack, where the caller has it already.
 
     Returns:
@@ -116,11 +116,13 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        for pixels, labels in tqdm(loader, desc="evaluation", unit="batch", leave=False, disable=quiet):
+        bar = tqdm(loader, desc="evaluation", unit="batch", leave=False, disable=quiet)
+        told = {"progress": bar.set_postfix_str} if isinstance(attack, AutoAttack) else {}  # a batch can take an hour
+        for pixels, labels in bar:
             with arithmetic(precision, device), torch.no_grad():
                 clean.add(model(pixels), labels)
                 if attack is not None:
-                    attacked = attack(network, pixels, labels, generator=generator, loss_scale=scale)
+                    attacked = attack(network, pixels, labels, generator=generator, loss_scale=scale, **told)
                     robust.add(model(attacked), labels)
     finally:
         model.train(training)

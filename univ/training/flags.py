@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import datetime
 import io
 from collections.abc import Sequence
@@ -10,16 +11,32 @@ from typing import Any
 
 import torch
 from loguru import logger
+from torch import nn
 
 from univ import cli, files, runs
-from univ.attacks import Attack, Norm
-from univ.data import DATASETS, Images, open_images, open_training
+from univ.attacks import PARTS, Attack, AutoAttack, Norm, frozen
+from univ.data import Images, dataset_name, find_dataset, is_folder, measure_folder, open_images, open_training
 from univ.data.loaders import stream
 from univ.data.selection import select
 from univ.eps import eps_of_path
 from univ.errors import InputError
-from univ.models import arch_from_filename, build_model, checkpoints, file_stem, find_arch, load_model
+from univ.models import (
+    MODELS_HELP,
+    Classifier,
+    Source,
+    checkpoints,
+    file_stem,
+    find_arch,
+    find_source,
+    seeded,
+    source_name,
+    source_text,
+    split_seed,
+)
+from univ.models.classifier import assemble
+from univ.models.names import parse_source
 from univ.models.precision import PRECISIONS
+from univ.models.sources import pixel_statistics
 from univ.runs import Distributed
 from univ.training import folder
 from univ.training.evaluation import evaluate
@@ -28,8 +45,9 @@ from univ.training.recipe import Data, Recipe, Saving, differences
 
 CONSTRAINTS: dict[str, Norm] = {"inf": "linf", "2": "l2", "unconstrained": "unconstrained", "fourier": "fourier"}
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 10_000
-RESULT_COLUMNS = ("model", "dataset", "acc", "loss", "trained_eps", "attack_lr", "attack_eps", "timestamp")
-RESULT_HEADER = ",".join(RESULT_COLUMNS)
+ATTACKS = {"pgd": None, "apgd": PARTS[:2], "autoattack": PARTS}  # --attack, and which parts of AutoAttack it has
+PUBLISHED_COLUMNS = ("model", "dataset", "acc", "loss", "trained_eps", "attack_lr", "attack_eps", "timestamp")
+RESULT_COLUMNS = (*PUBLISHED_COLUMNS, "attack", "norm")
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, **defaults: Any) -> argparse.Namespace:
@@ -41,12 +59,19 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, **default
     """
     _add_arguments(parser, **defaults)
     args = parser.parse_args(argv)
-    if not args.train and args.eval is None:
-        parser.error("-t 0 evaluates a checkpoint: give it with -v/--eval")
+    if not args.train and args.eval is None and args.model is None:
+        parser.error("-t 0 evaluates a checkpoint: give it with -v/--eval, or with -m a model that brings its weights")
     if args.train and args.results_file is not None:
         parser.error("--results-file is for evaluations: use it with -t 0 -v FILE")
     if args.resume and args.eval is not None:
         parser.error("--resume continues the run in --save, -v another checkpoint: give one of them")
+    if args.attack != "pgd":
+        if args.train:
+            parser.error(f"--attack {args.attack} is for evaluations (-t 0 -v FILE): training is on images of PGD")
+        if args.constraint not in ("2", "inf"):
+            parser.error(f"--attack {args.attack} bounds perturbations in -c 2 or inf, not {args.constraint}")
+        if args.eps == 0:
+            parser.error(f"--attack {args.attack} needs a radius -o/--eps above 0")
     if args.restarts > 1 and not args.random_start:
         parser.error(f"--restarts {args.restarts} repeats one attack unless it has a --random-start")
     if args.random_start and args.constraint == "fourier":
@@ -56,14 +81,43 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, **default
     return args
 
 
+def train_set_of(parser: argparse.ArgumentParser, args: argparse.Namespace, named: str) -> str:
+    """The data set: `folder:PATH` where -d or `named` is one, else `named`.
+
+    Its models go to a folder of their own unless --save says where.
+    """
+    train_set = named
+    if is_folder(args.data):
+        train_set, args.data = args.data, None
+    if is_folder(train_set):
+        if args.save == parser.get_default("save"):
+            args.save = Path("data/cnns") / dataset_name(train_set)
+    elif args.image_size is not None:
+        parser.error(f"--image-size is for pictures of your own (folder:PATH): the images of {train_set} have a size")
+    return train_set
+
+
+def _data(text: str) -> Path | str:
+    return text if is_folder(text) else cli.folder(text)
+
+
 def _add_arguments(
     parser: argparse.ArgumentParser, *, model: str, data: str, save: Path, batch: int, ckpt: int, lr: str, eps: str
 ) -> None:
     group = parser.add_argument_group("model and data")
     add = group.add_argument
-    text = f"architecture (default: what the name of -v's file says, without -v {model})"
-    add("-m", "--model", metavar="ARCH", help=text)
-    add("-d", "--data", type=cli.folder, metavar="DIR", help=f"folder of the data (default: {data})")
+    text = f"architecture (default: what the name of -v's file says, without -v {model}), of the study, timm:NAME, "
+    text += f"torchvision:NAME or module:FILE.py:FUNCTION; --seed N trains it as ARCH@N; with -t 0 also {MODELS_HELP}"
+    add("-m", "--model", type=source_text, metavar="ARCH", help=text)
+    cli.add_pixel_statistics(group)
+    text = "folder of the data, or folder:PATH for pictures of your own, PATH/{train,val}/<class>/* or "
+    text += f"PATH/{{train,val}}.lmdb (default: {data})"
+    add("-d", "--data", type=_data, metavar="DIR", help=text)
+    text = (
+        "of folder:PATH, side of the square images in pixels; measured with mean and std by the first training, kept "
+    )
+    text += "in PATH/dataset.json (default: what is there, else 224 in imagenet_training.py, 32 in cifar10_training.py)"
+    add("--image-size", type=cli.positive_int, metavar="PIXELS", help=text)
     add("-s", "--save", type=cli.output_dir, metavar="DIR", default=save, help="where checkpoints go")
     cli.add_fast_images(group)
     add("-w", "--workers", type=cli.processes, default=4, help="processes that decode images")
@@ -92,7 +146,7 @@ def _add_arguments(
     add("--schedule", choices=("step", "onecycle"), default="step", help=text)
     text = "epochs between divisions of the learning rate"
     add("-r", "--steplr", type=cli.positive_int, default=30, metavar="EPOCHS", help=text)
-    text = "of SGD (default: 1e-4 for the ImageNet family, 5e-4 for CIFAR-10 and digits)"
+    text = "of SGD (default: 1e-4 in imagenet_training.py, 5e-4 in cifar10_training.py)"
     add("--weight-decay", type=cli.non_negative_number, metavar="FACTOR", help=text)
     text = "keep <epoch>_checkpoint.pt every so many epochs; 0: never"
     add("-k", "--ckpt", type=cli.non_negative_int, default=ckpt, metavar="EPOCHS", help=text)
@@ -110,6 +164,10 @@ def _add_arguments(
     add("--compile", action="store_true", help=text)
 
     add = parser.add_argument_group("attack, for adversarial training and evaluation").add_argument
+    text = "evaluation only. apgd: APGD-CE, then APGD-T towards 9 classes, 100 steps each; autoattack: these, FAB-T "
+    text += "and Square with 5000 queries (Croce and Hein 2020, standard version). Both take -c 2 or inf and -o; the "
+    text += "other flags of this group are PGD's"
+    add("--attack", choices=tuple(ATTACKS), default="pgd", help=text)
     text = "threat model: the norm that bounds a perturbation, or another set of perturbations"
     add("-c", "--constraint", choices=tuple(CONSTRAINTS), default="2", help=text)
     text = "radius, in pixel units of [0, 1] images; 8/255 and the like are understood"
@@ -128,23 +186,31 @@ def _add_arguments(
     parser.set_defaults(default_model=model)
 
 
-def run(args: argparse.Namespace, train_set: str) -> None:
-    """Train or evaluate, as the flags say, a model of `train_set`."""
+def run(args: argparse.Namespace, train_set: str, recipe: str) -> None:
+    """Train or evaluate, as the flags say, a model of `train_set`.
+
+    Args:
+        recipe: whose settings train on a folder's pictures, `imagenet` or `cifar10`.
+    """
     process = Distributed.from_environment(args.device)
     runs.start(quiet=args.quiet)
     try:
-        arch = arch_of(args, train_set)  # a wrong one is refused before --save is made
+        if is_folder(train_set):  # by every process, as a collective operation would not wait for it
+            measure_folder(train_set, recipe, args.image_size)
         if args.train:
+            arch = arch_of(args, train_set)  # a wrong one is refused before --save is made
             with folder.only_run(args.save, process):
                 _train(args, arch, train_set, process)
         else:
-            _evaluate(args, arch, train_set, process)
+            _evaluate(args, source_of(args, train_set), process)
     finally:
         process.close()
 
 
-def attack_of(args: argparse.Namespace) -> Attack:
-    """The attack the flags describe."""
+def attack_of(args: argparse.Namespace) -> Attack | AutoAttack:
+    """The attack the flags describe; in training, PGD."""
+    if (parts := ATTACKS[args.attack]) is not None:
+        return AutoAttack(CONSTRAINTS[args.constraint], args.eps, parts)
     return Attack(
         norm=CONSTRAINTS[args.constraint],
         eps=args.eps,
@@ -156,23 +222,40 @@ def attack_of(args: argparse.Namespace) -> Attack:
     )
 
 
-def arch_of(args: argparse.Namespace, train_set: str) -> str:
-    """The architecture: -m, or what the name of -v's file or its content says, or the script's default.
+def source_of(args: argparse.Namespace, train_set: str) -> Source:
+    """The model that -m and -v name: a checkpoint whose architecture is known, or one that brings its weights.
 
     Raises:
-        InputError: it is unknown, or -v does not tell.
+        InputError: the architecture is unknown, or -v does not tell.
+        FileNotFoundError: the weights are not there.
+    """
+    text = args.model
+    if args.eval is not None:
+        if text is not None and parse_source(text)[1] is not None:
+            raise InputError(f"-m {text} and -v {args.eval} both name a file: give one")
+        text = f"{text}={args.eval}" if text is not None else args.eval
+    return find_source(text, dataset=train_set, mean=args.mean, std=args.std)
+
+
+def arch_of(args: argparse.Namespace, train_set: str) -> str:
+    """The architecture to train, with the seed in its name: -m, or what -v's file is of, or the script's default.
+
+    Raises:
+        InputError: it is unknown or cannot be trained, -v does not tell, or --seed is another than -m's.
     """
     arch = args.model
-    if arch is None and args.eval is not None:
-        try:
-            arch = arch_from_filename(args.eval)
-        except InputError:
-            arch = checkpoints.load_checkpoint(args.eval).get("arch")  # in ours, whatever the file is called
-            if arch is None:
-                raise
-    arch = arch or args.default_model
+    if arch is not None and parse_source(arch)[1] is not None:
+        raise InputError(f"-m {arch}: a training begins with an architecture; weights to go on from are -v FILE")
+    if arch is None:
+        arch = args.default_model if args.eval is None else find_source(args.eval, dataset=train_set).arch
+    if arch.startswith(("hub:", "robustbench:")):
+        raise InputError(f"-m {arch} can be evaluated (-t 0), not trained: name its architecture as timm:NAME")
+    arch, seed = split_seed(arch)
+    if seed is not None and args.seed not in (0, seed):
+        raise InputError(f"-m {arch}@{seed} is trained with seed {seed}, but --seed says {args.seed}: give one")
+    args.seed = args.seed if seed is None else seed
     find_arch(arch, train_set)
-    return arch
+    return seeded(arch, args.seed)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -180,7 +263,7 @@ def arch_of(args: argparse.Namespace, train_set: str) -> str:
 
 def _train(args: argparse.Namespace, arch: str, train_set: str, process: Distributed) -> None:
     """Train a model; its best checkpoint also becomes <save>/<arch>.ckpt (.pt for small images), as rep.py wants it."""
-    dataset = DATASETS[train_set]
+    dataset = find_dataset(train_set)
     recipe = Recipe(
         epochs=args.epochs,
         batch_size=args.batch,
@@ -194,7 +277,8 @@ def _train(args: argparse.Namespace, arch: str, train_set: str, process: Distrib
         sync_bn=args.sync_bn,
     )
     saving = Saving(args.save, checkpoint_every=args.ckpt, minutes=args.save_minutes)
-    finished = args.save / f"{file_stem(arch)}{dataset.suffix}"
+    name = source_name(arch)
+    finished = args.save / f"{file_stem(name)}{dataset.suffix}"
     files.destination(finished)
     asked = {"resume": args.resume, "checkpoint": args.eval, "overwrite": args.overwrite}
     start_from = folder.find_start(args.save, finished, arch, recipe, **asked)
@@ -211,17 +295,25 @@ def _train(args: argparse.Namespace, arch: str, train_set: str, process: Distrib
     data = open_data(args, train_set)
     if args.eval is None and start_from is not None:
         folder.refuse_other_settings(path, differences(checkpoint, recipe, data.identity))
-    model = build_model(arch, train_set, seed=args.seed)
+    model = _new_model(args, arch, train_set)
+    if is_folder(train_set):
+        _check_size(model, dataset.image_size)
     process.barrier()  # every process has looked at --save before one of them writes there
     if process.is_main:
         if start_from is None or not (args.eval is None or folder.continues_in_place(args.save, args.eval)):
             folder.make_room(args.save, overwrite=args.overwrite)
         arguments = {name: value for name, value in vars(args).items() if name != "default_model"}
-        chosen = {"model": arch, "precision": recipe.precision, "weight_decay": recipe.weight_decay}
+        chosen = {"model": name, "precision": recipe.precision, "weight_decay": recipe.weight_decay}
         runs.write_arguments(args.save / "args.json", {**arguments, **chosen, "train_set": train_set})
         logger.info("{}", _announcement(recipe, arch, train_set, data, process))
     Trainer(model, data, recipe, saving, process, compile=args.compile, quiet=args.quiet).fit(start_from)
     folder.publish(args.save, finished, process)
+
+
+def _new_model(args: argparse.Namespace, arch: str, train_set: str) -> Classifier:
+    spec = find_arch(arch, train_set)
+    statistics = pixel_statistics([arch], args.mean, args.std)[arch]
+    return assemble(dataclasses.replace(spec, **statistics) if args.mean else spec, arch, train_set, seed=args.seed)
 
 
 def open_data(args: argparse.Namespace, train_set: str) -> Data:
@@ -248,12 +340,28 @@ def open_data(args: argparse.Namespace, train_set: str) -> Data:
 
 
 def _check_labels(images: Images, train_set: str, part: str, path: Path | None) -> None:
-    found, expected = int(images.labels.max()) + 1, DATASETS[train_set].num_classes
+    found, expected = int(images.labels.max()) + 1, find_dataset(train_set).num_classes
     where = f" in -d {path}" if path is not None else ""
     if found > expected:
         raise InputError(f"the {part} images{where} have {found} classes, {train_set} has {expected} (see -n, -d)")
     if found < expected:
         logger.warning("the {} images{} have {} classes, {} has {}", part, where, found, train_set, expected)
+
+
+def _check_size(model: nn.Module, image_size: int) -> None:
+    """Refuse images of a size that a network cannot take, which the study's sizes all are.
+
+    Raises:
+        InputError: so it is.
+    """
+    try:
+        with frozen(model), torch.no_grad():
+            model(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{model.arch} does not take images of {image_size} pixels: {reason} (--image-size)"
+        ) from error
 
 
 def _announcement(recipe: Recipe, arch: str, train_set: str, data: Data, process: Distributed) -> str:
@@ -268,13 +376,17 @@ def _announcement(recipe: Recipe, arch: str, train_set: str, data: Data, process
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def _evaluate(args: argparse.Namespace, arch: str, train_set: str, process: Distributed) -> None:
-    """Measure clean and robust accuracy of -v on the validation images; print them, append them to --results-file."""
-    if args.results_file is not None and process.is_main:
-        files.check_append(args.results_file, header=RESULT_HEADER)
-    images = open_images(train_set, "val", data_path=args.data, purpose="evaluation", fast=args.fast_images)
+def _evaluate(args: argparse.Namespace, source: Source, process: Distributed) -> None:
+    """Measure clean and robust accuracy of a model on the validation images; print, append them to --results-file."""
+    columns = () if args.results_file is None else _columns(args.results_file, args.attack)
+    if columns and process.is_main:
+        files.check_append(args.results_file, header=",".join(columns))
+    train_set, name = source.train_set, source_name(source.arch)
+    size = source.image_size if args.eval is None else None  # what was trained here saw the data set's size
+    options = {"image_size": size, "purpose": "evaluation", "fast": args.fast_images}
+    images = open_images(train_set, "val", data_path=args.data, **options)
     _check_labels(images, train_set, "validation", args.data)
-    model = load_model(arch, train_set, args.eval, device=process.device).to(memory_format=torch.channels_last)
+    model = source.load(process.device).to(memory_format=torch.channels_last)
     attack = attack_of(args)
     clean, robust = evaluate(
         model,
@@ -289,17 +401,40 @@ def _evaluate(args: argparse.Namespace, arch: str, train_set: str, process: Dist
     )
     if not process.is_main:
         return
-    print(f"{arch} on {clean.images:,} images of {train_set}")
+    print(f"{name} on {clean.images:,} images of {train_set}")
     print(f"  clean accuracy {clean.accuracy:.2f} %, loss {clean.loss:.4f}")
-    how = f"-c {args.constraint}, eps {attack.eps:g}, {attack.steps} steps of {attack.step_size:g}"
+    how = f"-c {args.constraint}, eps {attack.eps:g}"
+    how += f", {attack.steps} steps of {args.lr:g}" if args.attack == "pgd" else f", {' + '.join(attack.parts)}"
     print(f"  robust accuracy {robust.accuracy:.2f} %, loss {robust.loss:.4f} ({how})")
     if args.results_file is None:
         return
-    timestamp, trained_eps = datetime.datetime.now().isoformat(timespec="seconds"), eps_of_path(args.eval)
+    timestamp, trained_eps = datetime.datetime.now().isoformat(timespec="seconds"), eps_of_path(source)
+    step = args.lr if args.attack == "pgd" else ""  # the others choose theirs
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
-        (arch, train_set, score.accuracy, score.loss, trained_eps, lr, eps, timestamp)
-        for score, lr, eps in ((clean, 0, 0), (robust, attack.step_size, attack.eps))
+        (name, dataset_name(train_set), score.accuracy, score.loss, trained_eps, lr, eps, timestamp, *about)[
+            : len(columns)
+        ]
+        for score, lr, eps, *about in (
+            (clean, 0, 0, "none", "none"),
+            (robust, step, attack.eps, args.attack, attack.norm),
+        )
     )
-    files.append_text(args.results_file, text.getvalue(), header=RESULT_HEADER)
+    files.append_text(args.results_file, text.getvalue(), header=",".join(columns))
     logger.info("appended to {}", args.results_file)
+
+
+def _columns(path: Path, attack: str) -> tuple[str, ...]:
+    """Those of the rows to append: a file from before --attack goes on as it is, with PGD alone.
+
+    Raises:
+        InputError: another attack, which such a file has no column for.
+    """
+    if not path.is_file():
+        return RESULT_COLUMNS
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if file.readline().rstrip("\n") != ",".join(PUBLISHED_COLUMNS):
+            return RESULT_COLUMNS
+    if attack != "pgd":
+        raise InputError(f"{path} has no column for --attack {attack}, it is older: name another --results-file")
+    return PUBLISHED_COLUMNS

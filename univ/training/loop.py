@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from univ import files, runs
+from univ.data import dataset_name
 from univ.data.loaders import TrainingBatches
 from univ.errors import InputError
 from univ.models import Classifier, checkpoints
@@ -251,7 +252,7 @@ class Trainer:
             schedule=self._schedule_state(),
             **self.scores,
             arch=self.model.arch,
-            train_set=self.model.train_set,
+            train_set=dataset_name(self.model.train_set),
             resume=resume,
         )
         for path in copies:  # copies, not links: damage to one file must leave the others readable

@@ -16,7 +16,6 @@ import argparse
 import collections
 import contextlib
 import itertools
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,49 +28,13 @@ from tqdm import tqdm
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # univ, when it is not installed
 
 from univ import cli, files, runs
-from univ.data.images import EXTENSIONS, decode_pillow, read_image_file, why_not_decoded
+from univ.data.folders import find_images
+from univ.data.images import decode_pillow, read_image_file, why_not_decoded
 from univ.data.lmdb import write_lmdb
 from univ.errors import InputError
 
 CHUNK = 32  # files a reader process fetches at a time
 CHUNKS_AHEAD = 4  # per reader process: bounds what waits in memory when the disk written to is the slower one
-
-
-def find_images(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Class names, and (path, label) of every image, in the order of torchvision's ImageFolder.
-
-    Raises:
-        FileNotFoundError: no such folder, no class folders in it, or a class without images.
-        InputError: a link leads to a folder that it lies in.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    if not classes:
-        raise FileNotFoundError(f"{folder} holds no class folders: images belong in {folder}/<class>/")
-    images: list[tuple[str, int]] = []
-    empty = []
-    for label, name in enumerate(classes):
-        before = len(images)
-        for parent, names in sorted(_walk(str(folder / name))):
-            images += [
-                (f"{parent}{os.sep}{file}", label) for file in sorted(names) if file.lower().endswith(EXTENSIONS)
-            ]
-        if len(images) == before:
-            empty.append(name)
-    if empty:
-        listed = ", ".join(empty[:5]) + (" …" if len(empty) > 5 else "")
-        raise FileNotFoundError(f"no images in {len(empty)} of the class folders of {folder}: {listed}")
-    return classes, images
-
-
-def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """Each folder at and below `folder`, links followed, and the names of its files."""
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        for link in filter(Path.is_symlink, map(Path(parent).joinpath, folders)):
-            if any(link.samefile(above) for above in link.parents):
-                raise InputError(f"{link} is a link to a folder that it lies in: remove it")
-        yield parent, names
 
 
 def _damage(image: bytes) -> str | None:

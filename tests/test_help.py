@@ -103,7 +103,8 @@ def test_flags_in_readme_and_docs_are_flags():
     assert len(named) > 15 and named - known - others == {"--slow"} & named
 
 
-def test_the_lines_for_your_own_models_run(capsys):
+def test_the_lines_for_your_own_models_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     own = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[0]
     assert len(own.strip().splitlines()) <= 16
     exec(own, {})

@@ -121,6 +121,8 @@ def test_the_page_is_sound_and_needs_nothing_else(page):
     assert {source.split(";")[0] for source in sources} == {"data:image/svg+xml", "data:image/png"}
     assert len(set(sources)) == len(sources)
     heat_map = next(picture for _, picture in found.tags if picture.get("alt", "").startswith("CKA of every pair"))
+    alts = [picture["alt"] for _, picture in found.tags if "of the models on" in picture.get("alt", "")]
+    assert sum(alt.startswith("CKA: a map") for alt in alts) == 2 and len(alts) == len(set(alts))
     points = float(re.search(r'width="([\d.]+)pt"', b64decode(heat_map["src"].partition("base64,")[2]).decode())[1])
     assert int(heat_map["width"]) == round(points * 96 / 72)
     assert "default-src 'none'; img-src data:" in page

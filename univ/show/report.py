@@ -62,7 +62,7 @@ def build(sources: Sources, readme: Path | None = None) -> str:
             for kind, rows in found.groupby("input", sort=False)
         },
         several_k=found[found["measure"] == "jacc"].groupby("input")["knn"].nunique() > 1,
-        pairs={kind: _heat_maps(sources.scores, kind) for kind in INPUT_LABELS},
+        pairs={kind: _maps(quantities.one_k(sources.scores, sources.knn), kind) for kind in INPUT_LABELS},
         others=_others(sources),
         agreement=tables.agreement(sources, found),
         subgroups=tables.subgroups(tests),
@@ -145,21 +145,25 @@ def _figures(sources: Sources) -> dict[str, Picture]:
     """Every figure that the results allow, by name; the page says what those it knows show."""
     return {
         name: _picture(figure, name.replace("_", " ").capitalize() + ".")
-        for figures in plots.FIGURES.values()
+        for notebook, figures in plots.FIGURES.items()
+        if notebook != "model_maps"  # stand with the pairs, see `_maps`
         for name, figure in figures(sources)
         if figure is not None
     }
 
 
-def _heat_maps(scores: pd.DataFrame, kind: str) -> list[Picture]:
-    """Every pair of models, by one representational and one functional measure."""
+def _maps(scores: pd.DataFrame, kind: str) -> list[Picture]:
+    """Every pair of models as a heat map, and the models as points of a plane, by every measure that figures show."""
     drawn = []
-    for dataset, measure in itertools.product(quantities.order_datasets(scores["dataset"]), ("cka", "dis")):
+    for dataset, measure in itertools.product(quantities.order_datasets(scores["dataset"]), SHOWN):
+        label = SHOWN[measure].label[0].upper() + SHOWN[measure].label[1:]
+        where = f"on {INPUT_LABELS[kind]}, {dataset_label(dataset)}"
         figure = plots.heat_maps(scores, measure, dataset, kind)
         if figure is not None:
-            label = SHOWN[measure].label[0].upper() + SHOWN[measure].label[1:]
-            caption = f"{label} of every pair of models on {INPUT_LABELS[kind]}, {dataset_label(dataset)}."
-            drawn.append(_picture(figure, caption, wide=True))
+            drawn.append(_picture(figure, f"{label} of every pair of models {where}.", wide=True))
+        figure = plots.model_map(scores, measure, dataset, kind)
+        if figure is not None:
+            drawn.append(_picture(figure, f"{label}: a map of the models {where}."))
     return drawn
 
 

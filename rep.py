@@ -39,6 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("-r", "--rep", nargs="+", choices=names, default=["all"], metavar="MEASURE", help=text)
     text = f"neighbours per image of {', '.join(key for key, card in CARDS.items() if card.neighbors)}"
+    text += "; mutual_knn and cknna take 10, imd 5"
     add("-k", "--knn", type=cli.positive_int, default=500, help=text)
     add("-f", "--function", choices=("euc", "cos_sim"), default="cos_sim", help="Euclidean or cosine neighbours")
     add("-c", "--center", type=int, choices=(0, 1), default=1, help="1: centre the representations (cka always does)")

@@ -1,10 +1,13 @@
 """Networks that several tests train, attack or load, and when two have the same weights."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from univ.models import ARCHS, Arch, Classifier
+from univ.models import ARCHS, Arch, Classifier, build_model
 
 
 class Tiny(nn.Module):
@@ -74,3 +77,12 @@ def shake(model: nn.Module, seed: int = 0) -> None:
                 module.running_var.uniform_(0.5, 1.5, generator=generator)
                 module.weight.uniform_(0.5, 1.5, generator=generator)
                 module.bias.normal_(0, 0.1, generator=generator)
+
+
+def save_digits(folder: Path, archs: Sequence[str]) -> Path:
+    """Networks of the digits with shaken random weights, `<folder>/<arch>.pt`; the folder."""
+    for seed, arch in enumerate(archs):
+        model = build_model(arch, "digits", seed=seed)
+        shake(model)
+        torch.save({"model": model.state_dict()}, folder / f"{arch}.pt")
+    return folder

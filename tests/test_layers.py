@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from commands import module_of
-from networks import shake
+from networks import save_digits, shake
 
 from univ.compare import layers
 from univ.compare.inputs import ImageSet
@@ -186,12 +186,7 @@ def test_equal_to_ckatorch(network, batches):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    for seed, arch in enumerate(("resnet10", "vgg11")):
-        model = build_model(arch, "digits", seed=seed)
-        shake(model)
-        torch.save({"model": model.state_dict()}, folder / f"{arch}.pt")
-    return folder
+    return save_digits(tmp_path_factory.mktemp("models"), ("resnet10", "vgg11"))
 
 
 @pytest.fixture

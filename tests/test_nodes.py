@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import shake
+from networks import save_digits, shake
 from torch import nn
 
 import inversion
@@ -222,12 +222,7 @@ def test_an_inversion_reads_the_node_itself(node, images):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    for seed, arch in enumerate(("resnet10", "resnext14_4x32d")):
-        model = build_model(arch, "digits", seed=seed)
-        shake(model)
-        torch.save({"model": model.state_dict()}, folder / f"{arch}.pt")
-    return folder
+    return save_digits(tmp_path_factory.mktemp("models"), ("resnet10", "resnext14_4x32d"))
 
 
 @pytest.fixture

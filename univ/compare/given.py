@@ -18,8 +18,8 @@ from loguru import logger
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from univ import cli, files, runs
-from univ.compare.inputs import ImageSet
+from univ import cli, files
+from univ.compare.inputs import ImageSet, begin
 from univ.data import DATASETS
 from univ.data.indices import read_labels
 from univ.errors import InputError
@@ -118,10 +118,7 @@ def start(args: argparse.Namespace, what: str) -> tuple[GivenModels, list[ImageS
     Raises:
         InputError: a file is damaged or holds something else; two have one name, or not the same samples.
     """
-    runs.start(quiet=args.quiet)
-    runs.seed_everything(args.seed)
-    if args.config_file_path is not None and not files.destination(args.config_file_path).exists():
-        files.write_json(args.config_file_path, vars(args))
+    begin(args)
     paths: dict[str, Path] = {}
     for path in getattr(args, what):
         if path.stem in paths:

@@ -419,16 +419,21 @@ def start(args: argparse.Namespace) -> tuple[Models, list[ImageSet]]:
     return models, open_image_sets(args, models)
 
 
-def start_models(args: argparse.Namespace) -> Models:
-    """Begin a run: log, seeds, the arguments' file; the models.
-
-    Raises:
-        FileNotFoundError: a checkpoint is missing.
-    """
+def begin(args: argparse.Namespace) -> None:
+    """Begin a run: log, seeds, the arguments' file."""
     runs.start(quiet=args.quiet)
     runs.seed_everything(args.seed)
     if args.config_file_path is not None and not files.destination(args.config_file_path).exists():
         files.write_json(args.config_file_path, vars(args))
+
+
+def start_models(args: argparse.Namespace) -> Models:
+    """Begin a run, and find its models.
+
+    Raises:
+        FileNotFoundError: a checkpoint is missing.
+    """
+    begin(args)
     names = args.model_names or default_models(args.models, args.eps)
     folder = model_folder(args.models, args.eps, args.model_dir)
     sources = find_sources(names, folder=folder, dataset=args.models, mean=args.mean, std=args.std)
